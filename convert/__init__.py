@@ -1,0 +1,28 @@
+"""Source checkpoint in, folded checkpoint out."""
+
+from prefold.convert.conversion import Conversion, Options, convert_checkpoint
+from prefold.convert.errors import (
+    BrokenCheckpoint,
+    HubError,
+    OutputExists,
+    PrefoldError,
+    StorageError,
+    UnsupportedModel,
+    UsageError,
+)
+from prefold.convert.inspection import Inspection, inspect_checkpoint
+
+__all__ = [
+    "BrokenCheckpoint",
+    "Conversion",
+    "HubError",
+    "Inspection",
+    "Options",
+    "OutputExists",
+    "PrefoldError",
+    "StorageError",
+    "UnsupportedModel",
+    "UsageError",
+    "convert_checkpoint",
+    "inspect_checkpoint",
+]

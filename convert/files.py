@@ -1,0 +1,39 @@
+"""Which file of a checkpoint is what."""
+
+from pathlib import Path, PurePosixPath
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TABLE = "prefold_table.safetensors"
+RUNTIME = "modeling_prefold.py"
+CARD = "README.md"
+SOURCE_CARD = "README.source.md"
+REPORT = "prefold.json"
+
+_WEIGHT_SUFFIXES = {
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot",
+    ".tflite", ".mlmodel", ".npz",
+}  # fmt: skip
+
+
+def is_weights(name: str) -> bool:
+    """Say whether a file holds weights, in whatever format, or is an index of such files."""
+    path = PurePosixPath(name)
+    return path.suffix in _WEIGHT_SUFFIXES or any(name.endswith(f"{suffix}.index.json") for suffix in _WEIGHT_SUFFIXES)
+
+
+def side_files(folder: Path) -> list[Path]:
+    """List, relative to ``folder``, every file that is neither weights, nor hidden, nor the config."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") and part != ".gitattributes" for part in name.parts)
+        if path.is_file() and not hidden and not is_weights(name.as_posix()) and name != Path(CONFIG):
+            found.append(name)
+    return [name for name in found if "__pycache__" not in name.parts and name.name != ".gitattributes"]
+
+
+def copied_name(name: Path) -> Path:
+    """Return under which name a side file of the source lies in the folded checkpoint."""
+    return Path(SOURCE_CARD) if name == Path(CARD) else name

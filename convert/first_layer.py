@@ -1,0 +1,76 @@
+"""The source's embedding and first block with their real weights, and nothing else of the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import logging as transformers_logging
+from transformers.utils import logging as loading_logging
+
+from prefold.convert.errors import BrokenCheckpoint
+from prefold.convert.skeleton import Stack, prune
+from prefold.convert.source import Source
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers from reporting every tensor that a part of a model does not need."""
+    verbosity, bars = transformers_logging.get_verbosity(), loading_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_layer_class(model_class: type[PreTrainedModel], stack: Stack) -> type[PreTrainedModel]:
+    """Derive a class that is the source's up to its first block, under the same name and module.
+
+    Name and module decide which renames of tensors transformers applies when it loads.
+    """
+
+    def __init__(self: Any, config: PreTrainedConfig) -> None:  # noqa: N807
+        model_class.__init__(self, config)
+        prune(self, stack, [0])
+        if not config.tie_word_embeddings:
+            self.set_output_embeddings(None)
+        self.post_init()
+
+    return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
+
+
+def load_first_layer(
+    source: Source,
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    stack: Stack,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+) -> PreTrainedModel:
+    """Load the embedding and the first block as transformers would, in ``dtype``.
+
+    Raises:
+        BrokenCheckpoint: a weight is missing or has the wrong shape.
+    """
+    with quiet_loading():
+        try:
+            model, info = _first_layer_class(model_class, stack).from_pretrained(
+                source.folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise BrokenCheckpoint(f"the first layer does not load: {_summary(error)}") from error
+    for name in sorted(info["missing_keys"]):
+        raise BrokenCheckpoint(f"{name}: not in the checkpoint")
+    for name, *shapes in sorted(info["mismatched_keys"]):
+        raise BrokenCheckpoint(f"{name}: has shape {list(shapes[0])} where the config says {list(shapes[1])}")
+    return model.to(device).eval()
+
+
+def _summary(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,86 @@
+"""What makes a folder of tensors a folded checkpoint: config, runtime module, side files."""
+
+import hashlib
+import json
+import shutil
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
+
+from prefold.convert.cut import Cut
+from prefold.convert.files import CONFIG, RUNTIME, copied_name, side_files
+from prefold.convert.source import Source
+
+FORMAT = 1
+
+
+def folded_config(
+    source: Source,
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    cut: Cut,
+    *,
+    dtype: torch.dtype,
+    table_sha256: str,
+) -> dict[str, Any]:
+    """Derive the folded checkpoint's ``config.json`` from the source's: all of it stays but what says how to load it."""
+    architecture = f"Prefold{model_class.__name__}"
+    module = RUNTIME.removesuffix(".py")
+    return source.config | {
+        "model_type": f"prefold_{config.model_type}",
+        "architectures": [architecture],
+        "auto_map": {
+            "AutoConfig": f"{module}.Prefold{type(config).__name__}",
+            "AutoModelForCausalLM": f"{module}.{architecture}",
+        },
+        "tie_word_embeddings": False,
+        "dtype": str(dtype).removeprefix("torch."),
+        "prefold": {
+            "format": FORMAT,
+            "source": source_name(source),
+            "revision": source.revision,
+            "source_model_type": config.model_type,
+            **cut.section(),
+            "table_sha256": table_sha256,
+            "runtime_sha256": hashlib.sha256(_runtime()).hexdigest(),
+            "versions": versions(),
+        },
+    }
+
+
+def source_name(source: Source) -> str:
+    """Name the source without the path that it happens to have on one machine."""
+    return source.name if source.revision else source.folder.resolve().name
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed a table."""
+    return {"prefold": version("prefold"), "torch": torch.__version__, "transformers": transformers_version}
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write ``config.json``."""
+    config.pop("torch_dtype", None)  # the older name of ``dtype``, which is set
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def copy_runtime(folder: Path) -> None:
+    """Copy the module that runs a folded checkpoint, verbatim."""
+    (folder / RUNTIME).write_bytes(_runtime())
+
+
+def _runtime() -> bytes:
+    return files("prefold.runtime").joinpath(RUNTIME).read_bytes()
+
+
+def copy_side_files(source: Source, folder: Path) -> None:
+    """Copy tokenizer, chat template, licence and all else verbatim; the source's model card under another name."""
+    for name in side_files(source.folder):
+        target = folder / copied_name(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.folder / name, target)

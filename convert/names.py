@@ -1,0 +1,43 @@
+"""Which tensor of a checkpoint becomes which parameter of the model.
+
+transformers renames and joins tensors while it loads them; its own rules are asked, so that tensors can pass
+through under the names that the source gave them.
+"""
+
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, rename_source_key
+
+from prefold.convert.errors import BrokenCheckpoint
+from prefold.convert.shards import Entry
+
+
+def live_names(model: PreTrainedModel, entries: dict[str, Entry]) -> dict[str, str]:
+    """Map every tensor's name to the parameter that it is loaded into, or the first of several.
+
+    ``model`` may be on the meta device. Tensors that the model does not want map to names that it lacks.
+
+    Raises:
+        BrokenCheckpoint: a parameter has no tensor, or one of another shape.
+    """
+    transforms = get_model_conversion_mapping(model)
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
+    state = model.state_dict()
+    live: dict[str, str] = {}
+    joined = set[str]()
+    for name, entry in entries.items():
+        live[name], pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if pattern is not None:
+            joined.add(live[name])
+        elif live[name] in state and list(state[live[name]].shape) != entry.shape:
+            raise BrokenCheckpoint(f"{name}: has shape {entry.shape}, the config says {list(state[live[name]].shape)}")
+    _require_all(model, set(live.values()), converted=bool(joined))
+    return live
+
+
+def _require_all(model: PreTrainedModel, found: set[str], *, converted: bool) -> None:
+    """Require a tensor for every parameter; where tensors are split into several, transformers itself checks."""
+    for name, _ in model.named_parameters():
+        if name not in found and not converted:
+            raise BrokenCheckpoint(f"{name}: the checkpoint has no such tensor")

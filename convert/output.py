@@ -1,0 +1,138 @@
+"""A folder that appears whole or not at all."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefold.convert.errors import OutputExists, StorageError
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@contextmanager
+def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside ``out`` that takes its place when the block ends without an error.
+
+    The folder is locked while it is written. What a run that was killed left behind is removed by the next.
+
+    Raises:
+        OutputExists: ``out`` exists and ``force`` is not set, or another run is writing it.
+        StorageError: the folder cannot be made.
+    """
+    out = out.absolute()
+    _restore(out)
+    _refuse_existing(out, force=force)
+    work = out.with_name(f".{out.name}.prefold")
+    locks = [_claim(work)]
+    try:
+        _refuse_existing(out, force=force)
+        _empty(work)
+        yield work
+        _sync(work)
+        if out.exists():
+            locks.append(os.open(out, os.O_RDONLY))
+            fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _exchange(work, out)
+        else:
+            work.rename(out)
+    finally:
+        # After an exchange this is what ``out`` was before; after an error, what was written so far.
+        if _is_one_of(work, locks):
+            shutil.rmtree(work, ignore_errors=True)
+        for lock in locks:
+            os.close(lock)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what cannot end: ``needed`` is in bytes.
+
+    Raises:
+        StorageError: the disk has less.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+
+
+def _refuse_existing(out: Path, *, force: bool) -> None:
+    if out.exists() and not force:
+        raise OutputExists(f"{out}: exists already; --force replaces it once the new one is verified")
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "config.json").exists())):
+        raise OutputExists(f"{out}: is no checkpoint, so --force does not replace it")
+
+
+def _claim(work: Path) -> int:
+    """Make the folder, or take over a dead run's, and lock it; returns the lock."""
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir(exist_ok=True)
+        lock = os.open(work, os.O_RDONLY)
+    except OSError as error:
+        raise StorageError(f"{work.parent}: cannot be written to: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise _busy(work) from error
+    if not _is_one_of(work, [lock]):  # it was put in place between our opening and our locking it
+        os.close(lock)
+        raise _busy(work)
+    return lock
+
+
+def _busy(work: Path) -> OutputExists:
+    return OutputExists(f"{work.parent / work.name[1:].removesuffix('.prefold')}: another conversion is writing it")
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.prefold-old")
+
+
+def _restore(out: Path) -> None:
+    """Bring back an older output that a killed run had set aside."""
+    if _aside(out).exists() and not out.exists():
+        _aside(out).rename(out)
+
+
+def _is_one_of(folder: Path, opened: list[int]) -> bool:
+    return folder.exists() and folder.stat().st_ino in {os.fstat(descriptor).st_ino for descriptor in opened}
+
+
+def _exchange(work: Path, out: Path) -> None:
+    """Swap two folders in one step, so that a crash leaves one whole ``out`` or the other."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = (_AT_FDCWD, os.fsencode(work), _AT_FDCWD, os.fsencode(out), _RENAME_EXCHANGE)
+    if hasattr(libc, "renameat2") and libc.renameat2(*paths) == 0:
+        return
+    if hasattr(libc, "renameat2") and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+        raise StorageError(f"{out}: cannot be replaced: {os.strerror(ctypes.get_errno())}")
+    # Where the system cannot swap, the old output steps aside first and returns if the new one cannot follow.
+    aside = _aside(out)
+    out.rename(aside)
+    try:
+        work.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
+    shutil.rmtree(aside)

@@ -1,0 +1,190 @@
+"""Safetensors files as what they are: a header and bytes. Tensors pass through without being decoded.
+
+The format: eight bytes with the header's length, the header as JSON, then the tensors one after another
+(https://huggingface.co/docs/safetensors). Written here by hand because the library wants a whole file's
+tensors in memory, and because pass-through must not touch a byte.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from prefold.convert.errors import BrokenCheckpoint
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_COPY_BYTES = 16 << 20
+# Rows start on a page, so that a mapped table reads no page twice for its first row.
+_ALIGNMENT = 4096
+_MAX_HEADER = 100 << 20  # the format's own limit
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file.
+
+    Attributes:
+        file: the file that holds it.
+        dtype: as the header spells it, ``BF16``.
+        shape: of the tensor.
+        start: of its bytes, counted from the beginning of the file.
+        size: in bytes.
+    """
+
+    file: Path
+    dtype: str
+    shape: list[int]
+    start: int
+    size: int
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether the values are real numbers of any width."""
+        return self.dtype.startswith(("F", "BF"))
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the tensor's bytes, a few megabytes at a time."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            left = self.size
+            while left:
+                piece = file.read(min(left, _COPY_BYTES))
+                if not piece:
+                    raise BrokenCheckpoint(f"{self.file.name}: ends before its tensors do")
+                left -= len(piece)
+                yield piece
+
+    def tensor(self) -> torch.Tensor:
+        """Read the tensor into memory."""
+        data = bytearray().join(self.chunks())
+        return torch.frombuffer(data, dtype=DTYPES[self.dtype]).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A tensor to be written: what the header says of it, and where its bytes come from."""
+
+    dtype: str
+    shape: list[int]
+    size: int
+    chunks: Callable[[], Iterable[bytes]]
+
+
+def passed_through(entry: Entry) -> Outgoing:
+    """Describe a tensor that is written as it was read."""
+    return Outgoing(entry.dtype, entry.shape, entry.size, entry.chunks)
+
+
+def cast(entry: Entry, dtype: torch.dtype) -> Outgoing:
+    """Describe a tensor that is written in another floating-point type; others pass through."""
+    if not entry.is_floating_point:
+        return passed_through(entry)
+    size = math.prod(entry.shape) * dtype.itemsize
+    return Outgoing(dtype_name(dtype), entry.shape, size, lambda: [as_bytes(entry.tensor().to(dtype))])
+
+
+def renamed(entry: Entry, file: Path) -> Entry:
+    """Return the same tensor as it lies in another copy of its file."""
+    return replace(entry, file=file)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Spell a torch dtype as a safetensors header does."""
+    return _NAMES[dtype]
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    """Return a tensor's memory."""
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _decoded_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
+    text = file.read(length) if length <= _MAX_HEADER else b""
+    if len(text) != length:
+        raise BrokenCheckpoint(f"{path.name}: not a whole safetensors file (its header is cut short)")
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise BrokenCheckpoint(f"{path.name}: not a safetensors file (its header is not JSON)") from error
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Read which tensors a file holds, by name, without reading them.
+
+    Raises:
+        BrokenCheckpoint: the file is not whole: header and size disagree.
+    """
+    with path.open("rb") as file:
+        header, data = _decoded_header(file, path)
+    entries: dict[str, Entry] = {}
+    end = 0
+    for name, said in header.items():
+        start, stop = said["data_offsets"]
+        entries[name] = Entry(path, said["dtype"], list(said["shape"]), data + start, stop - start)
+        end = max(end, stop)
+    if path.stat().st_size != data + end:
+        raise BrokenCheckpoint(
+            f"{path.name}: cut short or overlong, {path.stat().st_size:,} bytes where its header says {data + end:,}"
+        )
+    return entries
+
+
+def _encoded_header(tensors: dict[str, Outgoing], metadata: dict[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, offset + tensor.size]}
+        offset += tensor.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    padding = -(8 + len(text)) % _ALIGNMENT
+    return struct.pack("<Q", len(text) + padding) + text + b" " * padding
+
+
+def write_file(
+    path: Path,
+    tensors: dict[str, Outgoing],
+    metadata: dict[str, str] | None = None,
+    written: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Stream tensors into a safetensors file and flush it to the disk; ``written`` is told of every piece's bytes."""
+    with path.open("wb") as file:
+        file.write(_encoded_header(tensors, {"format": "pt"} | (metadata or {})))
+        for name, tensor in tensors.items():
+            size = 0
+            for piece in tensor.chunks():
+                file.write(piece)
+                size += len(piece)
+                written(len(piece))
+            if size != tensor.size:
+                raise BrokenCheckpoint(f"{name}: {size:,} bytes came where {tensor.size:,} were announced")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def file_overhead(tensors: dict[str, Outgoing]) -> int:
+    """Return the bytes of a file that are not tensors."""
+    return len(_encoded_header(tensors, {"format": "pt"}))

@@ -1,0 +1,163 @@
+"""A checkpoint to be read: where it lies, what it says of itself, which tensors it holds."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from prefold.convert import hub
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
+from prefold.convert.files import CONFIG, INDEX, SINGLE, is_weights
+from prefold.convert.shards import Entry, read_header
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is read.
+
+    Attributes:
+        config_path: what transformers reads the config from: the folder, or a bare ``config.json``.
+        name: what the user called it: a path or a hub id.
+        revision: the commit hash, for a checkpoint of the hub.
+        config: ``config.json`` as it stands.
+        entries: every tensor by name; empty where the weights were not asked for.
+    """
+
+    config_path: Path
+    name: str
+    revision: str | None
+    config: dict[str, Any]
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.config_path if self.config_path.is_dir() else self.config_path.parent
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.size for entry in self.entries.values())
+
+
+def _is_local(model: str) -> bool:
+    looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    return looks_like_path or Path(model).exists()
+
+
+def open_config(model: str, revision: str | None = None) -> Source:
+    """Open a checkpoint's config alone: a folder, a ``config.json`` or a hub id; weights are not read.
+
+    Raises:
+        UsageError: there is no such thing, or it is not a checkpoint.
+        UnsupportedModel: its files say that it cannot be folded.
+        HubError: the hub did not answer.
+    """
+    if not _is_local(model):
+        commit, names = hub.resolve(model, revision)
+        _refuse_files(model, set(names))
+        path = hub.fetch_file(model, commit, CONFIG)
+        return Source(path.parent, model, commit, _read_json(path))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _open_bare(path, model)
+    if not path.exists():
+        raise UsageError(f"{model}: no such file or folder")
+    return Source(path, model, None, _read_json(path))
+
+
+def _open_bare(folder: Path, name: str) -> Source:
+    names = {path.name for path in folder.iterdir()}
+    _refuse_files(name, names)
+    return Source(folder, name, None, _read_json(folder / CONFIG))
+
+
+def open_source(model: str, revision: str | None = None) -> Source:
+    """Open a checkpoint with its weights, fetching it if it is on the hub, and check that its files agree.
+
+    Raises:
+        UsageError: there is no such thing, or it is not a checkpoint.
+        UnsupportedModel: its files say that it cannot be folded.
+        BrokenCheckpoint: index and shards disagree, or a shard is not whole.
+        HubError: the hub did not answer.
+    """
+    commit = None
+    folder = Path(model).expanduser()
+    if not _is_local(model):
+        commit, names = hub.resolve(model, revision)
+        _refuse_files(model, set(names))
+        folder = hub.fetch_checkpoint(model, commit, names)
+    if not folder.is_dir():
+        raise UsageError(f"{model}: no such folder")
+    return open_folder(folder, model, commit)
+
+
+def open_folder(folder: Path, name: str | None = None, revision: str | None = None) -> Source:
+    """Open a local checkpoint with its weights.
+
+    Raises:
+        UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_source``.
+    """
+    opened = _open_bare(folder, name or str(folder))
+    return Source(folder, opened.name, revision, opened.config, read_entries(folder))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        decoded = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BrokenCheckpoint(f"{path.name}: not JSON: {error}") from error
+    if not isinstance(decoded, dict):
+        raise BrokenCheckpoint(f"{path.name}: not a JSON object")
+    return decoded
+
+
+def _refuse_files(model: str, names: set[str]) -> None:
+    """Refuse what the names of the files rule out already."""
+    if CONFIG not in names:
+        if ADAPTER in names:
+            raise UnsupportedModel([f"{model}: an adapter alone: merge it into its base model and fold that"])
+        raise UsageError(f"{model}: not a checkpoint: it has no {CONFIG}")
+    weights = sorted(name for name in names if is_weights(name))
+    if weights and SINGLE not in names and INDEX not in names:
+        raise UnsupportedModel(
+            [
+                f"{model}: no safetensors weights, only {', '.join(weights[:3])}: such files may run code when they are"
+                " opened; load the model in transformers once and call save_pretrained"
+            ]
+        )
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """Read the headers of all shards, checking index and shards against each other both ways.
+
+    Raises:
+        BrokenCheckpoint: they disagree, a shard is missing or cut short, or the index points out of the folder.
+        UnsupportedModel: there are no weights.
+    """
+    if (folder / SINGLE).exists():
+        return read_header(folder / SINGLE)
+    if not (folder / INDEX).exists():
+        raise UnsupportedModel([f"{folder}: no weights: neither {SINGLE} nor {INDEX}"])
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BrokenCheckpoint(f"{INDEX}: has no weight_map")
+    entries: dict[str, Entry] = {}
+    for shard in sorted(set(weight_map.values())):
+        entries |= _read_shard(folder, shard, {name for name, file in weight_map.items() if file == shard})
+    return entries
+
+
+def _read_shard(folder: Path, shard: str, expected: set[str]) -> dict[str, Entry]:
+    parts = PurePosixPath(shard)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise BrokenCheckpoint(f"{INDEX}: {shard!r} lies outside the checkpoint")
+    if not (folder / shard).exists():
+        raise BrokenCheckpoint(f"{INDEX}: names {shard}, which is missing")
+    found = read_header(folder / shard)
+    for name in sorted(expected ^ set(found)):
+        where = "is not in it" if name in expected else "is not in the index"
+        raise BrokenCheckpoint(f"{shard}: {name} {where}")
+    return found

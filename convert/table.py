@@ -1,0 +1,68 @@
+"""Compute the table: the model's own first-layer modules, run over the whole vocabulary in chunks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefold.convert.cut import Cut
+from prefold.convert.errors import BrokenCheckpoint
+from prefold.convert.trace import hooks, run_until, stop
+
+# A chunk's rows and the widest intermediate of an FFN stay within this many bytes.
+_CHUNK_BYTES = 64 << 20
+_MIN_CHUNK, _MAX_CHUNK = 256, 4096
+
+
+def chunk_size(cut: Cut, itemsize: int) -> int:
+    """Choose how many tokens to run at once: enough for a large matrix product, few enough for memory."""
+    return max(_MIN_CHUNK, min(_MAX_CHUNK, _CHUNK_BYTES // (cut.row_width * itemsize)))
+
+
+def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> torch.Tensor:
+    """Run ``[batch, seq]`` tokens through the first layer and lay out their rows, ``[batch, seq, row_width]``.
+
+    ``model`` may be the whole source or its first layer alone: the pass ends with the last folded module.
+    """
+    seen: dict[str, torch.Tensor] = {}
+    wanted = [cut.residual, *cut.columns, *([cut.merged] if cut.merged else [])]
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+            seen[name] = output.clone()  # the block may add to its own intermediate in place
+            if len(seen) == len(wanted):
+                stop()
+
+        return hook
+
+    with hooks(model, {}, {column.module: keep(column.module) for column in wanted}):
+        run_until(model, input_ids)
+    residual = seen[cut.residual.module]
+    if cut.merged:
+        residual = residual + seen[cut.merged.module]
+    return torch.cat([residual, *(seen[column.module].flatten(2) for column in cut.columns)], dim=2)
+
+
+def table_rows(model: PreTrainedModel, cut: Cut, chunk_tokens: int) -> Iterator[torch.Tensor]:
+    """Yield the table from the first token to the last, ``[tokens, row_width]`` at a time, on the CPU.
+
+    Raises:
+        BrokenCheckpoint: a row is not finite.
+    """
+    for start in range(0, cut.rows, chunk_tokens):
+        ids = torch.arange(start, min(start + chunk_tokens, cut.rows), device=model.device)
+        # Every token is a sequence of its own: it attends to nothing, and the attention costs nothing.
+        rows = compute_rows(model, cut, ids[:, None])[:, 0].cpu()
+        _require_finite(rows, cut, start)
+        yield rows
+
+
+def _require_finite(rows: torch.Tensor, cut: Cut, start: int) -> None:
+    finite = rows.isfinite()
+    if finite.all():
+        return
+    token, value = (int(index) for index in (~finite).nonzero()[0])
+    column = next(c for c in reversed([cut.residual, *cut.columns]) if c.start <= value)
+    raise BrokenCheckpoint(f"token {start + token}: {column.module} is not finite there; the source's weights are broken")

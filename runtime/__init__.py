@@ -1,0 +1,48 @@
+"""What runs inside a user's program. Importing it lets transformers load folded checkpoints without remote code."""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from prefold.runtime import modeling_prefold
+from prefold.runtime.modeling_prefold import FoldedInputError
+
+__all__ = ["FoldedInputError", "register"]
+
+_PREFIX = f"{modeling_prefold.PREFIX.lower()}_"
+
+
+class _FoldedTypes(dict[str, type[PreTrainedConfig]]):
+    """Maps ``prefold_x`` to the folded config class of ``x``, made when it is first asked for.
+
+    A dictionary of all of them would import every architecture that transformers has.
+    """
+
+    def __contains__(self, model_type: object) -> bool:
+        return super().__contains__(model_type) or (
+            isinstance(model_type, str)
+            and model_type.startswith(_PREFIX)
+            and model_type.removeprefix(_PREFIX) in CONFIG_MAPPING._mapping
+        )
+
+    def __missing__(self, model_type: str) -> type[PreTrainedConfig]:
+        source = CONFIG_MAPPING[model_type.removeprefix(_PREFIX)]
+        self[model_type] = folded = getattr(modeling_prefold, modeling_prefold.PREFIX + source.__name__)
+        found = MODEL_FOR_CAUSAL_LM_MAPPING.get(source, None)
+        for model_class in found if isinstance(found, tuple | list) else [found]:
+            AutoModelForCausalLM.register(folded, getattr(modeling_prefold, modeling_prefold.PREFIX + model_class.__name__))
+        return folded
+
+    def get(self, model_type: str, default: Any = None) -> Any:
+        """Return the config class, making it if need be."""
+        return self[model_type] if model_type in self else default
+
+
+def register() -> None:
+    """Let ``AutoConfig`` and ``AutoModelForCausalLM`` load every folded type; importing this package does it."""
+    if not isinstance(CONFIG_MAPPING._extra_content, _FoldedTypes):
+        CONFIG_MAPPING._extra_content = _FoldedTypes(CONFIG_MAPPING._extra_content)
+
+
+register()

@@ -1,0 +1,53 @@
+"""What one measurement is asked to do, and where its answers lie."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+NEW_TOKENS = 64
+READ_BATCHES = (1, 16, 256)
+TOP = 5  # vLLM's rule for a greedy token that differs: each side's must be among the other's five best
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint, to be measured in a process of its own.
+
+    Attributes:
+        folder: the checkpoint.
+        dtype: to run it in, as torch spells it.
+        prompts: token ids, one list per prompt.
+        continued: a prompt with its continuation, for logits of a long prefill; empty to continue it first.
+        table_folder: a folded checkpoint whose every row is compared with this (source) model's first layer.
+        speed_against: another checkpoint, to be timed in turn with this one.
+        trust_remote_code: run the code that the checkpoint brings.
+    """
+
+    folder: str
+    dtype: str
+    prompts: list[list[int]]
+    continued: list[int] = field(default_factory=list)
+    table_folder: str | None = None
+    speed_against: str | None = None
+    trust_remote_code: bool = True
+
+    def save(self, folder: Path) -> None:
+        """Write the job where the measuring process looks for it."""
+        (folder / "job.json").write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Job":
+        """Read a job."""
+        return cls(**json.loads((folder / "job.json").read_text()))
+
+
+def save_figures(folder: Path, figures: dict[str, Any]) -> None:
+    """Write what a measurement found, tensors aside."""
+    (folder / "figures.json").write_text(json.dumps(figures))
+
+
+def load_figures(folder: Path) -> dict[str, Any]:
+    """Read what a measurement found."""
+    figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
+    return figures

@@ -1,0 +1,119 @@
+"""Checks on what a folded model says: rows, logits, greedy tokens, reads, speed."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from prefold.convert.reads import Census, count_reads
+from prefold.verify.checks import Outcome
+from prefold.verify.compare import Distance, distance
+from prefold.verify.job import READ_BATCHES
+
+# In fp32 a one-row product may sum in another order than the many-row product that made the table; what that
+# does to logits is bounded by what it does to the source itself. 16-bit rounding hides it (measured: zero).
+_FP32_LOGITS, _FP32_FLOOR_FACTOR = 1e-4, 2
+# Beyond rounding, "excellent" on llama.cpp's scale for converted models; only merged residuals come near it.
+_NMSE = 1e-4
+
+
+def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
+    """Judge the comparison of every row with the live first layer.
+
+    16-bit rows must be equal; fp32 rows may differ by the rounding of a matrix product (rtol 1.3e-6, atol 1e-5).
+    """
+    worst = max(figures["max_abs_difference"].values())
+    beyond = figures["beyond_rounding"] if dtype == "float32" else figures["unequal"]
+    first = figures["first_beyond_rounding"] if dtype == "float32" else figures["first_unequal"]
+    problems = []
+    if beyond:
+        column = max(figures["max_abs_difference"], key=figures["max_abs_difference"].__getitem__)
+        problems.append(f"{beyond:,} wrong rows, the first of tokens {first}, furthest off in {column} ({worst:.3g})")
+    if figures["not_finite"]:
+        problems.append(f"{figures['not_finite']:,} rows are not finite")
+    summary = f"all {figures['rows']:,} rows equal the live first layer's"
+    if figures["unequal"]:
+        summary = f"{figures['unequal']:,} of {figures['rows']:,} rows differ, by at most {worst:.3g}"
+        summary += "" if problems else ": rounding of a matrix product, which depends on how many rows it has"
+    return Outcome(not problems, summary, figures | {"max_abs": worst}, problems)
+
+
+def _is_close(apart: Distance, floor: Distance, dtype: str) -> bool:
+    if dtype == "float32":
+        return apart.max_abs <= max(_FP32_LOGITS, _FP32_FLOOR_FACTOR * floor.max_abs)
+    return apart.nmse <= max(_NMSE, floor.nmse)
+
+
+def check_logits(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], dtype: str) -> Outcome:
+    """Compare logits of prefill, cached steps and a left-padded batch, beside the source's own noise floor."""
+    steps = len(source["step"])
+    floor = distance(source["prefill"][-steps - 1 : -1], source["step"])
+    apart = {name: distance(source[name], folded[name]) for name in ("prefill", "step", "padded")}
+    problems = [
+        f"{name}: {_told(far)}; the source's own noise floor is {_told(floor)}"
+        for name, far in apart.items()
+        if not _is_close(far, floor, dtype)
+    ]
+    worst = max(apart.values(), key=lambda far: far.max_abs)
+    exact = all(far.is_zero for far in apart.values())
+    summary = "equal bit for bit in prefill, cached steps and a left-padded batch"
+    if not exact:
+        summary = f"{_told(worst)}; the source, prefill against steps: {_told(floor)}"
+    figures: dict[str, Any] = {name: asdict(far) for name, far in apart.items()}
+    return Outcome(not problems, summary, figures | {"exact": exact, "noise_floor": asdict(floor)}, problems)
+
+
+def _told(far: Distance) -> str:
+    return f"max |Δ| {far.max_abs:.3g}, NMSE {far.nmse:.3g}, mean KL {far.kl_mean:.3g}, top-1 {far.top1_agreement:.1%}"
+
+
+def check_greedy(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], *, exact: bool) -> Outcome:
+    """Compare greedy tokens, ``[prompts, new]``.
+
+    Where logits are equal bit for bit, tokens must be. Where they are not, a near tie may fall the other way:
+    then, at the first token that differs, each side's token must be among the other's five best (vLLM's rule).
+    """
+    problems, equal = list[str](), 0
+    for prompt, (one, other) in enumerate(zip(source["tokens"], folded["tokens"], strict=True)):
+        differing = one.ne(other).nonzero().flatten()
+        if not len(differing):
+            equal += 1
+            continue
+        at = int(differing[0])
+        close = one[at] in folded["top"][prompt, at] and other[at] in source["top"][prompt, at]
+        if exact or not close:
+            problems.append(f"prompt {prompt}: token {at} is {int(other[at])}, the source's is {int(one[at])}")
+    prompts, new = source["tokens"].shape
+    summary = f"{equal} of {prompts} continuations of {new} tokens equal"
+    if equal < prompts and not problems:
+        summary += ", the others part where two tokens are nearly as good"
+    return Outcome(not problems, summary, {"continuations": prompts, "equal": equal, "tokens": new}, problems)
+
+
+def check_reads(source: dict[str, int], folded: dict[str, int], census: Census, itemsize: int) -> Outcome:
+    """Compare the measured reads of both models with the formula, to the byte.
+
+    With experts, how much a step reads depends on what its tokens choose; then the difference must agree.
+    """
+    problems, batches = list[str](), list[dict[str, Any]]()
+    for batch in READ_BATCHES:
+        formula = count_reads(census, batch)
+        before, after = source[str(batch)], folded[str(batch)]
+        saved = round((formula.model_before - formula.model_after) * itemsize)
+        if before - after != saved:
+            problems.append(f"batch {batch}: {before - after:,} bytes saved, the formula says {saved:,}")
+        expected = round(formula.model_before * itemsize)
+        if not census.has_experts and before != expected:
+            problems.append(f"batch {batch}: the source reads {before:,} bytes, the formula says {expected:,}")
+        batches.append({"batch": batch, "before_bytes": before, "after_bytes": after, "formula_saved_bytes": saved})
+    first = batches[0]
+    saving = 1 - first["after_bytes"] / first["before_bytes"]
+    summary = f"{first['before_bytes']:,} bytes per token before, {first['after_bytes']:,} after ({saving:.2%} saved)"
+    return Outcome(not problems, summary + ("" if problems else ", as the formula says"), {"batches": batches}, problems)
+
+
+def check_speed(speed: dict[str, Any], source: dict[str, int], folded: dict[str, int]) -> Outcome:
+    """Report the measured ratio of decode speeds beside the one that the reads predict; a figure, not a pass mark."""
+    predicted = source["1"] / folded["1"]
+    summary = f"decodes {speed['ratio']:.3f} x as fast (median of pairs); the reads predict {predicted:.3f} x"
+    return Outcome(True, summary, speed | {"predicted_ratio": predicted})
