@@ -1,0 +1,1 @@
+"""The ``prefold`` command."""

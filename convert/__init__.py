@@ -1,6 +1,6 @@
 """Source checkpoint in, folded checkpoint out."""
 
-from prefold.convert.conversion import Conversion, Options, convert_checkpoint
+from prefold.convert.conversion import Conversion, Options, Watch, convert_checkpoint
 from prefold.convert.errors import (
     BrokenCheckpoint,
     HubError,
@@ -10,6 +10,7 @@ from prefold.convert.errors import (
     UnsupportedModel,
     UsageError,
 )
+from prefold.convert.hub import upload
 from prefold.convert.inspection import Inspection, inspect_checkpoint
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "StorageError",
     "UnsupportedModel",
     "UsageError",
+    "Watch",
     "convert_checkpoint",
     "inspect_checkpoint",
+    "upload",
 ]

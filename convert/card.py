@@ -10,16 +10,18 @@ from prefold.convert.folded import source_name, versions
 from prefold.convert.inspection import Worth
 from prefold.convert.source import Source
 
-_LOAD = '''from transformers import AutoModelForCausalLM, AutoTokenizer
+_LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("{name}")'''
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 
 def _carried(source: Source) -> dict[str, Any]:
     """Return what the source's own card says that holds for a folded checkpoint too, its licence first."""
     card = source.folder / CARD
-    data = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict() if card.exists() else {}
+    data = (
+        ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict() if card.exists() else {}
+    )
     kept = ("license", "license_name", "license_link", "language", "pipeline_tag")
     return {key: data[key] for key in kept if data.get(key)}
 

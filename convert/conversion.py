@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from prefold.convert.ahead import ahead
 from prefold.convert.card import write_card
 from prefold.convert.cut import Cut
 from prefold.convert.errors import BrokenCheckpoint, StorageError
@@ -22,13 +23,20 @@ from prefold.convert.names import live_names
 from prefold.convert.output import output_folder, require_space
 from prefold.convert.shards import as_bytes, write_file
 from prefold.convert.skeleton import build_on_meta
-from prefold.convert.source import Source, open_source
+from prefold.convert.source import Source, add_weights, open_config
 from prefold.convert.study import Study, study_model
 from prefold.convert.table import chunk_size, table_rows
 from prefold.convert.weights import plan_weights, table_outgoing, write_index, write_shards
 
-Progress = Callable[[str, int, int], None]
-"""Told of a stage's name, of the bytes that it has just done, and of how many it has to do."""
+
+class Watch:
+    """Told of a conversion under way; this one keeps it to itself."""
+
+    def inspected(self, inspection: Inspection) -> None:
+        """Hear what folding is worth, before the first byte is written."""
+
+    def advanced(self, stage: str, done: int, total: int) -> None:
+        """Hear of ``done`` more bytes of a stage that has ``total``."""
 
 
 class Report(Protocol):
@@ -74,19 +82,19 @@ class Conversion:
     Attributes:
         out: the folded checkpoint.
         inspection: what it is worth.
-        report: what its check said; None where none was asked for.
+        verification: what its check said; None where none was asked for.
     """
 
     out: Path
     inspection: Inspection
-    report: Report | None
+    verification: Report | None
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures."""
         return {
             "out": str(self.out),
             "inspection": self.inspection.as_json(),
-            "verification": self.report.as_json() if self.report else None,
+            "verification": self.verification.as_json() if self.verification else None,
         }
 
 
@@ -98,7 +106,7 @@ class _Job:
     study: Study
     dtype: torch.dtype
     options: Options
-    progress: Progress
+    watch: Watch
 
     @property
     def cut(self) -> Cut:
@@ -110,9 +118,9 @@ def convert_checkpoint(
     out: Path,
     *,
     revision: str | None = None,
-    options: Options = Options(),  # noqa: B008  # frozen
+    options: Options = Options(),  # frozen
     check: Check | None = None,
-    progress: Progress = lambda *_: None,
+    watch: Watch = Watch(),  # noqa: B008  # without state
 ) -> Conversion:
     """Fold ``model`` into ``out``, which appears only when it is whole and ``check``, if given, has passed.
 
@@ -122,9 +130,10 @@ def convert_checkpoint(
         StorageError: there is no space, or ``out`` cannot be written.
     """
     with output_folder(out, force=options.force) as folder:
-        job = _prepare(model, revision, options, progress)
+        job = _prepare(model, revision, options, watch)
         worth = weigh(job.study, job.dtype)
         inspection = Inspection(source_name(job.source), job.source.revision, [], worth=worth)
+        watch.inspected(inspection)
         try:
             _write(job, folder)
         except OSError as error:
@@ -137,17 +146,18 @@ def convert_checkpoint(
     return Conversion(out, inspection, report)
 
 
-def _prepare(model: str, revision: str | None, options: Options, progress: Progress) -> _Job:
+def _prepare(model: str, revision: str | None, options: Options, watch: Watch) -> _Job:
     """Find everything out that can be found out before the first byte is written."""
-    source = open_source(model, revision)
-    config = load_config(source, trust_remote_code=options.trust_remote_code)
-    model_class = load_class(source, config)
+    opened = open_config(model, revision)
+    config = load_config(opened, trust_remote_code=options.trust_remote_code)
+    model_class = load_class(opened, config)
     study = study_model(model_class, config, merge_residual=options.merge_residual)
-    return _Job(source, config, model_class, study, resolve_dtype(source, config, options.dtype), options, progress)
+    source = add_weights(opened)
+    return _Job(source, config, model_class, study, resolve_dtype(source, config, options.dtype), options, watch)
 
 
 def _write(job: _Job, folder: Path) -> None:
-    source, cut, progress = job.source, job.cut, job.progress
+    source, cut, watch = job.source, job.cut, job.watch
     live = live_names(build_on_meta(job.model_class, job.config, job.dtype), source.entries)
     plan = plan_weights(
         source.entries, live, cut, job.study.head, dtype=job.options.dtype, max_shard_size=job.options.max_shard_size
@@ -155,25 +165,23 @@ def _write(job: _Job, folder: Path) -> None:
     digest = hashlib.sha256()
     table = table_outgoing(cut, job.dtype, lambda: _table_bytes(job, digest.update))
     side = sum((source.folder / name).stat().st_size for name in side_files(source.folder))
-    require_space(folder, plan.shard_bytes + table.size + side + (1 << 20))
-    total = table.size
-    write_file(folder / TABLE, {plan.table_name: table}, written=lambda done: progress("table", done, total))
-    write_shards(folder, plan, lambda done: progress("untouched tensors", done, plan.shard_bytes))
+    total, kept = table.size, plan.shard_bytes
+    require_space(folder, kept + total + side + (1 << 20))
+    write_file(folder / TABLE, {plan.table_name: table}, written=lambda done: watch.advanced("table", done, total))
+    write_shards(folder, plan, lambda done: watch.advanced("untouched tensors", done, kept))
     write_index(folder, plan, table)
-    section = folded_config(
-        source, job.config, job.model_class, cut, dtype=job.dtype, table_sha256=digest.hexdigest()
-    )
+    section = folded_config(source, job.config, job.model_class, cut, dtype=job.dtype, table_sha256=digest.hexdigest())
     write_config(folder, section)
     copy_runtime(folder)
     copy_side_files(source, folder)
 
 
-def _table_bytes(job: _Job, hashed: Callable[[bytes], None]) -> Iterator[bytes]:
+def _table_bytes(job: _Job, hashed: Callable[[memoryview], None]) -> Iterator[memoryview]:
     model = load_first_layer(
         job.source, job.model_class, job.config, job.study.stack, dtype=job.dtype, device=job.options.device
     )
     chunk = job.options.chunk_tokens or chunk_size(job.cut, job.dtype.itemsize)
-    for rows in table_rows(model, job.cut, chunk):
+    for rows in ahead(table_rows(model, job.cut, chunk)):
         if rows.dtype != job.dtype:
             raise BrokenCheckpoint(f"the first layer answers in {rows.dtype}, not in the model's {job.dtype}")
         piece = as_bytes(rows)

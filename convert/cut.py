@@ -75,9 +75,7 @@ class Cut:
                 "start": self.residual.start if bare else None,
                 "width": self.embedding_width,
             },
-            "columns": [
-                {"module": c.module, "start": c.start, "shape": c.shape, "masked": c.masked} for c in read
-            ],
+            "columns": [{"module": c.module, "start": c.start, "shape": c.shape, "masked": c.masked} for c in read],
             "dropped": [{"module": c.module, "shape": c.shape} for c in self.dropped if c.module != self.embedding],
             "merged": [{"module": c.module, "shape": c.shape} for c in ([self.merged] if self.merged else [])],
         }
@@ -92,7 +90,7 @@ def _placed(pure: list[Pure]) -> list[Column]:
 
 
 def choose_cut(discovery: Discovery, embedding: str, rows: int, *, merge_residual: bool = False) -> Cut:
-    """Store every column that was found; with ``merge_residual`` the FFN as part of the residual (Graef 2024, section 1).
+    """Store every column that was found; with ``merge_residual`` the FFN in the residual (Graef 2024, section 1).
 
     Where no column can be added to the residual, as in a serial block, ``merge_residual`` changes nothing.
     """

@@ -29,9 +29,13 @@ class UnsupportedModel(PrefoldError):
     """
 
     def __init__(self, reasons: list[str]) -> None:
-        """Keep ``reasons`` and show one on each line."""
-        super().__init__("\n".join(reasons))
+        """Keep ``reasons``."""
+        super().__init__(reasons)  # as they came: an error that crosses processes is built again from them
         self.reasons = reasons
+
+    def __str__(self) -> str:
+        """Show one reason on each line."""
+        return "\n".join(self.reasons)
 
 
 class OutputExists(PrefoldError):

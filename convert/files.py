@@ -23,15 +23,16 @@ def is_weights(name: str) -> bool:
     return path.suffix in _WEIGHT_SUFFIXES or any(name.endswith(f"{suffix}.index.json") for suffix in _WEIGHT_SUFFIXES)
 
 
+def is_side_file(name: str) -> bool:
+    """Say whether a file goes along verbatim: neither weights, nor hidden, nor the config."""
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in PurePosixPath(name).parts)
+    return not hidden and not is_weights(name) and name != CONFIG
+
+
 def side_files(folder: Path) -> list[Path]:
-    """List, relative to ``folder``, every file that is neither weights, nor hidden, nor the config."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") and part != ".gitattributes" for part in name.parts)
-        if path.is_file() and not hidden and not is_weights(name.as_posix()) and name != Path(CONFIG):
-            found.append(name)
-    return [name for name in found if "__pycache__" not in name.parts and name.name != ".gitattributes"]
+    """List, relative to ``folder``, every file that goes along verbatim."""
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [name for name in names if is_side_file(name.as_posix())]
 
 
 def copied_name(name: Path) -> Path:

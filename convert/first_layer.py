@@ -60,16 +60,18 @@ def load_first_layer(
     """
     with quiet_loading():
         try:
-            model, info = _first_layer_class(model_class, stack).from_pretrained(
+            loaded: Any = _first_layer_class(model_class, stack).from_pretrained(
                 source.folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise BrokenCheckpoint(f"the first layer does not load: {_summary(error)}") from error
+    model, info = loaded
     for name in sorted(info["missing_keys"]):
         raise BrokenCheckpoint(f"{name}: not in the checkpoint")
     for name, *shapes in sorted(info["mismatched_keys"]):
         raise BrokenCheckpoint(f"{name}: has shape {list(shapes[0])} where the config says {list(shapes[1])}")
-    return model.to(device).eval()
+    placed: PreTrainedModel = model.to(device)
+    return placed
 
 
 def _summary(error: Exception) -> str:

@@ -28,7 +28,7 @@ def folded_config(
     dtype: torch.dtype,
     table_sha256: str,
 ) -> dict[str, Any]:
-    """Derive the folded checkpoint's ``config.json`` from the source's: all of it stays but what says how to load it."""
+    """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it."""
     architecture = f"Prefold{model_class.__name__}"
     module = RUNTIME.removesuffix(".py")
     return source.config | {

@@ -1,25 +1,61 @@
-"""Repositories on the hub: resolve a revision once, fetch only what is needed, upload a result."""
+"""Repositories on the hub: resolve a revision once, fetch only what is needed, upload a result.
 
-import json
+Whole files that a download has fetched stay in the client's cache: after an interruption the next call fetches the
+others only.
+"""
+
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.constants import ENDPOINT, HF_HUB_DISABLE_PROGRESS_BARS
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from prefold.convert.errors import HubError, UsageError
-from prefold.convert.files import INDEX, SINGLE, is_weights
+
+_LOG_IN = "log in with `hf auth login`"
+# Weights that a program would take for those of the uploaded checkpoint, if an older upload had left them there.
+_STALE = ("*.safetensors", "*.safetensors.index.json")
 
 
 @contextmanager
 def _translated(repo: str) -> Iterator[None]:
     try:
-        yield
+        with _bars_on_terminals_only():
+            yield
     except HFValidationError as error:
         raise UsageError(f"{repo}: no such folder, and not the id of a repository on the hub (org/name)") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise HubError(f"{repo}: {str(error).strip().splitlines()[0]}") from error
+    # The client lets its HTTP and storage libraries' errors through, whose classes change from version to version.
+    except Exception as error:
+        raise HubError(f"{repo}: {_reason(error)}") from error
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    quiet = not sys.stderr.isatty() and HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
+    if quiet:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quiet:
+            enable_progress_bars()
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case GatedRepoError():
+            return f"gated: ask for access on its page, then {_LOG_IN}"
+        case RepositoryNotFoundError():
+            return f"no such folder, and no such repository on the hub; if it is private or gated, {_LOG_IN}"
+        case RevisionNotFoundError():
+            return "the repository has no such revision"
+    return f"{ENDPOINT}: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def resolve(repo: str, revision: str | None) -> tuple[str, list[str]]:
@@ -37,26 +73,47 @@ def resolve(repo: str, revision: str | None) -> tuple[str, list[str]]:
 
 
 def fetch_file(repo: str, commit: str, name: str) -> Path:
-    """Download one file of a commit; returns where it lies."""
+    """Download one file of a commit; returns where it lies.
+
+    Raises:
+        HubError: the hub did not give it.
+    """
     with _translated(repo):
         return Path(hf_hub_download(repo, name, revision=commit))
 
 
-def fetch_checkpoint(repo: str, commit: str, names: list[str]) -> Path:
-    """Download what a conversion reads of a commit: one set of safetensors weights and all side files."""
-    weights = [SINGLE] if SINGLE in names else []
-    if not weights and INDEX in names:
-        index = json.loads(fetch_file(repo, commit, INDEX).read_text())
-        weights = sorted(set(index["weight_map"].values()))
-    wanted = weights + [name for name in names if not is_weights(name)]
+def fetch_files(repo: str, commit: str, names: list[str]) -> Path:
+    """Download files of a commit, several at once; returns their folder.
+
+    Raises:
+        HubError: the hub did not give all of them.
+    """
     with _translated(repo):
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=wanted))
+        folder = Path(snapshot_download(repo, revision=commit, allow_patterns=[escape(name) for name in names]))
+    # Where the hub lists no files, the client may hand out what an earlier download left, which can be less.
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise HubError(f"{repo}: the hub did not give {', '.join(missing[:3])}")
+    return folder
 
 
 def upload(folder: Path, repo: str, *, private: bool) -> str:
-    """Upload a folder as a repository of its own; returns the address of the commit."""
+    """Upload a folder in one commit, and remove older weights beside it; returns the address of the commit.
+
+    Raises:
+        HubError: the hub refused, or ``private`` is asked for and the repository is public already.
+        UsageError: not a repository id.
+    """
     with _translated(repo):
         api = HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add a folded checkpoint")
-    return str(commit)
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        info = api.model_info(repo)
+    if private and not info.private:
+        raise HubError(f"{repo}: exists and is public: nothing was uploaded")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    there = [sibling.rfilename for sibling in info.siblings or []]
+    stale = [name for name in there if name not in files and any(fnmatch(name, pattern) for pattern in _STALE)]
+    added = [CommitOperationAdd(name, path) for name, path in files.items()]
+    removed = [CommitOperationDelete(name) for name in stale]
+    with _translated(repo):
+        return api.create_commit(repo, [*added, *removed], commit_message="Add a folded checkpoint").commit_url

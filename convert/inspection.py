@@ -141,9 +141,7 @@ def _worth_json(worth: Worth) -> dict[str, Any]:
             "weights_memory_decrease": paper.weights_eliminated,
             "net_memory_change": paper.net_memory_change,
             "relative_to_total": paper.relative_to_total,
-            "reads": [
-                {"batch": r.batch, "before": r.before, "after": r.after, "ratio": r.ratio} for r in paper.reads
-            ],
+            "reads": [{"batch": r.batch, "before": r.before, "after": r.after, "ratio": r.ratio} for r in paper.reads],
         },
     }
 

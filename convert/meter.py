@@ -23,7 +23,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
         self._whole: dict[str, set[tuple[int, int]]] = defaultdict(set)
         self.gathered: dict[str, int] = defaultdict(int)
@@ -57,7 +57,7 @@ class Meter(TorchDispatchMode):
             rows = sum(index.numel() for index in tree_leaves(args[_LOOK_UPS[func]]))
             self.gathered[name] += rows * argument[0].numel() * argument.element_size()
         else:
-            self._whole[name].add((argument.storage_offset(), argument.numel() * argument.element_size()))
+            self._whole[name].add((int(argument.storage_offset()), argument.numel() * argument.element_size()))
 
 
 def _experts_used(weights: torch.Tensor, ends: torch.Tensor) -> Iterator[tuple[int, int]]:
@@ -65,7 +65,7 @@ def _experts_used(weights: torch.Tensor, ends: torch.Tensor) -> Iterator[tuple[i
     counts = ends.diff(prepend=ends.new_zeros(1))
     size = weights[0].numel() * weights.element_size()
     for expert in counts.nonzero().flatten().tolist():
-        yield weights[expert].storage_offset(), size
+        yield int(weights[expert].storage_offset()), size
 
 
 def _is_view(func: Any) -> bool:

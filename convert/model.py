@@ -24,7 +24,7 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
     if reasons:
         raise UnsupportedModel(reasons)
     try:
-        config = AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UnsupportedModel([f"transformers cannot read its config: {_first_line(error)}"]) from error
     reasons = _config_reasons(config)
@@ -73,12 +73,12 @@ def load_class(source: Source, config: PreTrainedConfig) -> type[PreTrainedModel
     reference = getattr(config, "auto_map", {}).get(_AUTO)
     if reference and not type(config).__module__.startswith("transformers."):
         return get_class_from_dynamic_module(reference, source.folder)
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if found is None:
         raise UnsupportedModel([f"{config.model_type} is not a causal language model of transformers"])
-    classes = found if isinstance(found, tuple | list) else [found]
+    classes: list[type[PreTrainedModel]] = list(found) if isinstance(found, tuple | list) else [found]
     named = [each for each in classes if each.__name__ in (source.config.get("architectures") or [])]
-    return (named or list(classes))[0]
+    return (named or classes)[0]
 
 
 def resolve_dtype(source: Source, config: PreTrainedConfig, asked: torch.dtype | None) -> torch.dtype:

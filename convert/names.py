@@ -6,7 +6,7 @@ through under the names that the source gave them.
 
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.shards import Entry
@@ -22,7 +22,7 @@ def live_names(model: PreTrainedModel, entries: dict[str, Entry]) -> dict[str, s
     """
     transforms = get_model_conversion_mapping(model)
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
-    renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     state = model.state_dict()
     live: dict[str, str] = {}
     joined = set[str]()

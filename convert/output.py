@@ -29,6 +29,7 @@ def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     _restore(out)
     _refuse_existing(out, force=force)
     work = out.with_name(f".{out.name}.prefold")
+    made = [parent for parent in out.parents if not parent.exists()]
     locks = [_claim(work)]
     try:
         _refuse_existing(out, force=force)
@@ -47,6 +48,8 @@ def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
         for lock in locks:
             os.close(lock)
+        if not out.exists():
+            _remove_empty(made)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -103,6 +106,12 @@ def _sync(folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _aside(out: Path) -> Path:

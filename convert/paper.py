@@ -43,8 +43,6 @@ def paper_figures(census: Census) -> PaperFigures:
     cut = census.cut
     matrices = [p for p in census.folded if len(p.shape) > 1 and not census.is_router(p)]
     eliminated = sum(parameter.values for parameter in matrices)
-    reads = [
-        PaperReads(batch, batch * cut.embedding_width + eliminated, batch * cut.row_width) for batch in BATCHES
-    ]
+    reads = [PaperReads(batch, batch * cut.embedding_width + eliminated, batch * cut.row_width) for batch in BATCHES]
     increase = (cut.row_width - cut.embedding_width) * cut.rows
     return PaperFigures(eliminated, reads, increase, increase - eliminated, (increase - eliminated) / census.total)

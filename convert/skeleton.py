@@ -60,17 +60,19 @@ def find_stack(model: nn.Module, config: PreTrainedConfig) -> Stack | None:
 def build_on_meta(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Build the whole model on the meta device, in ``dtype``."""
     with torch.device("meta"):
-        return model_class._from_config(copy.deepcopy(config), dtype=dtype).eval()
+        model: PreTrainedModel = model_class._from_config(copy.deepcopy(config), dtype=dtype)
+    model.eval()
+    return model
 
 
 def prune(model: nn.Module, stack: Stack, keep: list[int]) -> None:
     """Leave only the blocks whose indices are in ``keep``."""
-    blocks = model.get_submodule(stack.name)
+    blocks = list(model.get_submodule(stack.name).children())
     model.set_submodule(stack.name, nn.ModuleList(blocks[index] for index in keep))
 
 
 def materialize(model: PreTrainedModel, stack: Stack, embedding_rows: int) -> None:
-    """Give the model memory, its buffers their own values, and everything up to the end of the first block random weights.
+    """Give the model memory, its buffers their own values, and its weights up to the first block's end random ones.
 
     Of an embedding only the first ``embedding_rows`` rows are filled.
     """

@@ -1,13 +1,13 @@
 """A checkpoint to be read: where it lies, what it says of itself, which tensors it holds."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefold.convert import hub
 from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
-from prefold.convert.files import CONFIG, INDEX, SINGLE, is_weights
+from prefold.convert.files import CONFIG, INDEX, SINGLE, is_side_file, is_weights
 from prefold.convert.shards import Entry, read_header
 
 ADAPTER = "adapter_config.json"
@@ -23,6 +23,7 @@ class Source:
         revision: the commit hash, for a checkpoint of the hub.
         config: ``config.json`` as it stands.
         entries: every tensor by name; empty where the weights were not asked for.
+        hub_files: the names of all files of its commit, for a checkpoint of the hub.
     """
 
     config_path: Path
@@ -30,6 +31,7 @@ class Source:
     revision: str | None
     config: dict[str, Any]
     entries: dict[str, Entry] = field(default_factory=dict)
+    hub_files: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -56,16 +58,23 @@ def open_config(model: str, revision: str | None = None) -> Source:
         HubError: the hub did not answer.
     """
     if not _is_local(model):
-        commit, names = hub.resolve(model, revision)
-        _refuse_files(model, set(names))
-        path = hub.fetch_file(model, commit, CONFIG)
-        return Source(path.parent, model, commit, _read_json(path))
+        return _open_remote(model, revision)
     path = Path(model).expanduser()
     if path.is_dir():
         return _open_bare(path, model)
     if not path.exists():
         raise UsageError(f"{model}: no such file or folder")
     return Source(path, model, None, _read_json(path))
+
+
+def _open_remote(model: str, revision: str | None) -> Source:
+    commit, names = hub.resolve(model, revision)
+    _refuse_files(model, set(names))
+    path = hub.fetch_file(model, commit, CONFIG)
+    opened = Source(path.parent, model, commit, _read_json(path), hub_files=names)
+    if "auto_map" in opened.config:  # the config is not understood without the code that it names
+        hub.fetch_files(model, commit, [name for name in names if name.endswith(".py")])
+    return opened
 
 
 def _open_bare(folder: Path, name: str) -> Source:
@@ -83,15 +92,33 @@ def open_source(model: str, revision: str | None = None) -> Source:
         BrokenCheckpoint: index and shards disagree, or a shard is not whole.
         HubError: the hub did not answer.
     """
-    commit = None
-    folder = Path(model).expanduser()
-    if not _is_local(model):
-        commit, names = hub.resolve(model, revision)
-        _refuse_files(model, set(names))
-        folder = hub.fetch_checkpoint(model, commit, names)
-    if not folder.is_dir():
-        raise UsageError(f"{model}: no such folder")
-    return open_folder(folder, model, commit)
+    return add_weights(open_config(model, revision))
+
+
+def add_weights(opened: Source) -> Source:
+    """Return an opened config's checkpoint with its weights, fetching them if it is on the hub.
+
+    Apart from ``open_config``, so that a model which does not fold is refused before its weights are downloaded.
+
+    Raises:
+        UsageError, UnsupportedModel, BrokenCheckpoint, HubError: as ``open_source``.
+    """
+    if not opened.config_path.is_dir():
+        raise UsageError(f"{opened.name}: not a folder: there are no weights to read")
+    if opened.revision is not None:
+        _fetch_weights(opened, opened.revision)
+    return replace(opened, entries=read_entries(opened.folder))
+
+
+def _fetch_weights(opened: Source, commit: str) -> None:
+    """Download what a conversion reads beside the config: one set of safetensors weights, and all side files."""
+    weights = [name for name in (SINGLE,) if name in opened.hub_files]
+    if not weights and INDEX in opened.hub_files:
+        weights = sorted(set(_weight_map(hub.fetch_file(opened.name, commit, INDEX)).values()))
+    for name in sorted(set(weights) - set(opened.hub_files)):
+        raise BrokenCheckpoint(f"{INDEX}: names {name}, which is missing")
+    side = [name for name in opened.hub_files if is_side_file(name)]
+    hub.fetch_files(opened.name, commit, weights + side)
 
 
 def open_folder(folder: Path, name: str | None = None, revision: str | None = None) -> Source:
@@ -101,7 +128,7 @@ def open_folder(folder: Path, name: str | None = None, revision: str | None = No
         UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_source``.
     """
     opened = _open_bare(folder, name or str(folder))
-    return Source(folder, opened.name, revision, opened.config, read_entries(folder))
+    return replace(opened, revision=revision, entries=read_entries(folder))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -141,13 +168,18 @@ def read_entries(folder: Path) -> dict[str, Entry]:
         return read_header(folder / SINGLE)
     if not (folder / INDEX).exists():
         raise UnsupportedModel([f"{folder}: no weights: neither {SINGLE} nor {INDEX}"])
-    weight_map = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BrokenCheckpoint(f"{INDEX}: has no weight_map")
+    weight_map = _weight_map(folder / INDEX)
     entries: dict[str, Entry] = {}
     for shard in sorted(set(weight_map.values())):
         entries |= _read_shard(folder, shard, {name for name, file in weight_map.items() if file == shard})
     return entries
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        raise BrokenCheckpoint(f"{INDEX}: has no weight_map that names a file for each tensor")
+    return weight_map
 
 
 def _read_shard(folder: Path, shard: str, expected: set[str]) -> dict[str, Entry]:

@@ -57,8 +57,8 @@ def study_model(
     materialize(model, stack, _ROWS)
     ids = experiment_tokens(config.vocab_size, _special(config))
     found = discover(model, stack, ids, assume_parallel=assume_parallel)
-    rows = model.get_submodule(embedding).weight.shape[0]  # type: ignore[union-attr]
-    cut = choose_cut(found, embedding, int(rows), merge_residual=merge_residual)  # type: ignore[arg-type]
+    rows = model.get_parameter(f"{embedding}.weight").shape[0]
+    cut = choose_cut(found, embedding, rows, merge_residual=merge_residual)
     census = take_census(shapes, model, stack, kept, cut, found.routers)
     if not assume_parallel:
         try_fold(model, stack, cut, found, ids)
@@ -67,15 +67,18 @@ def study_model(
 
 
 def _embedding(model: PreTrainedModel) -> str:
-    embedding = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embedding)
+    return _name(model, model.get_input_embeddings())
+
+
+def _name(model: PreTrainedModel, wanted: object) -> str:
+    return next(str(name) for name, module in model.named_modules() if module is wanted)
 
 
 def _tied_head(model: PreTrainedModel) -> str | None:
     head = model.get_output_embeddings()
     if head is None or head.weight is not model.get_input_embeddings().weight:
         return None
-    return next(name for name, module in model.named_modules() if module is head) + ".weight"
+    return f"{_name(model, head)}.weight"
 
 
 def _special(config: PreTrainedConfig) -> set[int]:

@@ -29,7 +29,9 @@ def try_fold(model: PreTrainedModel, stack: Stack, cut: Cut, found: Discovery, i
         try:
             after = trace(model, stack.first_block, numbered, attention_mask=mask).block_output
         except (AttributeError, RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise UnsupportedModel([f"the first block does not run with columns in its modules' place: {error}"]) from error
+            raise UnsupportedModel(
+                [f"the first block does not run with columns in its modules' place: {error}"]
+            ) from error
         shown = torch.ones_like(ids) if mask is None else mask
         if before is None or after is None or not same_rows(before[shown == 1], after[shown == 1]):
             raise UnsupportedModel(["the first block says something else with columns in its modules' place"])

@@ -77,7 +77,7 @@ def _by_size(outgoing: list[tuple[Path, str, Outgoing]], limit: int) -> Iterator
         yield group
 
 
-def table_outgoing(cut: Cut, dtype: torch.dtype, chunks: Callable[[], Iterator[bytes]]) -> Outgoing:
+def table_outgoing(cut: Cut, dtype: torch.dtype, chunks: Callable[[], Iterator[memoryview]]) -> Outgoing:
     """Describe the table as a tensor, ``[rows, row_width]``."""
     shape = [cut.rows, cut.row_width]
     return Outgoing(dtype_name(dtype), shape, cut.rows * cut.row_width * dtype.itemsize, chunks)

@@ -83,7 +83,7 @@ def drop_markup(osis: str) -> str:
     osis = re.sub(r"<l eID[^>]*>|</item>", "\n", osis)
     text = re.sub(r"[ \t]+", " ", html.unescape(re.sub(r"<[^>]*>", "", osis)))
     # A removed note leaves a space, which is wrong in front of closing punctuation.
-    text = re.sub(r" ([,.;:?!)”’])", r"\1", text)
+    text = re.sub(r" ([,.;:?!)”’])", r"\1", text)  # noqa: RUF001
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text))
 
 

@@ -42,7 +42,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=END,
         eos_token=END,
@@ -130,7 +130,7 @@ def train_model(model: GPTNeoXForCausalLM, stream: Tensor, steps: int, seed: int
         task = progress.add_task("training", total=steps, loss=math.log(VOCAB))
         for step in range(steps):
             loss = mean_loss(model, draw_windows(stream, window_length(step, steps), order))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -57,7 +57,7 @@ class Outcome:
 
 def save_checkpoint(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the weights in bfloat16, the tokenizer, the generation defaults and the licence."""
-    defaults = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)  # type: ignore[no-untyped-call]
+    defaults = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     model.generation_config = defaults
     model.bfloat16().save_pretrained(folder)
     # The weights are created readable by their owner alone, which a wheel would pass on.

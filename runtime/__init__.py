@@ -28,15 +28,18 @@ class _FoldedTypes(dict[str, type[PreTrainedConfig]]):
 
     def __missing__(self, model_type: str) -> type[PreTrainedConfig]:
         source = CONFIG_MAPPING[model_type.removeprefix(_PREFIX)]
-        self[model_type] = folded = getattr(modeling_prefold, modeling_prefold.PREFIX + source.__name__)
-        found = MODEL_FOR_CAUSAL_LM_MAPPING.get(source, None)
+        folded: type[PreTrainedConfig] = getattr(modeling_prefold, modeling_prefold.PREFIX + source.__name__)
+        self[model_type] = folded
+        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(source, None)
         for model_class in found if isinstance(found, tuple | list) else [found]:
-            AutoModelForCausalLM.register(folded, getattr(modeling_prefold, modeling_prefold.PREFIX + model_class.__name__))
+            AutoModelForCausalLM.register(
+                folded, getattr(modeling_prefold, modeling_prefold.PREFIX + model_class.__name__)
+            )
         return folded
 
     def get(self, model_type: str, default: Any = None) -> Any:
         """Return the config class, making it if need be."""
-        return self[model_type] if model_type in self else default
+        return self[model_type] if model_type in self else default  # noqa: SIM401  # it is ``get`` itself
 
 
 def register() -> None:

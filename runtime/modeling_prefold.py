@@ -4,8 +4,8 @@ This file travels in every folded checkpoint and needs torch and transformers al
 derived from transformers' own ``X`` the moment it is asked for, so one file serves every architecture.
 """
 
+import threading
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import torch
@@ -26,10 +26,29 @@ class FoldedInputError(ValueError):
 
 
 class Row:
-    """The looked-up rows of the forward pass under way, ``[batch, seq, row_width]``, or None between passes."""
+    """The looked-up rows of the forward pass under way, ``[batch, seq, row_width]``, or None between passes.
+
+    Every thread has its own, so that passes side by side do not read each other's.
+    """
 
     def __init__(self) -> None:
-        self.values: torch.Tensor | None = None
+        self._of_thread = threading.local()  # not a base class: writes of compiled code would miss its storage
+
+    def __reduce__(self) -> tuple[type["Row"], tuple[()]]:
+        return Row, ()  # a copy of a model starts between passes
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """The rows that the calling thread looked up."""
+        return getattr(self._of_thread, "values", None)
+
+    @values.setter
+    def values(self, values: torch.Tensor | None) -> None:
+        self._of_thread.values = values
+
+    def forget(self, *_: Any) -> None:
+        """Drop what an interrupted pass left; a hook that runs before every pass."""
+        self.values = None
 
     def read(self, *, last: bool) -> torch.Tensor:
         """Return the rows; the last reader lets go of them, so that none outlives its forward pass."""
@@ -43,12 +62,27 @@ class Row:
         return values
 
 
-class Table(nn.Module):
+class Folded(nn.Module):
+    """Common to all stand-ins: an empty ``weight``, for callers that ask a module for its dtype."""
+
+    weight: torch.Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.register_buffer("weight", torch.empty(0), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Say what became of the module, since adapters print this when they refuse it."""
+        return f"{self.name} is folded into the table: it has no weights to train or to adapt"
+
+
+class Table(Folded):
     """Stands for the input embedding: fetches whole rows and returns their residual slice."""
 
-    def __init__(self, row: Row, rows: int, row_width: int, start: int | None, width: int) -> None:
+    def __init__(self, name: str, row: Row, rows: int, row_width: int, start: int | None, width: int) -> None:
         """``start`` is None where nobody reads the embedding itself, only what was made of it."""
-        super().__init__()
+        super().__init__(name)
         self.row, self.start, self.width = row, start, width
         self.weight = nn.Parameter(torch.empty(rows, row_width), requires_grad=False)
 
@@ -61,19 +95,6 @@ class Table(nn.Module):
         if self.start is None:
             return values[..., :1].expand(*input_ids.shape, self.width)
         return values[..., self.start : self.start + self.width]
-
-
-class Folded(nn.Module):
-    """Common to all stand-ins: an empty ``weight``, for callers that ask a module for its dtype."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.register_buffer("weight", torch.empty(0), persistent=False)
-
-    def extra_repr(self) -> str:
-        """Say what became of the module, since adapters print this when they refuse it."""
-        return f"{self.name} is folded into the table: it has no weights to train or to adapt"
 
 
 class Column(Folded):
@@ -104,7 +125,8 @@ class Dropped(Folded):
         """Return ``[batch, seq, *shape]`` without reading or writing memory."""
         if list(hidden_states.shape[2:]) == self.shape:
             return hidden_states
-        return hidden_states.flatten(2)[..., :1].unflatten(-1, [1] * len(self.shape)).expand(-1, -1, *self.shape)
+        single: torch.Tensor = hidden_states.flatten(2)[..., :1].unflatten(-1, [1] * len(self.shape))
+        return single.expand(-1, -1, *self.shape)
 
 
 class Shown(Dropped):
@@ -127,7 +149,7 @@ def fold_modules(model: nn.Module, fold: dict[str, Any]) -> Row:
     """Replace the modules that the ``prefold`` section of a folded ``config.json`` names; returns their shared row."""
     row, table, columns = Row(), fold["table"], fold["columns"]
     stand_ins: dict[str, nn.Module] = {
-        table["module"]: Table(row, table["rows"], table["row_width"], table["start"], table["width"])
+        table["module"]: Table(table["module"], row, table["rows"], table["row_width"], table["start"], table["width"])
     }
     for column in columns:
         name, last = column["module"], column is columns[-1]
@@ -136,12 +158,23 @@ def fold_modules(model: nn.Module, fold: dict[str, Any]) -> Row:
     for kind, entries in ((dropped, fold["dropped"]), (Merged, fold["merged"])):
         stand_ins |= {entry["module"]: kind(entry["module"], entry["shape"]) for entry in entries}
     for name, stand_in in stand_ins.items():
+        _name_parts(stand_in, name, model.get_submodule(name))
         model.set_submodule(name, stand_in.train(model.training))
+    parents = table["module"].split(".")[:-1]
+    for depth in range(len(parents) + 1):  # whichever of them a program calls, its pass begins there
+        model.get_submodule(".".join(parents[:depth])).register_forward_pre_hook(row.forget)
     return row
 
 
+def _name_parts(stand_in: nn.Module, name: str, module: nn.Module) -> None:
+    """Keep the names of a folded module's own parts, so that an adapter meant for one of them is refused."""
+    for part, child in module.named_children():
+        stand_in.add_module(part, Folded(f"{name}.{part}"))
+        _name_parts(stand_in.get_submodule(part), f"{name}.{part}", child)
+
+
 def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
-    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         source.__init__(self, config, *args, **kwargs)
         self.prefold_row = fold_modules(self, config.prefold)
         self.post_init()
@@ -149,52 +182,42 @@ def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
     return __init__
 
 
-def _forward_of(source: type[PreTrainedModel]) -> Callable[..., Any]:
-    @wraps(source.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("inputs_embeds") is not None:
-            raise FoldedInputError("a folded model takes input_ids, not inputs_embeds: its table is indexed by token")
-        self.prefold_row.values = None  # a pass that was interrupted must not leave its rows to the next one
-        return source.forward(self, *args, **kwargs)
-
-    return forward
-
-
 def fold_config_class(source: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """Derive the configuration class of a folded checkpoint: the source's, under a ``model_type`` of its own."""
-    model_type = f"{PREFIX.lower()}_{source.model_type}"
-    folded = type(PREFIX + source.__name__, (source,), {"model_type": model_type, "__module__": __name__})
+    namespace = {"model_type": f"{PREFIX.lower()}_{source.model_type}", "__module__": __name__}
+    folded: type[PreTrainedConfig] = type(PREFIX + source.__name__, (source,), namespace)
     folded.register_for_auto_class("AutoConfig")
     return folded
 
 
 def fold_class(source: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Derive the model class of a folded checkpoint: the source's, with the folded modules swapped for columns."""
+    config_class: Any = source.config_class
     namespace = {
         "__init__": _init_of(source),
         "__module__": __name__,
-        "forward": _forward_of(source),
-        "config_class": _derived(source.config_class),
+        "config_class": _derived(config_class),
     }
-    folded = type(PREFIX + source.__name__, (source,), namespace)
+    folded: type[PreTrainedModel] = type(PREFIX + source.__name__, (source,), namespace)
     # Tensors keep the source's names, so the source's renames must still be found under the new class name.
     renames = get_checkpoint_conversion_mapping(source.__name__)
-    renames = renames or get_checkpoint_conversion_mapping(source.config_class.model_type)
+    renames = renames or get_checkpoint_conversion_mapping(config_class.model_type)
     register_checkpoint_conversion_mapping(folded.__name__, renames or [], overwrite=True)
     folded.register_for_auto_class("AutoModelForCausalLM")
     return folded
 
 
-def _derived(source: type) -> type:
-    """Return the class derived from ``source``, making it once, so that it stays one class for pickle and isinstance."""
+def _derived(source: type[Any]) -> type[Any]:
+    """Return the class derived from ``source``, made once, so that it stays one class for pickle and isinstance."""
     name = PREFIX + source.__name__
     if name not in globals():
-        make = fold_config_class if issubclass(source, PreTrainedConfig) else fold_class
+        make: Callable[[Any], type[Any]] = fold_config_class if issubclass(source, PreTrainedConfig) else fold_class
         globals()[name] = make(source)
-    return globals()[name]
+    made: type[Any] = globals()[name]
+    return made
 
 
-def __getattr__(name: str) -> type:
+def __getattr__(name: str) -> type[Any]:
     source = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if source is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,9 +40,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma3_text": _GROUPED | {"head_dim": 8},
     "phi3": _GROUPED,
     "gpt_neox": _SERIAL,
-    "gptj": _SPECIAL | {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "rotary_dim": 4},
+    "gptj": _SPECIAL
+    | {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "rotary_dim": 4},
     "phi": _SERIAL,
-    "falcon": _SPECIAL | {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "falcon": _SPECIAL
+    | {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
     "cohere": _GROUPED,
     "stablelm": _GROUPED,
     "olmo2": _GROUPED,
@@ -74,7 +76,9 @@ Checkpoint = Callable[..., Path]
 def checkpoint(tmp_path: Path) -> Checkpoint:
     """Return a function that saves a small random model and returns its folder."""
 
-    def make(model_type: str = "llama", dtype: torch.dtype = torch.float32, name: str = "source", **changes: Any) -> Path:
+    def make(
+        model_type: str = "llama", dtype: torch.dtype = torch.float32, name: str = "source", **changes: Any
+    ) -> Path:
         save = {key: changes.pop(key) for key in ("max_shard_size",) if key in changes}
         folder = tmp_path / name
         random_model(small_config(model_type, **changes), dtype).save_pretrained(folder, **save)
@@ -95,7 +99,9 @@ def fold(tmp_path: Path) -> Callable[..., Path]:
 
 def load(folder: Path, **kwargs: Any) -> PreTrainedModel:
     """Load a checkpoint as a user does, in its own dtype, running the module in its folder if it brings one."""
-    return AutoModelForCausalLM.from_pretrained(folder, **({"trust_remote_code": True, "dtype": "auto"} | kwargs)).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, **({"trust_remote_code": True, "dtype": "auto"} | kwargs)
+    ).eval()
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:

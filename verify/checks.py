@@ -2,7 +2,11 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from prefold.convert.errors import PrefoldError, UsageError
+from prefold.verify.page import html_page
 
 NAMES = ("structure", "rows", "logits", "greedy", "reads", "speed")
 
@@ -58,44 +62,57 @@ class Verification:
         return [name for name, outcome in self.checks.items() if not outcome.passed]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures; the names of the two folders are left out, so that they compare."""
-        return {"passed": self.passed, "checks": {name: outcome.as_json() for name, outcome in self.checks.items()}}
+        """Return all figures; the names of the two folders are left out, so that they compare.
+
+        JSON has no infinity: a figure that is not finite is null.
+        """
+        checks = {name: outcome.as_json() for name, outcome in self.checks.items()}
+        figures: dict[str, Any] = json.loads(json.dumps(checks), parse_constant=lambda _: None)
+        return {"passed": self.passed, "checks": figures}
 
     def as_markdown(self) -> str:
         """Return a table for a model card."""
-        rows = [f"| {name} | {_word(outcome.passed)} | {outcome.summary} |" for name, outcome in self.checks.items()]
+        bar = r"\|"  # in a table's cell a bare bar would begin the next cell
+        rows = [
+            f"| {name} | {_word(outcome.passed)} | {outcome.summary.replace('|', bar)} |"
+            for name, outcome in self.checks.items()
+        ]
         problems = [f"- {name}: {line}" for name, outcome in self.checks.items() for line in outcome.problems]
         title = "## Verification\n\n| check | | measured |\n|---|---|---|\n"
         return title + "\n".join([*rows, *([""] if problems else []), *problems]) + "\n"
 
     def as_html(self) -> str:
         """Return a page of its own."""
-        from html import escape
+        rows = [(name, _word(o.passed), [o.summary, *o.problems]) for name, o in self.checks.items()]
+        return html_page(f"{self.folded} against {self.source}", _word(self.passed), rows, self.as_json())
 
-        rows = "".join(
-            f"<tr><td>{name}</td><td class='{_word(outcome.passed)}'>{_word(outcome.passed)}</td>"
-            f"<td>{escape(outcome.summary)}{''.join(f'<br>{escape(line)}' for line in outcome.problems)}</td></tr>"
-            for name, outcome in self.checks.items()
-        )
-        figures = escape(json.dumps(self.as_json(), indent=2))
-        return _PAGE.format(
-            title=f"{escape(self.folded)} against {escape(self.source)}", verdict=_word(self.passed), rows=rows, figures=figures
-        )
+
+class VerificationFailed(PrefoldError):
+    """A folded checkpoint is not what its source is.
+
+    Attributes:
+        verification: everything that was found.
+    """
+
+    def __init__(self, verification: Verification) -> None:
+        """Show one line for each problem."""
+        checks = verification.checks.items()
+        lines = [f"{name}: {line}" for name, outcome in checks for line in outcome.problems]
+        super().__init__("\n".join([f"verification failed: {', '.join(verification.failed)}", *lines]))
+        self.verification = verification
+
+
+def write_report(verification: Verification, file: Path) -> None:
+    """Write a report as a page, ``.html`` or ``.md``.
+
+    Raises:
+        UsageError: the file's name ends otherwise.
+    """
+    pages = {".html": verification.as_html, ".md": verification.as_markdown}
+    if file.suffix not in pages:
+        raise UsageError(f"{file}: a report is a page, .html or .md")
+    file.write_text(pages[file.suffix](), encoding="utf-8")
 
 
 def _word(passed: bool) -> str:
     return "passed" if passed else "FAILED"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>prefold verify</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-td {{ padding: .3rem 1rem .3rem 0; vertical-align: top; border-bottom: 1px solid #ddd; }}
-.passed {{ color: #067d3b; }} .FAILED {{ color: #b3001b; font-weight: bold; }}
-pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
-</style></head><body>
-<h1>{title}</h1><p>Verification <span class="{verdict}">{verdict}</span>.</p>
-<table>{rows}</table><details><summary>All figures</summary><pre>{figures}</pre></details>
-</body></html>
-"""

@@ -30,15 +30,19 @@ class Distance:
 
 
 def distance(reference: torch.Tensor, other: torch.Tensor) -> Distance:
-    """Measure ``[positions, vocab]`` logits against reference logits of the same shape; what is not finite is far."""
+    """Measure ``[positions, vocab]`` logits against reference logits.
+
+    Another shape is infinitely far, and so is what is not finite, on either side: it cannot be compared.
+    """
     one, two = reference.double(), other.double()
-    if not (one.isfinite().all() and two.isfinite().all()):
+    if one.shape != two.shape or not (one.isfinite().all() and two.isfinite().all()):
         return Distance(torch.inf, torch.inf, torch.inf, torch.inf, 0.0)
     expected, got = one.log_softmax(-1), two.log_softmax(-1)
     divergence = (expected.exp() * (expected - got)).sum(-1).clamp(min=0)
+    error, size = (one - two).square().sum(), one.square().sum()
     return Distance(
         max_abs=float((one - two).abs().max()),
-        nmse=float((one - two).square().sum() / one.square().sum()),
+        nmse=float(error / size) if error else 0.0,
         kl_mean=float(divergence.mean()),
         kl_p99=float(divergence.quantile(0.99)),
         top1_agreement=float(one.argmax(-1).eq(two.argmax(-1)).double().mean()),

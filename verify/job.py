@@ -20,8 +20,9 @@ class Job:
         prompts: token ids, one list per prompt.
         continued: a prompt with its continuation, for logits of a long prefill; empty to continue it first.
         table_folder: a folded checkpoint whose every row is compared with this (source) model's first layer.
+        table_name: the tensor that holds the rows.
         speed_against: another checkpoint, to be timed in turn with this one.
-        trust_remote_code: run the code that the checkpoint brings.
+        trust_remote_code: run the code that the checkpoint in ``folder`` brings.
     """
 
     folder: str
@@ -29,6 +30,7 @@ class Job:
     prompts: list[list[int]]
     continued: list[int] = field(default_factory=list)
     table_folder: str | None = None
+    table_name: str = ""
     speed_against: str | None = None
     trust_remote_code: bool = True
 

@@ -1,6 +1,7 @@
 """Checks on what a folded model says: rows, logits, greedy tokens, reads, speed."""
 
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from prefold.verify.job import READ_BATCHES
 
 # In fp32 a one-row product may sum in another order than the many-row product that made the table; what that
 # does to logits is bounded by what it does to the source itself. 16-bit rounding hides it (measured: zero).
-_FP32_LOGITS, _FP32_FLOOR_FACTOR = 1e-4, 2
+_WIDE = ("float32", "float64")
+_WIDE_LOGITS, _WIDE_NMSE, _FLOOR_FACTOR = 1e-4, 1e-8, 2
 # Beyond rounding, "excellent" on llama.cpp's scale for converted models; only merged residuals come near it.
 _NMSE = 1e-4
 
@@ -20,17 +22,20 @@ _NMSE = 1e-4
 def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
     """Judge the comparison of every row with the live first layer.
 
-    16-bit rows must be equal; fp32 rows may differ by the rounding of a matrix product (rtol 1.3e-6, atol 1e-5).
+    16-bit rows must be equal; fp32 rows may differ by the rounding of a matrix product (rtol 1.3e-6, and 1e-5 of the
+    column's largest value).
     """
     worst = max(figures["max_abs_difference"].values())
-    beyond = figures["beyond_rounding"] if dtype == "float32" else figures["unequal"]
-    first = figures["first_beyond_rounding"] if dtype == "float32" else figures["first_unequal"]
+    kind = "beyond_rounding" if dtype in _WIDE else "unequal"
+    beyond, first = figures[kind], figures[f"first_{kind}"]
     problems = []
     if beyond:
         column = max(figures["max_abs_difference"], key=figures["max_abs_difference"].__getitem__)
         problems.append(f"{beyond:,} wrong rows, the first of tokens {first}, furthest off in {column} ({worst:.3g})")
     if figures["not_finite"]:
-        problems.append(f"{figures['not_finite']:,} rows are not finite")
+        problems.append(
+            f"{figures['not_finite']:,} rows are not finite, the first of tokens {figures['first_not_finite']}"
+        )
     summary = f"all {figures['rows']:,} rows equal the live first layer's"
     if figures["unequal"]:
         summary = f"{figures['unequal']:,} of {figures['rows']:,} rows differ, by at most {worst:.3g}"
@@ -39,18 +44,37 @@ def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
 
 
 def _is_close(apart: Distance, floor: Distance, dtype: str) -> bool:
-    if dtype == "float32":
-        return apart.max_abs <= max(_FP32_LOGITS, _FP32_FLOOR_FACTOR * floor.max_abs)
+    if not (isfinite(apart.max_abs) and isfinite(floor.max_abs)):
+        return False
+    if dtype in _WIDE:
+        near = apart.max_abs <= max(_WIDE_LOGITS, _FLOOR_FACTOR * floor.max_abs)
+        return near and apart.nmse <= max(_WIDE_NMSE, _FLOOR_FACTOR * floor.nmse)
     return apart.nmse <= max(_NMSE, floor.nmse)
 
 
+def _complaint(one: torch.Tensor, other: torch.Tensor, far: Distance, floor: Distance) -> str:
+    if one.shape != other.shape:
+        return f"logits have shape {list(other.shape)}, the source's {list(one.shape)}"
+    if not one.isfinite().all():
+        return "the source's own logits are not finite, so nothing can be compared with them"
+    if not other.isfinite().all():
+        return "logits are not finite"
+    return f"{_told(far)}; the source's own noise floor is {_told(floor)}"
+
+
 def check_logits(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], dtype: str) -> Outcome:
-    """Compare logits of prefill, cached steps and a left-padded batch, beside the source's own noise floor."""
+    """Compare logits of prefill, cached steps and a left-padded batch, beside the source's own noise floor.
+
+    Steps are compared up to the first token that the two choose differently: behind it they continue other texts.
+    """
     steps = len(source["step"])
     floor = distance(source["prefill"][-steps - 1 : -1], source["step"])
-    apart = {name: distance(source[name], folded[name]) for name in ("prefill", "step", "padded")}
+    shared = _first_difference(source["tokens"][0], folded["tokens"][0]) + 1
+    pairs = {name: (source[name], folded[name]) for name in ("prefill", "step", "padded")}
+    pairs["step"] = source["step"][:shared], folded["step"][:shared]
+    apart = {name: distance(*pair) for name, pair in pairs.items()}
     problems = [
-        f"{name}: {_told(far)}; the source's own noise floor is {_told(floor)}"
+        f"{name}: {_complaint(*pairs[name], far, floor)}"
         for name, far in apart.items()
         if not _is_close(far, floor, dtype)
     ]
@@ -60,7 +84,14 @@ def check_logits(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor
     if not exact:
         summary = f"{_told(worst)}; the source, prefill against steps: {_told(floor)}"
     figures: dict[str, Any] = {name: asdict(far) for name, far in apart.items()}
-    return Outcome(not problems, summary, figures | {"exact": exact, "noise_floor": asdict(floor)}, problems)
+    figures |= {"exact": exact, "noise_floor": asdict(floor), "steps_compared": len(pairs["step"][0])}
+    return Outcome(not problems, summary, figures, problems)
+
+
+def _first_difference(one: torch.Tensor, other: torch.Tensor) -> int:
+    """Return where two rows of tokens part, or their length where they do not."""
+    pairs = zip(one.tolist(), other.tolist(), strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), len(one))
 
 
 def _told(far: Distance) -> str:
@@ -73,13 +104,15 @@ def check_greedy(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor
     Where logits are equal bit for bit, tokens must be. Where they are not, a near tie may fall the other way:
     then, at the first token that differs, each side's token must be among the other's five best (vLLM's rule).
     """
+    if source["tokens"].shape != folded["tokens"].shape:
+        shapes = [list(tokens["tokens"].shape) for tokens in (folded, source)]
+        return Outcome(False, "1 problem", problems=[f"tokens have shape {shapes[0]}, the source's {shapes[1]}"])
     problems, equal = list[str](), 0
     for prompt, (one, other) in enumerate(zip(source["tokens"], folded["tokens"], strict=True)):
-        differing = one.ne(other).nonzero().flatten()
-        if not len(differing):
+        at = _first_difference(one, other)
+        if at == len(one):
             equal += 1
             continue
-        at = int(differing[0])
         close = one[at] in folded["top"][prompt, at] and other[at] in source["top"][prompt, at]
         if exact or not close:
             problems.append(f"prompt {prompt}: token {at} is {int(other[at])}, the source's is {int(one[at])}")
@@ -109,7 +142,9 @@ def check_reads(source: dict[str, int], folded: dict[str, int], census: Census, 
     first = batches[0]
     saving = 1 - first["after_bytes"] / first["before_bytes"]
     summary = f"{first['before_bytes']:,} bytes per token before, {first['after_bytes']:,} after ({saving:.2%} saved)"
-    return Outcome(not problems, summary + ("" if problems else ", as the formula says"), {"batches": batches}, problems)
+    return Outcome(
+        not problems, summary + ("" if problems else ", as the formula says"), {"batches": batches}, problems
+    )
 
 
 def check_speed(speed: dict[str, Any], source: dict[str, int], folded: dict[str, int]) -> Outcome:

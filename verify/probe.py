@@ -5,6 +5,7 @@ checkpoint must run on the module that lies in its own folder.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -19,24 +20,27 @@ from transformers import logging as transformers_logging
 from prefold.convert.cut import Column, Cut
 from prefold.convert.meter import metered
 from prefold.convert.section import read_cut
-from prefold.convert.source import open_source
+from prefold.convert.source import open_folder
 from prefold.convert.table import compute_rows
 from prefold.verify.job import NEW_TOKENS, READ_BATCHES, TOP, Job, save_figures
 
 _ROWS_AT_ONCE = 128
 _PAD = 0
+# Relative and absolute, as torch.testing has them.
+_ROUNDING = {torch.float64: (1e-7, 1e-7), torch.float32: (1.3e-6, 1e-5), torch.float16: (1e-3, 1e-5)}
 _SPEED_TOKENS, _SPEED_ROUNDS = 32, 7
 
 
 def load(folder: str, job: Job) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a checkpoint; returns the model and what transformers says of its keys."""
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, job.dtype),
         trust_remote_code=job.trust_remote_code,
         output_loading_info=True,
         use_safetensors=True,
     )
+    model, info = loaded
     keys = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     return model.eval(), {**keys, "class": type(model).__name__, "module": type(model).__module__}
 
@@ -103,10 +107,16 @@ def _worst(column: Column, stored: torch.Tensor, live: torch.Tensor) -> float:
     return float((stored[:, part].double() - live[:, part].double()).abs().nan_to_num(torch.inf).max())
 
 
-def _is_close(stored: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-    """Say of every row whether it is within torch's own tolerance for rounding in its dtype."""
-    rtol, atol = {torch.float32: (1.3e-6, 1e-5), torch.float16: (1e-3, 1e-5)}.get(stored.dtype, (1.6e-2, 1e-5))
-    return (stored.float() - live.float()).abs().le(atol + rtol * live.float().abs()).all(1)
+def _is_close(column: Column, stored: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """Say of every row whether it is within torch's own tolerance for rounding in its dtype.
+
+    The absolute part, for values that nearly cancel, is taken of the largest value that the column has for the token.
+    """
+    rtol, atol = _ROUNDING.get(stored.dtype, (1.6e-2, 1e-5))
+    part = slice(column.start, column.start + column.width)
+    got, expected = stored[:, part].double(), live[:, part].double()
+    scale = expected.abs().amax(1, keepdim=True)
+    return (got - expected).abs().le(atol * scale + rtol * expected.abs()).all(1)
 
 
 def measure_rows(model: PreTrainedModel, cut: Cut, table: Any) -> dict[str, Any]:
@@ -117,21 +127,22 @@ def measure_rows(model: PreTrainedModel, cut: Cut, table: Any) -> dict[str, Any]
     for start in range(0, cut.rows, _ROWS_AT_ONCE):
         stored = table[start : start + _ROWS_AT_ONCE]
         live = compute_rows(model, cut, torch.arange(start, start + len(stored))[None])[0]
-        infinite += (start + (~stored.isfinite().all(1)).nonzero().flatten()).tolist()
+        finite = (stored.isfinite() & live.isfinite()).all(1)
+        infinite += (start + (~finite).nonzero().flatten()).tolist()
         unequal += (start + stored.ne(live).any(1).nonzero().flatten()).tolist()
-        beyond += (start + (~_is_close(stored, live)).nonzero().flatten()).tolist()
+        close = torch.stack([_is_close(column, stored, live) for column in columns]).all(0)
+        beyond += (start + (~close).nonzero().flatten()).tolist()
         for column in columns:
             worst[column.module] = max(worst[column.module], _worst(column, stored, live))
     counts = {"rows": cut.rows, "unequal": len(unequal), "beyond_rounding": len(beyond), "not_finite": len(infinite)}
-    first = {"first_unequal": unequal[:5], "first_beyond_rounding": beyond[:5]}
+    first = {"first_unequal": unequal[:5], "first_beyond_rounding": beyond[:5], "first_not_finite": infinite[:5]}
     return counts | first | {"max_abs_difference": worst}
 
 
-def compare_table(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
-    """Open a folded checkpoint's table and compare its rows with ``model``, its source."""
-    folded = open_source(str(folder))
+def compare_table(model: PreTrainedModel, folder: Path, name: str) -> dict[str, Any]:
+    """Open the table of a folded checkpoint and compare its rows with ``model``, its source."""
+    folded = open_folder(folder)
     cut = read_cut(folded.config)
-    name = next(n for n, entry in folded.entries.items() if entry.shape == [cut.rows, cut.row_width])
     with safe_open(folded.entries[name].file, framework="pt") as file:
         return measure_rows(model, cut, file.get_slice(name))
 
@@ -165,12 +176,13 @@ def main(folder: Path) -> None:
     model, loading = load(job.folder, job)
     figures: dict[str, Any] = {"loading": loading}
     if job.speed_against:
-        figures["speed"] = measure_speed(model, load(job.speed_against, job)[0], job.prompts[0])
+        folded, _ = load(job.speed_against, replace(job, trust_remote_code=True))
+        figures["speed"] = measure_speed(model, folded, job.prompts[0])
     else:
         figures["reads"] = measure_reads(model)
         save_file(measure_outputs(model, job), folder / "outputs.safetensors")
         if job.table_folder:
-            figures["rows"] = compare_table(model, Path(job.table_folder))
+            figures["rows"] = compare_table(model, Path(job.table_folder), job.table_name)
     save_figures(folder, figures)
 
 

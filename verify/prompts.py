@@ -33,7 +33,9 @@ def read_prompts(file: Path) -> tuple[str, ...]:
     return lines
 
 
-def token_prompts(folder: Path, vocabulary: int, texts: tuple[str, ...] | None) -> list[list[int]]:
+def token_prompts(
+    folder: Path, vocabulary: int, texts: tuple[str, ...] | None, *, trust_remote_code: bool = False
+) -> list[list[int]]:
     """Tokenize prompts with the source's own tokenizer and add random ones, which reach tokens that text does not.
 
     Raises:
@@ -43,7 +45,7 @@ def token_prompts(folder: Path, vocabulary: int, texts: tuple[str, ...] | None) 
     made = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _RANDOM_LENGTHS]
     try:
         with quiet_loading():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         if texts:
             raise UsageError(f"{folder}: its tokenizer does not load, so prompts cannot be read: {error}") from error

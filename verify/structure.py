@@ -2,22 +2,110 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from prefold.convert.cut import Cut
-from prefold.convert.files import RUNTIME, TABLE, copied_name, side_files
-from prefold.convert.shards import Entry, Outgoing, cast, passed_through, DTYPES
+from prefold.convert.files import CARD, CONFIG, REPORT, RUNTIME, copied_name, side_files
+from prefold.convert.shards import Entry, Outgoing, cast, dtype_name, passed_through
 from prefold.convert.source import Source
 from prefold.verify.checks import Outcome
 
+# What a config may say otherwise: where the source was found, and what wrote the table when.
+_FREE = {f"prefold.{key}" for key in ("source", "revision", "table_sha256", "runtime_sha256")}
+_VERSIONS = "prefold.versions."
 
-def sha256(pieces: Iterable[bytes]) -> str:
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a folded checkpoint should be, derived anew from its source.
+
+    Attributes:
+        source: the checkpoint that was folded.
+        config: the ``config.json`` that its fold should have.
+        live: into which parameter each tensor of the source is loaded, by the tensor's name.
+        cut: what folds.
+        head: name of the output head's weight where it is tied to the embedding, else None.
+        dtype: that the folded checkpoint runs in.
+    """
+
+    source: Source
+    config: dict[str, Any]
+    live: dict[str, str]
+    cut: Cut
+    head: str | None
+    dtype: torch.dtype
+
+    @property
+    def table_name(self) -> str:
+        """Name of the table, which is the source embedding's."""
+        return next(name for name, parameter in self.live.items() if parameter == f"{self.cut.embedding}.weight")
+
+    @property
+    def untouched(self) -> dict[str, Entry]:
+        """The source's tensors that must be in the folded checkpoint, under the names that they have there."""
+        gone = tuple(f"{module}." for module in self.cut.eliminated)
+        kept = {name: entry for name, entry in self.source.entries.items() if not self.live[name].startswith(gone)}
+        if self.head and self.head not in self.live.values():
+            kept[self.head] = self.source.entries[self.table_name]
+        return kept
+
+
+def sha256(pieces: Iterable[bytes | memoryview]) -> str:
     """Return the hash of bytes that come in pieces."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of decoded JSON with the keys that lead to it."""
+    if not isinstance(value, dict | list) or not value:
+        yield path.removeprefix("."), value
+        return
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(part, f"{path}.{key}")
+
+
+def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+    said, expected = dict(_leaves(folded.config)), dict(_leaves(blueprint.config))
+    for key in sorted(said.keys() | expected.keys()):
+        same = key in said and key in expected and said[key] == expected[key]
+        if not same and key not in _FREE and not key.startswith(_VERSIONS):
+            yield f"{CONFIG}: {key} is {said.get(key)!r}, should be {expected.get(key)!r}"
+
+
+def _runtime_problems(blueprint: Blueprint, folded: Source, *, trusted: bool) -> Iterator[str]:
+    path = folded.folder / RUNTIME
+    found = sha256([path.read_bytes()]) if path.is_file() else None
+    if found is None:
+        yield f"{RUNTIME}: missing"
+    elif found != folded.config["prefold"].get("runtime_sha256"):
+        yield f"{RUNTIME}: not the file that was written (its hash differs)"
+    elif found != blueprint.config["prefold"]["runtime_sha256"] and not trusted:
+        yield f"{RUNTIME}: not the one that this version writes: read it, then pass --trust-remote-code to run it"
+
+
+def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+    name, cut = blueprint.table_name, blueprint.cut
+    table = folded.entries.get(name)
+    expected = dtype_name(blueprint.dtype), [cut.rows, cut.row_width]
+    if table is None:
+        yield f"{name}: the table is missing"
+    elif (table.dtype, table.shape) != expected:
+        yield f"{name}: the table is {table.dtype} {table.shape}, should be {expected[0]} {expected[1]}"
+
+
+def find_refusals(blueprint: Blueprint, folded: Source, *, trusted: bool) -> list[str]:
+    """Return why a folded checkpoint must not even be run: its config, code or table is not what was written."""
+    return [
+        *_config_problems(blueprint, folded),
+        *_runtime_problems(blueprint, folded, trusted=trusted),
+        *_table_problems(blueprint, folded),
+    ]
 
 
 def _same_bytes(one: Outgoing, other: Entry) -> bool:
@@ -26,71 +114,63 @@ def _same_bytes(one: Outgoing, other: Entry) -> bool:
     return sha256(one.chunks()) == sha256(other.chunks())
 
 
-def _as_kept(entry: Entry, dtype: str) -> Outgoing:
-    """Return a source tensor as the folded checkpoint should have it: cast only if another dtype was asked for."""
-    return cast(entry, DTYPES[dtype]) if entry.is_floating_point and entry.dtype != dtype else passed_through(entry)
+def _is_untouched(source: Entry, folded: Entry, dtype: torch.dtype) -> bool:
+    """Say whether a tensor is the source's, or the source's in the type that the whole model was cast to."""
+    if source.dtype == folded.dtype:
+        return _same_bytes(passed_through(source), folded)
+    return _same_bytes(cast(source, dtype), folded)
 
 
-def _is_untouched(source: Entry, folded: Entry) -> bool:
-    return _same_bytes(passed_through(source), folded) or (
-        source.dtype != folded.dtype and folded.dtype in DTYPES and _same_bytes(_as_kept(source, folded.dtype), folded)
-    )
-
-
-def _tensor_problems(source: Source, folded: Source, live: dict[str, str], cut: Cut, head: str | None) -> Iterator[str]:
-    table_name = next(name for name, parameter in live.items() if parameter == f"{cut.embedding}.weight")
-    gone = {name for name in source.entries if any(live[name].startswith(f"{m}.") for m in cut.eliminated)}
-    expected = {name: entry for name, entry in source.entries.items() if name not in gone}
-    if head and head not in live.values():
-        expected[head] = source.entries[table_name]
+def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+    expected, table_name = blueprint.untouched, blueprint.table_name
     for name, entry in expected.items():
         if name not in folded.entries:
             yield f"{name}: missing"
-        elif not _is_untouched(entry, folded.entries[name]):
+        elif not _is_untouched(entry, folded.entries[name], blueprint.dtype):
             yield f"{name}: not the source's bytes"
-    for name in folded.entries.keys() - expected.keys() - {table_name}:
+    for name in sorted(folded.entries.keys() - expected.keys() - {table_name}):
         yield f"{name}: unexpected"
-    if table_name not in folded.entries:
-        yield f"{table_name}: the table is missing"
-    elif folded.entries[table_name].shape != [cut.rows, cut.row_width]:
-        yield f"{table_name}: the table has shape {folded.entries[table_name].shape}"
+    if sha256(folded.entries[table_name].chunks()) != folded.config["prefold"].get("table_sha256"):
+        yield f"{table_name}: not the table that was written (its hash differs)"
 
 
-def _hash_problems(folded: Source, section: dict[str, Any]) -> Iterator[str]:
-    for name, entry in folded.entries.items():
-        if entry.file.name == TABLE and sha256(entry.chunks()) != section["table_sha256"]:
-            yield f"{name}: not the table that was written (its hash differs)"
-    if sha256([(folded.folder / RUNTIME).read_bytes()]) != section["runtime_sha256"]:
-        yield f"{RUNTIME}: not the file that was written (its hash differs)"
-
-
-def _side_file_problems(source: Path, folded: Path) -> Iterator[str]:
-    for name in side_files(source):
-        copy = folded / copied_name(name)
-        if not copy.exists():
+def _file_problems(source: Source, folded: Source) -> Iterator[str]:
+    copies = {copied_name(name): source.folder / name for name in side_files(source.folder)}
+    for name, original in copies.items():
+        copy = folded.folder / name
+        if not copy.is_file():
             yield f"{name}: missing"
-        elif copy.read_bytes() != (source / name).read_bytes():
+        elif copy.read_bytes() != original.read_bytes():
             yield f"{name}: not the source's bytes"
+    added = {path.as_posix() for path in side_files(folded.folder) if path not in copies} - {CARD, REPORT, RUNTIME}
+    shards = {entry.file for entry in folded.entries.values()}
+    added |= {path.name for path in folded.folder.glob("*.safetensors") if path not in shards}
+    for extra in sorted(added):
+        yield f"{extra}: unexpected, the source has no such file"
+
+
+def find_differences(blueprint: Blueprint, folded: Source) -> list[str]:
+    """Return which tensors and side files are not the source's, and whether the table is the one that was written."""
+    return [*_tensor_problems(blueprint, folded), *_file_problems(blueprint.source, folded)]
 
 
 def _key_problems(loading: dict[str, Any]) -> Iterator[str]:
     for kind in ("missing", "unexpected", "mismatched"):
         for name in loading[f"{kind}_keys"]:
             yield f"{name}: {kind} when transformers loads it"
+    if not loading["module"].startswith("transformers_modules."):
+        yield f"{loading['module']}.{loading['class']}: loaded in place of the module in the checkpoint's folder"
 
 
-def check_structure(
-    source: Source, folded: Source, live: dict[str, str], cut: Cut, head: str | None, loading: dict[str, Any]
-) -> Outcome:
-    """Check tensors, hashes, side files and the keys that transformers saw, against the source."""
-    problems = [
-        *_tensor_problems(source, folded, live, cut, head),
-        *_hash_problems(folded, folded.config["prefold"]),
-        *_side_file_problems(source.folder, folded.folder),
-        *_key_problems(loading),
-    ]
-    untouched = len(folded.entries) - 1
-    copied = len(side_files(source.folder))
+def check_structure(blueprint: Blueprint, differences: list[str], loading: dict[str, Any]) -> Outcome:
+    """Judge what was found in the files, and which keys transformers missed or did not expect."""
+    problems = [*differences, *_key_problems(loading)]
+    untouched, copied = len(blueprint.untouched), len(side_files(blueprint.source.folder))
     summary = f"{untouched} untouched tensors and {copied} side files equal the source's, no key missing or unexpected"
     figures = {"untouched_tensors": untouched, "side_files": copied, "loaded_as": loading["class"]}
-    return Outcome(not problems, summary if not problems else f"{len(problems)} problems", figures, problems)
+    return Outcome(not problems, told(problems) if problems else summary, figures, problems)
+
+
+def told(problems: list[str]) -> str:
+    """Return how many problems there are, as a person says it."""
+    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

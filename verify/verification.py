@@ -12,25 +12,36 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from prefold.convert.errors import BrokenCheckpoint, PrefoldError
+from prefold.convert.errors import BrokenCheckpoint, PrefoldError, UnsupportedModel, UsageError
+from prefold.convert.files import CONFIG
+from prefold.convert.folded import folded_config
 from prefold.convert.model import load_class, load_config
 from prefold.convert.names import live_names
-from prefold.convert.reads import Census
-from prefold.convert.section import read_cut
+from prefold.convert.shards import DTYPES
 from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, open_folder, open_source
-from prefold.convert.study import Study, study_model
-from prefold.verify.checks import Outcome, Verification, not_run
+from prefold.convert.study import study_model
+from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
 from prefold.verify.job import Job, load_figures
 from prefold.verify.outputs import check_greedy, check_logits, check_reads, check_rows, check_speed
 from prefold.verify.prompts import token_prompts
-from prefold.verify.structure import check_structure
+from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals, told
 
 Progress = Callable[[str], None]
+
+_FLOATS = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point)
 
 
 class ProbeFailed(PrefoldError):
     """A checkpoint could not be loaded or run."""
+
+
+class _Unfit(Exception):
+    """The folded checkpoint is so broken that it is not run, or does not."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(*problems)
+        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -71,16 +82,54 @@ def verify_against(
     trust_remote_code: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verification:
-    """Do what ``verify_checkpoint`` does for a source that is open already."""
-    names = ("structure", "rows", "logits", "greedy", "reads", *(["speed"] if speed else []))
+    """Do what ``verify_checkpoint`` does for a source that is open already.
+
+    Raises:
+        UsageError: ``folded`` is not a folder with a ``config.json``, or ``texts`` cannot be tokenized.
+        UnsupportedModel, BrokenCheckpoint, ProbeFailed: the source does not fold, is not whole, or does not run.
+    """
+    progress("opening")
     try:
-        progress("opening")
-        opened = open_folder(folded)
+        opened = _open_folded(folded)
         checks = _Comparison(source, opened, texts, trust_remote_code, progress).run(speed=speed)
-    except (BrokenCheckpoint, ProbeFailed) as problem:
-        checks = {name: not_run("the folded checkpoint is not whole") for name in names}
-        checks["structure"] = Outcome(False, "1 problem", problems=[str(problem)])
+    except _Unfit as unfit:
+        problems = unfit.problems
+        checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("the folded checkpoint is not whole"))
+        checks["structure"] = Outcome(False, told(problems), problems=problems)
     return Verification(source.name, str(folded), checks)
+
+
+def _open_folded(folder: Path) -> Source:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    try:
+        opened = open_folder(folder)
+    except (BrokenCheckpoint, UnsupportedModel) as problem:
+        raise _Unfit(str(problem).splitlines()) from problem
+    if not isinstance(opened.config.get("prefold"), dict):
+        raise _Unfit([f"{CONFIG}: has no prefold section: not a folded checkpoint"])
+    if opened.config.get("dtype") not in _FLOATS:
+        raise _Unfit([f"{CONFIG}: dtype is {opened.config.get('dtype')!r}, should be one of {', '.join(_FLOATS)}"])
+    return opened
+
+
+def require_verified(
+    *, speed: bool = False, trust_remote_code: bool = False, progress: Progress = lambda _: None
+) -> Callable[[Source, Path], Verification]:
+    """Return a check for ``convert_checkpoint`` that lets nothing pass which is not verified.
+
+    The check raises ``VerificationFailed``.
+    """
+
+    def check(source: Source, folded: Path) -> Verification:
+        verification = verify_against(
+            source, folded, speed=speed, trust_remote_code=trust_remote_code, progress=progress
+        )
+        if not verification.passed:
+            raise VerificationFailed(verification)
+        return verification
+
+    return check
 
 
 class _Comparison:
@@ -95,38 +144,51 @@ class _Comparison:
         progress: Progress,
     ) -> None:
         self.source, self.folded, self.progress, self.trust = source, folded, progress, trust_remote_code
-        self.cut = read_cut(folded.config)
         config = load_config(source, trust_remote_code=trust_remote_code)
         model_class = load_class(source, config)
         self.dtype: str = folded.config["dtype"]
-        self.study: Study = study_model(model_class, config, merge_residual=self.cut.merged is not None)
-        self.live = live_names(build_on_meta(model_class, config, getattr(torch, self.dtype)), source.entries)
-        self.prompts = token_prompts(source.folder, self.cut.rows, texts)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        study = study_model(model_class, config, merge_residual=bool(folded.config["prefold"].get("merged")))
+        self.census = study.census
+        live = live_names(build_on_meta(model_class, config, dtype), source.entries)
+        expected = folded_config(source, config, model_class, study.cut, dtype=dtype, table_sha256="")
+        expected.pop("torch_dtype", None)
+        self.blueprint = Blueprint(source, expected, live, study.cut, study.head, dtype)
+        self.prompts = token_prompts(source.folder, study.cut.rows, texts, trust_remote_code=trust_remote_code)
 
     def run(self, *, speed: bool) -> dict[str, Outcome]:
-        self.progress("running the source")
-        before = self._probe(self._job(self.source, table_folder=str(self.folded.folder)))
-        self.progress("running the folded model")
-        continued = before.outputs["continued"].tolist()
-        after = self._probe(self._job(self.folded, continued=continued, trust_remote_code=True))
-        self.progress("comparing")
-        census = Census(self.study.census.parameters, self.cut, self.study.census.routers)
-        reads = before.figures["reads"], after.figures["reads"]
+        refusals = find_refusals(self.blueprint, self.folded, trusted=self.trust)
+        if refusals:
+            raise _Unfit(refusals)
+        self.progress("comparing files")
+        differences = find_differences(self.blueprint, self.folded)
+        before, after = self._measure(differences)
         logits = check_logits(before.outputs, after.outputs, self.dtype)
+        reads = before.figures["reads"], after.figures["reads"]
         checks = {
-            "structure": check_structure(
-                self.source, self.folded, self.live, self.cut, self.study.head, after.figures["loading"]
-            ),
+            "structure": check_structure(self.blueprint, differences, after.figures["loading"]),
             "rows": check_rows(before.figures["rows"], self.dtype),
             "logits": logits,
             "greedy": check_greedy(before.outputs, after.outputs, exact=logits.figures["exact"]),
-            "reads": check_reads(*reads, census, getattr(torch, self.dtype).itemsize),
+            "reads": check_reads(*reads, self.census, self.blueprint.dtype.itemsize),
         }
         if speed:
             self.progress("timing both")
-            job = self._job(self.source, speed_against=str(self.folded.folder), trust_remote_code=True)
+            job = self._job(self.source, speed_against=str(self.folded.folder.absolute()))
             checks["speed"] = check_speed(self._probe(job).figures["speed"], *reads)
         return checks
+
+    def _measure(self, differences: list[str]) -> tuple[_Measured, _Measured]:
+        """Run the source and then the folded checkpoint, which may not run at all: then nothing else is checked."""
+        self.progress("running the source")
+        table = {"table_folder": str(self.folded.folder.absolute()), "table_name": self.blueprint.table_name}
+        before = self._probe(self._job(self.source, **table))
+        self.progress("running the folded model")
+        continued = before.outputs["continued"].tolist()
+        try:
+            return before, self._probe(self._job(self.folded, continued=continued, trust_remote_code=True))
+        except ProbeFailed as problem:
+            raise _Unfit([*differences, str(problem)]) from problem
 
     def _job(self, checkpoint: Source, **more: Any) -> Job:
         trust = {"trust_remote_code": self.trust} | more
@@ -139,7 +201,7 @@ class _Comparison:
             job.save(folder)
             environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
             done = subprocess.run(
-                [sys.executable, "-m", "prefold.verify.probe", str(folder)],
+                [sys.executable, "-P", "-m", "prefold.verify.probe", str(folder)],
                 env=environment, capture_output=True, text=True, check=False,
             )  # fmt: skip
             if done.returncode:

@@ -1,0 +1,63 @@
+"""``prefold convert``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefold.cli.options import DType, Json, MergeResidual, Revision, TrustRemoteCode, parse_dtype, parse_size
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder or a hub id (org/name).")],
+    out: Annotated[Path, typer.Argument(help="Where the folded checkpoint goes.")],
+    revision: Revision = None,
+    merge_residual: MergeResidual = False,
+    dtype: DType = None,
+    device: Annotated[str, typer.Option(help="Where the table is computed: cpu, cuda, mps.")] = "cpu",
+    chunk_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to compute at once; chosen by itself if not given.")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Repack what is not folded, e.g. 5GB; as in the source if not given.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT, once the new one is verified.")] = False,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check it before it appears as OUT.")] = True,
+    trust_remote_code: TrustRemoteCode = False,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload the result as org/name.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fold a checkpoint: write one that looks its first layer up, and verify it before it appears.
+
+    Example: `prefold convert EleutherAI/pythia-70m pythia-70m-folded`
+    """
+    from prefold.cli.progress import ShownWatch
+    from prefold.cli.show import byte_bars, note, say, show_inspection, show_json, show_verification
+    from prefold.convert import Options, convert_checkpoint, upload
+    from prefold.verify import Verification, require_verified
+
+    options = Options(
+        merge_residual=merge_residual,
+        dtype=parse_dtype(dtype),
+        device=device,
+        chunk_tokens=chunk_tokens,
+        max_shard_size=parse_size(max_shard_size),
+        force=force,
+        trust_remote_code=trust_remote_code,
+    )
+    with byte_bars() as bars:
+        watch = ShownWatch(bars)
+        check = require_verified(trust_remote_code=trust_remote_code, progress=watch.doing) if verify else None
+        conversion = convert_checkpoint(source, out, revision=revision, options=options, check=check, watch=watch)
+    figures = conversion.as_json()
+    if push_to_hub:
+        note(f"uploading to {push_to_hub}")
+        figures["uploaded"] = upload(out, push_to_hub, private=private)
+    if as_json:
+        show_json(figures)
+        return
+    show_inspection(conversion.inspection)
+    if isinstance(conversion.verification, Verification):
+        show_verification(conversion.verification)
+    say(f"folded into {out}" + (f" and {figures['uploaded']}" if push_to_hub else ""), "bold")

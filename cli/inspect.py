@@ -1,0 +1,42 @@
+"""``prefold inspect``."""
+
+from typing import Annotated
+
+import typer
+
+from prefold.cli.exit_codes import UNSUPPORTED
+from prefold.cli.options import DType, Json, MergeResidual, Revision, TrustRemoteCode, parse_dtype
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id (org/name) or a config.json.")],
+    revision: Revision = None,
+    merge_residual: MergeResidual = False,
+    assume_parallel: Annotated[
+        bool, typer.Option(help="What if attention and FFN were parallel? (The paper's hypothetical Mixtral.)")
+    ] = False,
+    dtype: DType = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Say what folds, how large the table is, and what that saves; no weights are read or downloaded.
+
+    Example: `prefold inspect EleutherAI/pythia-70m`
+    """
+    from prefold.cli.show import show_inspection, show_json
+    from prefold.convert import inspect_checkpoint
+
+    inspection = inspect_checkpoint(
+        model,
+        revision=revision,
+        merge_residual=merge_residual,
+        assume_parallel=assume_parallel,
+        dtype=parse_dtype(dtype),
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        show_json(inspection.as_json())
+    else:
+        show_inspection(inspection)
+    if not inspection.foldable:
+        raise typer.Exit(UNSUPPORTED)

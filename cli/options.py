@@ -1,0 +1,51 @@
+"""Options that several commands share."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit on the hub; resolved once, to a commit.", metavar="REV")
+]
+MergeResidual = Annotated[
+    bool,
+    typer.Option(
+        help="Store a parallel block's FFN as part of the residual slice (the paper's layout): a fifth less table,"
+        " no longer equal to the last bit."
+    ),
+]
+DType = Annotated[str | None, typer.Option(help="Run and store in another type: float32, bfloat16 or float16.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run model code that the checkpoint brings. Read it first.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_dtype(name: str | None) -> "torch.dtype | None":
+    """Return the torch dtype of that name; None for None."""
+    if name is None:
+        return None
+    import torch
+
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    if name not in known:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint="--dtype")
+    return known[name]
+
+
+def parse_size(text: str | None) -> int | None:
+    """Return the bytes that ``5GB`` or ``200MiB`` means; None for None."""
+    if text is None:
+        return None
+    unit = text.strip().lstrip("0123456789. ").upper()
+    number = text.strip()[: len(text.strip()) - len(unit)]
+    try:
+        size = int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError) as error:
+        raise typer.BadParameter(f"{text!r} is no size such as 5GB or 200MiB", param_hint="--max-shard-size") from error
+    if size <= 0:
+        raise typer.BadParameter(f"{text!r} holds nothing", param_hint="--max-shard-size")
+    return size

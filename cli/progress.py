@@ -1,0 +1,29 @@
+"""Work under way, shown on stderr."""
+
+from rich.progress import Progress, TaskID
+
+from prefold.cli.show import err, note
+from prefold.convert import Inspection, Watch
+
+
+class ShownWatch(Watch):
+    """Shows a conversion: the verdict before it starts, then a bar for each stage."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def inspected(self, inspection: Inspection) -> None:
+        """Say what folding is worth before anything is written."""
+        note(f"{inspection.model}: {inspection.verdict}")
+
+    def advanced(self, stage: str, done: int, total: int) -> None:
+        """Move a stage's bar on by ``done`` bytes."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total)
+        self._bars.advance(self._tasks[stage], done)
+
+    def doing(self, what: str) -> None:
+        """Name a step that has no measure."""
+        if err.is_terminal:
+            self._bars.add_task(what, total=None)

@@ -1,0 +1,160 @@
+"""The commands as a shell sees them: stdout, stderr, exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tests.conftest import Checkpoint
+
+from prefold.cli.main import main
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def prefold(monkeypatch, capsys) -> Callable[..., Ran]:
+    """Return a function that runs the command line in this process."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["prefold", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+            raise SystemExit(0)
+        said = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["convert"], ["verify"], ["demo"]])
+def test_help_does_not_wait_for_torch(command: list[str]):
+    look = (
+        "import sys; sys.argv = ['prefold', *sys.argv[1:], '--help']\n"
+        "from prefold.cli.main import main\n"
+        "try: main()\n"
+        "finally: sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", look, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "prefold" in done.stdout
+    if command:
+        assert "Example" in done.stdout
+
+
+def test_version(prefold):
+    ran = prefold("--version")
+    assert (ran.code, ran.out.startswith("prefold 0.")) == (0, True)
+
+
+def test_inspect_prints_a_table_and_json_says_the_same(prefold, checkpoint: Checkpoint):
+    source = checkpoint("gpt_neox")
+    shown, told = prefold("inspect", source), prefold("inspect", source, "--json")
+    assert (shown.code, told.code) == (0, 0)
+    figures = json.loads(told.out)
+    assert figures["verdict"] in shown.out
+    assert f"{figures['table']['row_width']:,} values" in shown.out
+    for column in figures["columns"]:
+        assert column["module"] in shown.out
+
+
+def test_inspect_of_what_does_not_fold_still_prints_json(prefold, tmp_path: Path):
+    from transformers import OPTConfig
+
+    OPTConfig(vocab_size=97, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=4).save_pretrained(
+        tmp_path
+    )
+    ran = prefold("inspect", tmp_path, "--json")
+    assert ran.code == 3
+    assert json.loads(ran.out)["foldable"] is False
+
+
+def test_convert_verifies_and_prints_one_json_object(prefold, checkpoint: Checkpoint, tmp_path: Path):
+    ran = prefold("convert", checkpoint("llama"), tmp_path / "out", "--json")
+    assert ran.code == 0
+    figures = json.loads(ran.out)
+    assert figures["verification"]["passed"] is True
+    assert figures["inspection"]["foldable"] is True
+    assert Path(figures["out"]) == tmp_path / "out"
+    assert "not worth" in ran.err or "saves" in ran.err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| rows | passed |" in card
+
+
+def test_convert_shows_a_report(prefold, checkpoint: Checkpoint, tmp_path: Path):
+    ran = prefold("convert", checkpoint("llama"), tmp_path / "out", "--no-verify")
+    assert ran.code == 0
+    assert f"folded into {tmp_path / 'out'}" in ran.out
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_verify_reports_as_a_page_and_fails_with_its_own_code(prefold, checkpoint: Checkpoint, fold, tmp_path: Path):
+    source = checkpoint("llama")
+    folded = fold(source)
+    prompts = tmp_path / "prompts.txt"
+    passed = prefold("verify", source, folded, "--report", tmp_path / "report.html")
+    assert (passed.code, "verified" in passed.out) == (0, True)
+    assert "passed" in (tmp_path / "report.html").read_text()
+    (folded / "generation_config.json").unlink()
+    failed = prefold("verify", source, folded, "--json")
+    assert failed.code == 5
+    assert json.loads(failed.out)["checks"]["structure"]["passed"] is False
+    assert prefold("verify", source, folded, "--prompts", prompts).code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["convert", "./nothing", "out"], 2, "no such"),
+        (["inspect", "./nothing"], 2, "no such"),
+        (["verify", "./nothing", "out"], 2, "no such"),
+        (["convert", "{source}", "out", "--dtype", "int3"], 2, "int3"),
+        (["convert", "{source}", "out", "--max-shard-size", "big"], 2, "no size"),
+        (["convert", "{source}", "out", "--chunk-tokens", "0"], 2, "chunk-tokens"),
+        (["convert", "{source}", "{source}"], 4, "exists already"),
+        (["convert", "{source}", "{source}/config.json/out"], 1, "cannot be written"),
+        (["fold", "{source}"], 2, "No such command"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(prefold, checkpoint: Checkpoint, arguments: list[str], code: int, line: str):
+    source = checkpoint("llama")
+    ran = prefold(*(argument.format(source=source) for argument in arguments))
+    assert ran.code == code
+    assert line in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+
+
+def test_debugging_shows_the_traceback(prefold, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PREFOLD_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["prefold", "inspect", str(tmp_path / "nothing")])
+    from prefold.convert import UsageError
+
+    with pytest.raises(UsageError):
+        main()
+
+
+def test_an_unsupported_model_has_a_line_for_each_reason(prefold, checkpoint: Checkpoint, tmp_path: Path):
+    source = checkpoint("llama")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "awq"}, "prefold": {}})
+    )
+    ran = prefold("convert", source, tmp_path / "out")
+    assert ran.code == 3
+    assert len(ran.err.strip().splitlines()) == 2
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("200 MiB", 200 << 20), ("17", 17), ("1.5kb", 1500)])
+def test_sizes_are_read(text: str, size: int):
+    from prefold.cli.options import parse_size
+
+    assert parse_size(text) == size

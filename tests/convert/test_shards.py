@@ -1,0 +1,72 @@
+"""Streaming safetensors files: what is written is what the library reads, and broken files are told."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from prefold.convert import BrokenCheckpoint
+from prefold.convert.shards import Outgoing, as_bytes, cast, dtype_name, passed_through, read_header, write_file
+
+_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool])
+
+
+def outgoing(tensor: torch.Tensor) -> Outgoing:
+    return Outgoing(dtype_name(tensor.dtype), list(tensor.shape), tensor.nbytes, lambda: [as_bytes(tensor)])
+
+
+@given(shapes=st.lists(st.tuples(_DTYPES, st.lists(st.integers(0, 5), max_size=3)), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_written_is_what_the_library_reads(tmp_path: Path, shapes: list[tuple[torch.dtype, list[int]]]):
+    tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, (dtype, shape) in enumerate(shapes)}
+    write_file(tmp_path / "a.safetensors", {name: outgoing(tensor) for name, tensor in tensors.items()})
+    read = load_file(tmp_path / "a.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_tensors_pass_through_byte_for_byte(tmp_path: Path):
+    save_file({"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16()}, tmp_path / "in.safetensors")
+    entries = read_header(tmp_path / "in.safetensors")
+    write_file(tmp_path / "out.safetensors", {name: passed_through(entry) for name, entry in entries.items()})
+    copied = read_header(tmp_path / "out.safetensors")
+    assert {name: b"".join(entry.chunks()) for name, entry in copied.items()} == {
+        name: b"".join(entry.chunks()) for name, entry in entries.items()
+    }
+
+
+def test_rows_begin_on_a_page(tmp_path: Path):
+    write_file(tmp_path / "a.safetensors", {"table": outgoing(torch.zeros(2, 3))})
+    assert read_header(tmp_path / "a.safetensors")["table"].start % 4096 == 0
+
+
+def test_casting_changes_floats_alone(tmp_path: Path):
+    save_file({"f": torch.tensor([1.0, 1e-9]), "i": torch.tensor([1])}, tmp_path / "in.safetensors")
+    entries = read_header(tmp_path / "in.safetensors")
+    write_file(tmp_path / "out.safetensors", {n: cast(e, torch.float16) for n, e in entries.items()})
+    read = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(read["f"], torch.tensor([1.0, 1e-9]).half())
+    assert read["i"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("cut", [4, 20, -1])
+def test_a_file_cut_short_is_told(tmp_path: Path, cut: int):
+    save_file({"a": torch.randn(64)}, tmp_path / "a.safetensors")
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(whole[:cut])
+    with pytest.raises(BrokenCheckpoint, match=r"a\.safetensors.*cut short"):
+        read_header(tmp_path / "a.safetensors")
+
+
+def test_a_header_that_is_no_json_is_told(tmp_path: Path):
+    (tmp_path / "a.safetensors").write_bytes((9).to_bytes(8, "little") + b"not json!")
+    with pytest.raises(BrokenCheckpoint, match="not JSON"):
+        read_header(tmp_path / "a.safetensors")
+
+
+def test_a_tensor_that_brings_fewer_bytes_than_announced_is_told(tmp_path: Path):
+    with pytest.raises(BrokenCheckpoint, match="4 bytes came where 8 were announced"):
+        write_file(tmp_path / "a.safetensors", {"t": Outgoing("F32", [2], 8, lambda: [b"1234"])})

@@ -1,0 +1,192 @@
+"""Opening a checkpoint: whatever is wrong with its files is told before any work."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.conftest import Checkpoint
+
+from prefold.convert import BrokenCheckpoint, PrefoldError, UnsupportedModel, UsageError, convert_checkpoint
+from prefold.convert.files import INDEX, SINGLE, side_files
+from prefold.convert.source import open_source
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_index(folder: Path, name: str, file: str | None) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] = {k: v for k, v in index["weight_map"].items() if k != name} | ({name: file} if file else {})
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def refused(source: Path, error: type[PrefoldError], match: str) -> None:
+    """Convert, expecting an error and nothing left behind."""
+    out = source.parent / "out"
+    before = sorted(path.name for path in source.parent.iterdir())
+    with pytest.raises(error, match=match):
+        convert_checkpoint(str(source), out)
+    assert sorted(path.name for path in source.parent.iterdir()) == before
+
+
+@pytest.fixture
+def sharded(checkpoint: Checkpoint) -> Path:
+    folder = checkpoint("llama", max_shard_size="40KB")
+    assert (folder / INDEX).exists()
+    return folder
+
+
+def test_a_sharded_checkpoint_opens_whole(sharded: Path):
+    names = set(json.loads((sharded / INDEX).read_text())["weight_map"])
+    assert set(open_source(str(sharded)).entries) == names
+
+
+def test_no_such_path(tmp_path: Path):
+    with pytest.raises(UsageError, match="no such"):
+        convert_checkpoint(str(tmp_path / "nothing"), tmp_path / "out")
+
+
+def test_a_folder_without_config(tmp_path: Path):
+    (tmp_path / "source").mkdir()
+    refused(tmp_path / "source", UsageError, "not a checkpoint: it has no config.json")
+
+
+def test_a_config_that_is_no_json(checkpoint: Checkpoint):
+    source = checkpoint()
+    (source / "config.json").write_text("{")
+    refused(source, BrokenCheckpoint, "config.json: not JSON")
+
+
+def test_pickled_weights_are_refused_unread(checkpoint: Checkpoint):
+    source = checkpoint()
+    (source / SINGLE).unlink()
+    (source / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    refused(source, UnsupportedModel, "no safetensors weights.*may run code.*save_pretrained")
+
+
+def test_an_adapter_alone(tmp_path: Path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "adapter_config.json").write_text("{}")
+    refused(tmp_path / "source", UnsupportedModel, "an adapter alone: merge it")
+
+
+def test_no_weights_at_all(checkpoint: Checkpoint):
+    source = checkpoint()
+    (source / SINGLE).unlink()
+    refused(source, UnsupportedModel, "no weights")
+
+
+def test_an_index_that_names_a_missing_shard(sharded: Path):
+    next(sharded.glob("model-00002-*")).unlink()
+    refused(sharded, BrokenCheckpoint, "names model-00002.* which is missing")
+
+
+def test_an_index_that_names_a_tensor_its_shard_lacks(sharded: Path):
+    edit_index(sharded, "extra.weight", next(sharded.glob("model-00001-*")).name)
+    refused(sharded, BrokenCheckpoint, "extra.weight is not in it")
+
+
+def test_a_shard_with_a_tensor_that_the_index_lacks(sharded: Path):
+    edit_index(sharded, "model.norm.weight", None)
+    refused(sharded, BrokenCheckpoint, "model.norm.weight is not in the index")
+
+
+@pytest.mark.parametrize("path", ["../elsewhere.safetensors", "/elsewhere.safetensors", "a/../../b.safetensors"])
+def test_an_index_that_leaves_the_folder(sharded: Path, path: str):
+    edit_index(sharded, "model.norm.weight", path)
+    refused(sharded, BrokenCheckpoint, "outside the checkpoint")
+
+
+def test_a_shard_cut_short(sharded: Path):
+    shard = next(sharded.glob("model-00002-*"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    refused(sharded, BrokenCheckpoint, "model-00002.*cut short")
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight"])
+def test_a_weight_with_the_wrong_shape(checkpoint: Checkpoint, name: str):
+    source = checkpoint()
+    tensors = load_file(source / SINGLE)
+    save_file(tensors | {name: torch.zeros(3, 3)}, source / SINGLE, metadata={"format": "pt"})
+    refused(source, BrokenCheckpoint, rf"{name}: has shape \[3, 3\]")
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight", "lm_head.weight"])
+def test_a_missing_weight(checkpoint: Checkpoint, name: str):
+    source = checkpoint()
+    tensors = load_file(source / SINGLE)
+    del tensors[name]
+    save_file(tensors, source / SINGLE, metadata={"format": "pt"})
+    refused(source, BrokenCheckpoint, f"{name}: the checkpoint has no such tensor")
+
+
+def test_a_row_that_is_not_finite(checkpoint: Checkpoint):
+    source = checkpoint()
+    tensors = load_file(source / SINGLE)
+    tensors["model.layers.0.self_attn.k_proj.weight"][3, 4] = torch.nan
+    save_file(tensors, source / SINGLE, metadata={"format": "pt"})
+    refused(source, BrokenCheckpoint, r"token 0: model\.layers\.0\.self_attn\.k_proj is not finite")
+
+
+def test_a_quantized_source_is_refused_by_the_methods_name(checkpoint: Checkpoint):
+    source = checkpoint()
+    edit(source / "config.json", quantization_config={"quant_method": "gptq"})
+    refused(source, UnsupportedModel, "quantized \\(gptq\\)")
+
+
+def test_an_already_folded_checkpoint(checkpoint: Checkpoint, fold):
+    folded = fold(checkpoint())
+    shutil.rmtree(folded.parent / "source")
+    refused(folded, UnsupportedModel, "folded checkpoint already")
+
+
+def test_a_multimodal_model(tmp_path: Path):
+    from transformers import Gemma3Config
+
+    Gemma3Config().save_pretrained(tmp_path / "source")
+    save_file({"a": torch.zeros(1)}, tmp_path / "source" / SINGLE)
+    refused(tmp_path / "source", UnsupportedModel, "takes more than text")
+
+
+def test_an_encoder_decoder(tmp_path: Path):
+    from transformers import T5Config
+
+    T5Config().save_pretrained(tmp_path / "source")
+    save_file({"a": torch.zeros(1)}, tmp_path / "source" / SINGLE)
+    refused(tmp_path / "source", UnsupportedModel, "encoder-decoder")
+
+
+def test_all_reasons_are_told_at_once(checkpoint: Checkpoint):
+    source = checkpoint()
+    edit(source / "config.json", quantization_config={"quant_method": "awq"}, prefold={})
+    with pytest.raises(UnsupportedModel) as refusal:
+        convert_checkpoint(str(source), source.parent / "out")
+    assert len(refusal.value.reasons) == 2
+
+
+def test_an_unknown_model_type(checkpoint: Checkpoint):
+    source = checkpoint()
+    edit(source / "config.json", model_type="nobody_knows_this")
+    refused(source, UnsupportedModel, "nobody_knows_this")
+
+
+def test_side_files_are_all_but_weights_config_and_hidden_ones(tmp_path: Path):
+    names = [
+        "config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "a/b.txt",
+        ".git/x",
+        "w.bin",
+        "w.onnx",
+        SINGLE,
+        INDEX,
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("")
+    assert [path.as_posix() for path in side_files(tmp_path)] == ["a/b.txt", "chat_template.jinja", "tokenizer.json"]

@@ -1,0 +1,100 @@
+"""A source and its folded checkpoint, loaded side by side."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.conftest import load, random_model, small_config, tokens
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefold.convert import Options, convert_checkpoint
+
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Folders and models of both."""
+
+    source_folder: Path
+    folded_folder: Path
+    source: PreTrainedModel
+    folded: PreTrainedModel
+
+
+def make_pair(
+    folder: Path,
+    model_type: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    *,
+    merge_residual: bool = False,
+    **changes: Any,
+) -> Pair:
+    """Save a small random model in ``folder``, fold it, and load both."""
+    source, folded = folder / "source", folder / "folded"
+    random_model(small_config(model_type, **changes), dtype).save_pretrained(source)
+    convert_checkpoint(str(source), folded, options=Options(merge_residual=merge_residual))
+    return Pair(source, folded, load(source), load(folded))
+
+
+def left_padded() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a batch of three prompts of different lengths and its attention mask, both ``[3, 12]``."""
+    ids = tokens(3)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = mask[1, :1] = 0
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return logits at every position that is not padding, ``[positions, vocabulary]``."""
+    mask = torch.ones_like(ids) if mask is None else mask
+    return model(input_ids=ids, attention_mask=mask).logits[mask == 1]
+
+
+def rounding_error(model: nn.Module, truth: torch.Tensor, ids: torch.Tensor) -> float:
+    """Return how far a model's logits are from those of exact arithmetic, as a root mean square."""
+    return float((logits(model, ids).double() - truth).square().mean().sqrt())
+
+
+def exact_logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a model's weights in float64, where rounding does not count."""
+    return logits(copy.deepcopy(model).double(), ids)
+
+
+def cached_logits(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Continue greedily by six cached steps; returns their logits, ``[batch, 6, vocabulary]``."""
+    made = generate(
+        model, ids, mask, max_new_tokens=6, min_new_tokens=6, output_logits=True, return_dict_in_generate=True
+    )
+    return torch.stack(made.logits, 1)
+
+
+@torch.no_grad()
+def generate(model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> Any:
+    """Generate from the same seed every time, greedily unless ``options`` say otherwise."""
+    torch.manual_seed(0)
+    mask = torch.ones_like(ids) if mask is None else mask
+    defaults = {"max_new_tokens": 12, "do_sample": False, "num_beams": 1, "pad_token_id": PAD}
+    return model.generate(ids, attention_mask=mask, **(defaults | options))
+
+
+class Interruption(Exception):
+    """What a test raises inside a forward pass."""
+
+
+@contextmanager
+def interrupted(module: nn.Module) -> Iterator[None]:
+    """Let the pass end where it enters ``module``."""
+
+    def stop(*_: Any) -> None:
+        raise Interruption
+
+    handle = module.register_forward_pre_hook(stop)
+    yield
+    handle.remove()

@@ -1,0 +1,77 @@
+"""Every way to generate makes the source's tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import load, tokens
+from tests.runtime.pairs import Pair, generate, left_padded, make_pair
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True},
+    "nucleus": {"do_sample": True, "top_p": 0.8, "temperature": 0.7},
+    "beams": {"num_beams": 3},
+    "sampled beams": {"do_sample": True, "num_beams": 2},
+    "several sequences": {"do_sample": True, "num_return_sequences": 3},
+    "static cache": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+}
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3_text", "mixtral", "gpt_neox"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
+def test_strategy_makes_the_sources_tokens(pair: Pair, options: dict[str, Any]) -> None:
+    ids, mask = left_padded()
+    made = generate(pair.folded, ids, mask, **options)
+    assert torch.equal(made, generate(pair.source, ids, mask, **options))
+    assert made[:, ids.shape[1] :].unique().numel() > 3
+
+
+def test_samples_differ_between_seeds(pair: Pair) -> None:
+    """Without this, a test that compares samples would compare nothing."""
+    ids = tokens()
+    torch.manual_seed(1)
+    other = pair.folded.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=12)
+    assert not torch.equal(generate(pair.folded, ids, do_sample=True), other)
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A model that guesses otherwise than the target, so that guesses are taken back."""
+    return make_pair(tmp_path_factory.mktemp("draft"), num_hidden_layers=1)
+
+
+@pytest.mark.parametrize("roles", ["target", "draft", "both"])
+def test_assisted_generation_makes_the_sources_greedy_tokens(pair: Pair, draft: Pair, roles: str) -> None:
+    target = pair.source if roles == "draft" else pair.folded
+    assistant = draft.source if roles == "target" else draft.folded
+    ids = tokens(1)
+    assert torch.equal(generate(target, ids, assistant_model=assistant), generate(pair.source, ids))
+
+
+def test_folded_model_drafts_for_its_own_source(pair: Pair) -> None:
+    ids = tokens(1)
+    assert torch.equal(generate(pair.source, ids, assistant_model=pair.folded), generate(pair.source, ids))
+
+
+def test_prompt_lookup_makes_the_sources_greedy_tokens(pair: Pair) -> None:
+    ids = tokens(1, 4).repeat(1, 4)
+    assert torch.equal(generate(pair.folded, ids, prompt_lookup_num_tokens=3), generate(pair.source, ids))
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 3}], ids=["greedy", "sampling", "beams"])
+def test_model_without_attention_makes_the_sources_tokens(options: dict[str, Any], tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "mamba")
+    ids, mask = left_padded()
+    assert torch.equal(generate(pair.folded, ids, mask, **options), generate(pair.source, ids, mask, **options))
+
+
+def test_generation_config_of_the_source_is_kept(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path)
+    assert load(pair.folded_folder).generation_config == pair.source.generation_config
