@@ -9,8 +9,8 @@ from prefold.cli.options import DType, Json, MergeResidual, Revision, TrustRemot
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A folder or a hub id (org/name).")],
-    out: Annotated[Path, typer.Argument(help="Where the folded checkpoint goes.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder or a hub id (org/name).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the folded checkpoint goes.")],
     revision: Revision = None,
     merge_residual: MergeResidual = False,
     dtype: DType = None,
@@ -34,7 +34,7 @@ def convert(
     """
     from prefold.cli.progress import ShownWatch
     from prefold.cli.show import byte_bars, note, say, show_inspection, show_json, show_verification
-    from prefold.convert import Options, convert_checkpoint, upload
+    from prefold.convert import Options, convert_checkpoint, open_repository, upload
     from prefold.verify import Verification, require_verified
 
     options = Options(
@@ -46,6 +46,8 @@ def convert(
         force=force,
         trust_remote_code=trust_remote_code,
     )
+    if push_to_hub:
+        open_repository(push_to_hub, private=private)
     with byte_bars() as bars:
         watch = ShownWatch(bars)
         check = require_verified(trust_remote_code=trust_remote_code, progress=watch.doing) if verify else None

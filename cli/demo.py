@@ -10,7 +10,9 @@ from prefold.cli.options import Json
 
 
 def demo(
-    out: Annotated[Path | None, typer.Argument(help="Keep the folded checkpoint here; else it is removed.")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="Keep the folded checkpoint here; else it is removed.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ from prefold.cli.options import DType, Json, MergeResidual, Revision, TrustRemot
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id (org/name) or a config.json.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id (org/name) or a config.json.")],
     revision: Revision = None,
     merge_residual: MergeResidual = False,
     assume_parallel: Annotated[

@@ -20,6 +20,7 @@ class ShownWatch(Watch):
     def advanced(self, stage: str, done: int, total: int) -> None:
         """Move a stage's bar on by ``done`` bytes."""
         if stage not in self._tasks:
+            self._bars.start()  # not sooner: downloads draw bars of their own
             self._tasks[stage] = self._bars.add_task(stage, total=total)
         self._bars.advance(self._tasks[stage], done)
 

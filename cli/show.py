@@ -40,7 +40,7 @@ def note(line: str) -> None:
 
 @contextmanager
 def byte_bars() -> Iterator[Progress]:
-    """Show bars with rates and time left while work goes on; nothing where stderr is not a terminal."""
+    """Yield bars with rates and time left, to be started by who has work; nothing where stderr is not a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -48,8 +48,11 @@ def byte_bars() -> Iterator[Progress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    try:
         yield progress
+    finally:
+        progress.stop()
 
 
 def _gigabytes(size: float) -> str:

@@ -10,8 +10,10 @@ from prefold.cli.options import Json, Revision, TrustRemoteCode
 
 
 def verify(
-    source: Annotated[str, typer.Argument(help="The checkpoint that was folded: a folder or a hub id.")],
-    folded: Annotated[Path, typer.Argument(help="The folded checkpoint.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The checkpoint that was folded: a folder or a hub id.")
+    ],
+    folded: Annotated[Path, typer.Argument(metavar="FOLDED", help="The folded checkpoint.")],
     revision: Revision = None,
     prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.", metavar="FILE")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Also time both in turn.")] = False,

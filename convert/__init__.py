@@ -10,7 +10,7 @@ from prefold.convert.errors import (
     UnsupportedModel,
     UsageError,
 )
-from prefold.convert.hub import upload
+from prefold.convert.hub import open_repository, upload
 from prefold.convert.inspection import Inspection, inspect_checkpoint
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "Watch",
     "convert_checkpoint",
     "inspect_checkpoint",
+    "open_repository",
     "upload",
 ]

@@ -172,7 +172,7 @@ def _write(job: _Job, folder: Path) -> None:
     write_index(folder, plan, table)
     section = folded_config(source, job.config, job.model_class, cut, dtype=job.dtype, table_sha256=digest.hexdigest())
     write_config(folder, section)
-    copy_runtime(folder)
+    copy_runtime(folder, job.config, job.model_class)
     copy_side_files(source, folder)
 
 

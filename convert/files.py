@@ -7,20 +7,22 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TABLE = "prefold_table.safetensors"
 RUNTIME = "modeling_prefold.py"
+REMOTE_RUNTIME = "modeling_prefold_source.py"
 CARD = "README.md"
 SOURCE_CARD = "README.source.md"
 REPORT = "prefold.json"
 
 _WEIGHT_SUFFIXES = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot",
-    ".tflite", ".mlmodel", ".npz",
+    ".tflite", ".mlmodel", ".npz", ".npy", ".pkl", ".nemo",
 }  # fmt: skip
 
 
 def is_weights(name: str) -> bool:
     """Say whether a file holds weights, in whatever format, or is an index of such files."""
-    path = PurePosixPath(name)
-    return path.suffix in _WEIGHT_SUFFIXES or any(name.endswith(f"{suffix}.index.json") for suffix in _WEIGHT_SUFFIXES)
+    stem = name.removesuffix(".index.json")
+    external = ".onnx" in PurePosixPath(name).name  # model.onnx.data, model.onnx_data_1
+    return PurePosixPath(stem).suffix in _WEIGHT_SUFFIXES or external
 
 
 def is_side_file(name: str) -> bool:

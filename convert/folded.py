@@ -13,10 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from prefold.convert.cut import Cut
-from prefold.convert.files import CONFIG, RUNTIME, copied_name, side_files
+from prefold.convert.files import CONFIG, REMOTE_RUNTIME, RUNTIME, copied_name, side_files
 from prefold.convert.source import Source
-
-FORMAT = 1
 
 
 def folded_config(
@@ -29,12 +27,16 @@ def folded_config(
     table_sha256: str,
 ) -> dict[str, Any]:
     """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it."""
+    # Importing the runtime registers folded types with transformers; only who folds should cause that.
+    from prefold.runtime.modeling_prefold import FORMAT
+
     architecture = f"Prefold{model_class.__name__}"
-    module = RUNTIME.removesuffix(".py")
+    module = (RUNTIME if is_native(model_class) else REMOTE_RUNTIME).removesuffix(".py")
     return source.config | {
         "model_type": f"prefold_{config.model_type}",
         "architectures": [architecture],
-        "auto_map": {
+        "auto_map": source.config.get("auto_map", {})
+        | {
             "AutoConfig": f"{module}.Prefold{type(config).__name__}",
             "AutoModelForCausalLM": f"{module}.{architecture}",
         },
@@ -69,9 +71,24 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def copy_runtime(folder: Path) -> None:
-    """Copy the module that runs a folded checkpoint, verbatim."""
+def is_native(kind: type[Any]) -> bool:
+    """Say whether transformers itself has the class."""
+    return kind.__module__.startswith("transformers.")
+
+
+def copy_runtime(folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
+    """Copy the module that runs a folded checkpoint, verbatim.
+
+    A source that brings its own code, which is among its side files, gets a module beside it that joins the two.
+    """
     (folder / RUNTIME).write_bytes(_runtime())
+    if is_native(model_class):
+        return
+    kinds: list[type[Any]] = [type(config), model_class]
+    runtime = RUNTIME.removesuffix(".py")
+    imports = [f"from .{kind.__module__.rpartition('.')[2]} import {kind.__name__}" for kind in kinds]
+    derived = [f"Prefold{kind.__name__} = derive({kind.__name__}, __name__)" for kind in kinds]
+    (folder / REMOTE_RUNTIME).write_text("\n".join([*imports, f"from .{runtime} import derive", "", *derived]) + "\n")
 
 
 def _runtime() -> bytes:

@@ -28,6 +28,8 @@ def _translated(repo: str) -> Iterator[None]:
     try:
         with _bars_on_terminals_only():
             yield
+    except HubError:
+        raise
     except HFValidationError as error:
         raise UsageError(f"{repo}: no such folder, and not the id of a repository on the hub (org/name)") from error
     # The client lets its HTTP and storage libraries' errors through, whose classes change from version to version.
@@ -97,8 +99,8 @@ def fetch_files(repo: str, commit: str, names: list[str]) -> Path:
     return folder
 
 
-def upload(folder: Path, repo: str, *, private: bool) -> str:
-    """Upload a folder in one commit, and remove older weights beside it; returns the address of the commit.
+def open_repository(repo: str, *, private: bool) -> str:
+    """Create a repository unless it is there, so that a refusal comes before hours of work; returns its full id.
 
     Raises:
         HubError: the hub refused, or ``private`` is asked for and the repository is public already.
@@ -107,9 +109,21 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
     with _translated(repo):
         api = HfApi()
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo).private:
+            raise HubError(f"{repo}: exists and is public: nothing was uploaded")
+    return repo
+
+
+def upload(folder: Path, repo: str, *, private: bool) -> str:
+    """Upload a folder in one commit, and remove older weights beside it; returns the address of the commit.
+
+    Raises:
+        HubError, UsageError: as ``open_repository``.
+    """
+    repo = open_repository(repo, private=private)
+    with _translated(repo):
+        api = HfApi()
         info = api.model_info(repo)
-    if private and not info.private:
-        raise HubError(f"{repo}: exists and is public: nothing was uploaded")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     there = [sibling.rfilename for sibling in info.siblings or []]
     stale = [name for name in there if name not in files and any(fnmatch(name, pattern) for pattern in _STALE)]

@@ -78,6 +78,8 @@ def _open_remote(model: str, revision: str | None) -> Source:
 
 
 def _open_bare(folder: Path, name: str) -> Source:
+    if not folder.is_dir():
+        raise UsageError(f"{name}: no such folder")
     names = {path.name for path in folder.iterdir()}
     _refuse_files(name, names)
     return Source(folder, name, None, _read_json(folder / CONFIG))

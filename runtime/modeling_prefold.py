@@ -19,6 +19,7 @@ from transformers.conversion_mapping import (
 )
 
 PREFIX = "Prefold"
+FORMAT = 1
 
 
 class FoldedInputError(ValueError):
@@ -175,6 +176,10 @@ def _name_parts(stand_in: nn.Module, name: str, module: nn.Module) -> None:
 
 def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
     def __init__(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if config.prefold["format"] != FORMAT:
+            raise ValueError(
+                f"a folded checkpoint of format {config.prefold['format']}: this module runs format {FORMAT}"
+            )
         source.__init__(self, config, *args, **kwargs)
         self.prefold_row = fold_modules(self, config.prefold)
         self.post_init()
@@ -182,21 +187,24 @@ def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
     return __init__
 
 
-def fold_config_class(source: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+def _fold_config_class(source: type[PreTrainedConfig], module: str) -> type[PreTrainedConfig]:
     """Derive the configuration class of a folded checkpoint: the source's, under a ``model_type`` of its own."""
-    namespace = {"model_type": f"{PREFIX.lower()}_{source.model_type}", "__module__": __name__}
+    namespace = {"model_type": f"{PREFIX.lower()}_{source.model_type}", "__module__": module}
     folded: type[PreTrainedConfig] = type(PREFIX + source.__name__, (source,), namespace)
     folded.register_for_auto_class("AutoConfig")
     return folded
 
 
-def fold_class(source: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def _fold_model_class(source: type[PreTrainedModel], module: str) -> type[PreTrainedModel]:
     """Derive the model class of a folded checkpoint: the source's, with the folded modules swapped for columns."""
     config_class: Any = source.config_class
     namespace = {
         "__init__": _init_of(source),
-        "__module__": __name__,
-        "config_class": _derived(config_class),
+        "__module__": module,
+        "config_class": derive(config_class, module),
+        # Left to itself, transformers answers these two from the text of a class's own file, which here is this one.
+        "_can_set_attn_implementation": source._can_set_attn_implementation,
+        "_can_set_experts_implementation": source._can_set_experts_implementation,
     }
     folded: type[PreTrainedModel] = type(PREFIX + source.__name__, (source,), namespace)
     # Tensors keep the source's names, so the source's renames must still be found under the new class name.
@@ -207,12 +215,16 @@ def fold_class(source: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return folded
 
 
-def _derived(source: type[Any]) -> type[Any]:
-    """Return the class derived from ``source``, made once, so that it stays one class for pickle and isinstance."""
+def derive(source: type[Any], module: str = __name__) -> type[Any]:
+    """Return the folded class of a config or model class, made once, so that it stays one for pickle and isinstance.
+
+    ``module`` is where a program finds it; a checkpoint whose source brings its own code has one of its own.
+    """
     name = PREFIX + source.__name__
     if name not in globals():
-        make: Callable[[Any], type[Any]] = fold_config_class if issubclass(source, PreTrainedConfig) else fold_class
-        globals()[name] = make(source)
+        is_config = issubclass(source, PreTrainedConfig)
+        make: Callable[[Any, str], type[Any]] = _fold_config_class if is_config else _fold_model_class
+        globals()[name] = make(source, module)
     made: type[Any] = globals()[name]
     return made
 
@@ -221,4 +233,4 @@ def __getattr__(name: str) -> type[Any]:
     source = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if source is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _derived(source)
+    return derive(source)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tests.conftest import Checkpoint
 
 from prefold.cli.main import main
+from tests.conftest import Checkpoint
 
 
 class Ran(NamedTuple):

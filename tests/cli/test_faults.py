@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import random_model, small_config
 
 from prefold.convert.source import open_folder
+from tests.conftest import random_model, small_config
 
 _SLOW = "\n".join(
     [

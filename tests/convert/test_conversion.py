@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import Checkpoint, load, random_model, small_config, tokens
 
 from prefold.convert import Inspection, OutputExists, StorageError, Watch, convert_checkpoint
 from prefold.convert.files import CARD, INDEX, REPORT, RUNTIME, SOURCE_CARD, TABLE
 from prefold.convert.source import open_folder
+from tests.conftest import Checkpoint, load, random_model, small_config, tokens
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
@@ -172,7 +172,7 @@ def test_too_little_space_is_told_before_the_first_byte(checkpoint: Checkpoint, 
 
     usage = namedtuple("usage", "total used free")(10, 9, 1000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(StorageError, match="are needed and 0.00 GB are free"):
+    with pytest.raises(StorageError, match=r"are needed and 0\.00 GB are free"):
         convert_checkpoint(str(checkpoint("llama")), tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import SHAPES, small_config
 
 from prefold.convert import inspect_checkpoint
+from tests.conftest import SHAPES, small_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.conftest import Checkpoint
 
 from prefold.convert import BrokenCheckpoint, PrefoldError, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.files import INDEX, SINGLE, side_files
 from prefold.convert.source import open_source
+from tests.conftest import Checkpoint
 
 
 def edit(file: Path, **changes: object) -> None:

@@ -1,0 +1,137 @@
+"""Discovery by experiment: what follows its token, what does not, what is read by nobody."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from prefold.convert import UnsupportedModel
+from prefold.convert.cut import choose_cut
+from prefold.convert.discover import Discovery, discover, experiment_tokens
+from prefold.convert.section import read_cut
+from prefold.convert.skeleton import Stack, build_on_meta, find_stack, materialize, prune
+from prefold.convert.study import study_model
+from prefold.convert.trial import try_fold
+from tests.conftest import PARALLEL, SHAPES, small_config
+
+
+def skeleton(config: PreTrainedConfig) -> tuple[nn.Module, Stack]:
+    model = build_on_meta(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, torch.float32)
+    stack = find_stack(model, config)
+    assert stack is not None
+    prune(model, stack, [0])
+    materialize(model, stack, 64)
+    return model, stack
+
+
+def found_in(model_type: str, **changes) -> Discovery:
+    model, stack = skeleton(small_config(model_type, **changes))
+    return discover(model, stack, experiment_tokens(97, {0, 1, 2}))
+
+
+def short(found: Discovery) -> tuple[list[str], list[str]]:
+    return tuple([module.name.split(".0.")[-1] for module in part] for part in (found.columns, found.dropped))
+
+
+# A serial block's projections; a parallel block's FFN too; a norm of queries and keys replaces its projection.
+@pytest.mark.parametrize(
+    ("model_type", "columns", "dropped"),
+    [
+        ("llama", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["input_layernorm"]),
+        ("phi3", ["self_attn.qkv_proj"], ["input_layernorm"]),
+        ("gpt_neox", ["attention.query_key_value", "mlp"], ["input_layernorm", "post_attention_layernorm"]),
+        ("qwen3", ["self_attn.q_norm", "self_attn.k_norm", "self_attn.v_proj"],
+         ["input_layernorm", "self_attn.q_proj", "self_attn.k_proj"]),
+        ("olmo2", ["self_attn.q_norm", "self_attn.k_norm", "self_attn.v_proj"],
+         ["self_attn.q_proj", "self_attn.k_proj"]),
+        ("mamba", ["mixer.in_proj"], ["norm"]),
+    ],
+)  # fmt: skip
+def test_what_folds_and_what_is_dropped(model_type: str, columns: list[str], dropped: list[str]):
+    found = short(found_in(model_type))
+    assert found[0][1:] == columns
+    assert found[1] == dropped
+
+
+def test_a_norm_behind_the_embedding_becomes_the_residual():
+    found = found_in("bloom")
+    assert found.columns[0].name == "transformer.word_embeddings_layernorm"
+    assert "transformer.word_embeddings" in [module.name for module in found.dropped]
+
+
+def test_a_norm_that_is_also_the_residual_is_kept_as_a_column():
+    found = found_in("bloom", apply_residual_connection_post_layernorm=True)
+    assert found.columns[0].name == "transformer.h.0.input_layernorm"
+
+
+@pytest.mark.parametrize("model_type", SHAPES)
+def test_only_a_parallel_blocks_ffn_can_be_merged(model_type: str):
+    assert (found_in(model_type).mergeable is not None) == (model_type in PARALLEL)
+
+
+def test_padding_that_a_block_zeroes_is_noticed():
+    assert [column.masked for column in found_in("mamba").columns] == [False, True]
+    assert not any(column.masked for column in found_in("llama").columns)
+
+
+def test_routers_are_known_by_the_indices_that_they_return():
+    assert found_in("mixtral").routers == ["model.layers.0.mlp.gate"]
+
+
+class _SeesPosition(nn.Linear):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(hidden_states.shape[1], dtype=hidden_states.dtype)[None, :, None]
+        return super().forward(hidden_states) * (1 + 0.01 * places)
+
+
+class _SeesNeighbour(nn.Linear):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states) + 0.01 * super().forward(hidden_states).roll(1, 1)
+
+
+class _Constant(nn.Linear):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(super().forward(hidden_states))
+
+
+# Who stays alive still reads the norm, which then becomes a column itself; a constant reads nothing.
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        (_SeesPosition, ["input_layernorm", "q_proj", "v_proj"]),
+        (_SeesNeighbour, ["input_layernorm", "q_proj", "v_proj"]),
+        (_Constant, ["q_proj", "v_proj"]),
+    ],
+)
+def test_a_module_that_sees_more_than_its_token_is_not_folded(kind: type[nn.Linear], columns: list[str]):
+    """The experiment is seen to fail where it must: one projection is made to cheat by one per cent."""
+    model, stack = skeleton(small_config("llama"))
+    attention = model.get_submodule(f"{stack.first_block}.self_attn")
+    cheat = kind(32, 16, bias=False)
+    cheat.weight = attention.k_proj.weight
+    attention.k_proj = cheat
+    found = discover(model, stack, experiment_tokens(97, {0, 1, 2}))
+    assert [column.name.rpartition(".")[2] for column in found.columns[1:]] == columns
+
+
+def test_a_trial_that_says_something_else_is_refused():
+    model, stack = skeleton(small_config("llama"))
+    ids = experiment_tokens(97, {0, 1, 2})
+    found = discover(model, stack, ids)
+    found.columns[1].rows.mul_(1.01)
+    with pytest.raises(UnsupportedModel, match="says something else"):
+        try_fold(model, stack, choose_cut(found, "model.embed_tokens", 97), found, ids)
+
+
+@given(st.sampled_from(sorted(SHAPES)), st.booleans())
+@settings(max_examples=12, deadline=None)
+def test_a_cut_survives_the_config(model_type: str, merge: bool):
+    config = small_config(model_type)
+    cut = study_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, merge_residual=merge).cut
+    again = read_cut({"prefold": cut.section()})
+    assert again.section() == cut.section()
+    assert (again.row_width, again.eliminated[0]) == (cut.row_width, cut.embedding)
+    assert set(again.eliminated) == set(cut.eliminated)
