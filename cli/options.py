@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +35,12 @@ def parse_dtype(name: str | None) -> "torch.dtype | None":
     if name not in known:
         raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint="--dtype")
     return known[name]
+
+
+def require_page(file: Path | None) -> None:
+    """Refuse, before any work, a report that is no page."""
+    if file is not None and file.suffix not in (".html", ".md"):
+        raise typer.BadParameter(f"{file} is no page, .html or .md", param_hint="--report")
 
 
 def parse_size(text: str | None) -> int | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prefold.cli.exit_codes import UNVERIFIED
-from prefold.cli.options import Json, Revision, TrustRemoteCode
+from prefold.cli.options import Json, Revision, TrustRemoteCode, require_page
 
 
 def verify(
@@ -27,6 +27,7 @@ def verify(
 
     Example: `prefold verify EleutherAI/pythia-70m pythia-70m-folded --report report.html`
     """
+    require_page(report)
     from prefold.cli.show import note, say, show_json, show_verification
     from prefold.verify import read_prompts, verify_checkpoint, write_report
 

@@ -25,8 +25,12 @@ def folded_config(
     *,
     dtype: torch.dtype,
     table_sha256: str,
+    computed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it."""
+    """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it.
+
+    ``computed`` says how the table was made, as ``circumstances`` tells it.
+    """
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
     from prefold.runtime.modeling_prefold import FORMAT
 
@@ -50,6 +54,7 @@ def folded_config(
             **cut.section(),
             "table_sha256": table_sha256,
             "runtime_sha256": hashlib.sha256(_runtime()).hexdigest(),
+            "computed": computed or {},
             "versions": versions(),
         },
     }
@@ -58,6 +63,16 @@ def folded_config(
 def source_name(source: Source) -> str:
     """Name the source without the path that it happens to have on one machine."""
     return source.name if source.revision else source.folder.resolve().name
+
+
+def circumstances(device: str, chunk_tokens: int) -> dict[str, Any]:
+    """Return what the last bits of a table may depend on: where it was computed, and how many rows at once."""
+    return {
+        "device": torch.device(device).type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "chunk_tokens": chunk_tokens,
+    }
 
 
 def versions() -> dict[str, str]:

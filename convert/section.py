@@ -14,11 +14,18 @@ def read_cut(config: dict[str, Any]) -> Cut:
     """Return the cut that a folded checkpoint was written with.
 
     Raises:
-        BrokenCheckpoint: the config has no such section.
+        BrokenCheckpoint: the config has no such section, or not a whole one.
     """
-    if "prefold" not in config:
+    section = config.get("prefold")
+    if not isinstance(section, dict):
         raise BrokenCheckpoint("config.json has no prefold section: not a folded checkpoint")
-    section = config["prefold"]
+    try:
+        return _cut(section)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenCheckpoint(f"config.json: its prefold section is malformed: {error!r}") from error
+
+
+def _cut(section: dict[str, Any]) -> Cut:
     table = section["table"]
     columns, dropped, merged = (_columns(section[part]) for part in ("columns", "dropped", "merged"))
     if table["start"] is None:

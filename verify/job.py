@@ -18,6 +18,7 @@ class Job:
         folder: the checkpoint.
         dtype: to run it in, as torch spells it.
         prompts: token ids, one list per prompt.
+        new_tokens: by which each prompt is continued.
         continued: a prompt with its continuation, for logits of a long prefill; empty to continue it first.
         table_folder: a folded checkpoint whose every row is compared with this (source) model's first layer.
         table_name: the tensor that holds the rows.
@@ -28,6 +29,7 @@ class Job:
     folder: str
     dtype: str
     prompts: list[list[int]]
+    new_tokens: int = NEW_TOKENS
     continued: list[int] = field(default_factory=list)
     table_folder: str | None = None
     table_name: str = ""

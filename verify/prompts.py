@@ -1,5 +1,7 @@
 """What the two models are asked to continue."""
 
+from itertools import compress
+from operator import not_
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ TEXTS = (
     "def fibonacci(n: int) -> int:\n",
     "Dear Sir or Madam,",
 )
-_LONGEST = 64
+LONGEST = 64
 _RANDOM_LENGTHS = (48, 7)
 
 
@@ -34,15 +36,23 @@ def read_prompts(file: Path) -> tuple[str, ...]:
 
 
 def token_prompts(
-    folder: Path, vocabulary: int, texts: tuple[str, ...] | None, *, trust_remote_code: bool = False
+    folder: Path,
+    vocabulary: int,
+    texts: tuple[str, ...] | None,
+    *,
+    longest: int = LONGEST,
+    trust_remote_code: bool = False,
 ) -> list[list[int]]:
     """Tokenize prompts with the source's own tokenizer and add random ones, which reach tokens that text does not.
 
+    None has more than ``longest`` tokens.
+
     Raises:
-        UsageError: ``texts`` were given and there is no tokenizer for them.
+        UsageError: ``texts`` were given, and there is no tokenizer for them or one of them has no tokens.
     """
     generator = torch.Generator().manual_seed(0)
-    made = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _RANDOM_LENGTHS]
+    lengths = [min(length, longest) for length in _RANDOM_LENGTHS]
+    made = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
     try:
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -50,6 +60,8 @@ def token_prompts(
         if texts:
             raise UsageError(f"{folder}: its tokenizer does not load, so prompts cannot be read: {error}") from error
         return made
-    written = [tokenizer(text)["input_ids"][:_LONGEST] for text in texts or TEXTS]
-    usable = [ids for ids in written if ids and max(ids) < vocabulary]
-    return [*usable, *made]
+    written = [tokenizer(text)["input_ids"][:longest] for text in texts or TEXTS]
+    usable = [bool(ids) and max(ids) < vocabulary for ids in written]
+    for text in compress(texts or (), map(not_, usable)):
+        raise UsageError(f"{text!r}: the source has no tokens for this prompt")
+    return [*compress(written, usable), *made]

@@ -15,7 +15,7 @@ from prefold.verify.checks import Outcome
 
 # What a config may say otherwise: where the source was found, and what wrote the table when.
 _FREE = {f"prefold.{key}" for key in ("source", "revision", "table_sha256", "runtime_sha256")}
-_VERSIONS = "prefold.versions."
+_CIRCUMSTANCES = ("prefold.versions.", "prefold.computed")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Blueprint:
         cut: what folds.
         head: name of the output head's weight where it is tied to the embedding, else None.
         dtype: that the folded checkpoint runs in.
+        code: the modules that this version of prefold would write beside it, by name.
     """
 
     source: Source
@@ -37,6 +38,7 @@ class Blueprint:
     cut: Cut
     head: str | None
     dtype: torch.dtype
+    code: dict[str, bytes]
 
     @property
     def table_name(self) -> str:
@@ -74,19 +76,21 @@ def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     said, expected = dict(_leaves(folded.config)), dict(_leaves(blueprint.config))
     for key in sorted(said.keys() | expected.keys()):
         same = key in said and key in expected and said[key] == expected[key]
-        if not same and key not in _FREE and not key.startswith(_VERSIONS):
+        if not same and key not in _FREE and not key.startswith(_CIRCUMSTANCES):
             yield f"{CONFIG}: {key} is {said.get(key)!r}, should be {expected.get(key)!r}"
 
 
-def _runtime_problems(blueprint: Blueprint, folded: Source, *, trusted: bool) -> Iterator[str]:
-    path = folded.folder / RUNTIME
-    found = sha256([path.read_bytes()]) if path.is_file() else None
-    if found is None:
-        yield f"{RUNTIME}: missing"
-    elif found != folded.config["prefold"].get("runtime_sha256"):
-        yield f"{RUNTIME}: not the file that was written (its hash differs)"
-    elif found != blueprint.config["prefold"]["runtime_sha256"] and not trusted:
-        yield f"{RUNTIME}: not the one that this version writes: read it, then pass --trust-remote-code to run it"
+def _code_problems(blueprint: Blueprint, folded: Source, *, trusted: bool) -> Iterator[str]:
+    said = folded.config["prefold"].get("runtime_sha256")
+    for name, ours in blueprint.code.items():
+        path = folded.folder / name
+        found = path.read_bytes() if path.is_file() else None
+        if found is None:
+            yield f"{name}: missing"
+        elif sha256([found]) != (said if name == RUNTIME else sha256([ours])):
+            yield f"{name}: not the file that was written (its hash differs)"
+        elif found != ours and not trusted:
+            yield f"{name}: not the one that this version writes: read it, then pass --trust-remote-code to run it"
 
 
 def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
@@ -103,7 +107,7 @@ def find_refusals(blueprint: Blueprint, folded: Source, *, trusted: bool) -> lis
     """Return why a folded checkpoint must not even be run: its config, code or table is not what was written."""
     return [
         *_config_problems(blueprint, folded),
-        *_runtime_problems(blueprint, folded, trusted=trusted),
+        *_code_problems(blueprint, folded, trusted=trusted),
         *_table_problems(blueprint, folded),
     ]
 
@@ -134,15 +138,17 @@ def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
         yield f"{table_name}: not the table that was written (its hash differs)"
 
 
-def _file_problems(source: Source, folded: Source) -> Iterator[str]:
-    copies = {copied_name(name): source.folder / name for name in side_files(source.folder)}
+def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+    source = blueprint.source.folder
+    copies = {copied_name(name): source / name for name in side_files(source)}
     for name, original in copies.items():
         copy = folded.folder / name
         if not copy.is_file():
             yield f"{name}: missing"
         elif copy.read_bytes() != original.read_bytes():
             yield f"{name}: not the source's bytes"
-    added = {path.as_posix() for path in side_files(folded.folder) if path not in copies} - {CARD, REPORT, RUNTIME}
+    added = {path.as_posix() for path in side_files(folded.folder) if path not in copies}
+    added -= {CARD, REPORT, *blueprint.code}
     shards = {entry.file for entry in folded.entries.values()}
     added |= {path.name for path in folded.folder.glob("*.safetensors") if path not in shards}
     for extra in sorted(added):
@@ -151,7 +157,7 @@ def _file_problems(source: Source, folded: Source) -> Iterator[str]:
 
 def find_differences(blueprint: Blueprint, folded: Source) -> list[str]:
     """Return which tensors and side files are not the source's, and whether the table is the one that was written."""
-    return [*_tensor_problems(blueprint, folded), *_file_problems(blueprint.source, folded)]
+    return [*_tensor_problems(blueprint, folded), *_file_problems(blueprint, folded)]
 
 
 def _key_problems(loading: dict[str, Any]) -> Iterator[str]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.convert.errors import BrokenCheckpoint, PrefoldError, UnsupportedModel, UsageError
 from prefold.convert.files import CONFIG
-from prefold.convert.folded import folded_config
+from prefold.convert.folded import copy_runtime, folded_config
 from prefold.convert.model import load_class, load_config
 from prefold.convert.names import live_names
 from prefold.convert.shards import DTYPES
@@ -22,9 +23,9 @@ from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, open_folder, open_source
 from prefold.convert.study import study_model
 from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
-from prefold.verify.job import Job, load_figures
+from prefold.verify.job import NEW_TOKENS, Job, load_figures
 from prefold.verify.outputs import check_greedy, check_logits, check_reads, check_rows, check_speed
-from prefold.verify.prompts import token_prompts
+from prefold.verify.prompts import LONGEST, token_prompts
 from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals, told
 
 Progress = Callable[[str], None]
@@ -153,8 +154,14 @@ class _Comparison:
         live = live_names(build_on_meta(model_class, config, dtype), source.entries)
         expected = folded_config(source, config, model_class, study.cut, dtype=dtype, table_sha256="")
         expected.pop("torch_dtype", None)
-        self.blueprint = Blueprint(source, expected, live, study.cut, study.head, dtype)
-        self.prompts = token_prompts(source.folder, study.cut.rows, texts, trust_remote_code=trust_remote_code)
+        code = _code(config, model_class)
+        self.blueprint = Blueprint(source, expected, live, study.cut, study.head, dtype, code)
+        context = getattr(config, "max_position_embeddings", None) or LONGEST + NEW_TOKENS
+        self.new_tokens = min(NEW_TOKENS, context // 2)
+        longest = min(LONGEST, context - self.new_tokens)
+        self.prompts = token_prompts(
+            source.folder, study.cut.rows, texts, longest=longest, trust_remote_code=trust_remote_code
+        )
 
     def run(self, *, speed: bool) -> dict[str, Outcome]:
         refusals = find_refusals(self.blueprint, self.folded, trusted=self.trust)
@@ -192,7 +199,7 @@ class _Comparison:
 
     def _job(self, checkpoint: Source, **more: Any) -> Job:
         trust = {"trust_remote_code": self.trust} | more
-        return Job(str(checkpoint.folder.absolute()), self.dtype, self.prompts, **trust)
+        return Job(str(checkpoint.folder.absolute()), self.dtype, self.prompts, self.new_tokens, **trust)
 
     def _probe(self, job: Job) -> _Measured:
         """Measure in a fresh process with an empty cache of remote code; nothing of this process is shared."""
@@ -208,6 +215,13 @@ class _Comparison:
                 raise ProbeFailed(f"{Path(job.folder).name}: does not run: {_last_line(done.stderr)}")
             outputs = folder / "outputs.safetensors"
             return _Measured(load_figures(folder), load_file(outputs) if outputs.exists() else {})
+
+
+def _code(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> dict[str, bytes]:
+    """Return the modules that a conversion writes for a model, by name."""
+    with tempfile.TemporaryDirectory(prefix="prefold-") as scratch:
+        copy_runtime(Path(scratch), config, model_class)
+        return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
 
 
 def _last_line(text: str) -> str:

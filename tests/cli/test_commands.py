@@ -122,6 +122,7 @@ def test_verify_reports_as_a_page_and_fails_with_its_own_code(prefold, checkpoin
         (["convert", "{source}", "{source}"], 4, "exists already"),
         (["convert", "{source}", "{source}/config.json/out"], 1, "cannot be written"),
         (["fold", "{source}"], 2, "No such command"),
+        (["verify", "{source}", "out", "--report", "report.pdf"], 2, "no page"),
     ],
 )
 def test_errors_are_one_line_and_a_code(prefold, checkpoint: Checkpoint, arguments: list[str], code: int, line: str):

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from prefold.convert import UnsupportedModel
+from prefold.convert import BrokenCheckpoint, UnsupportedModel
 from prefold.convert.cut import choose_cut
 from prefold.convert.discover import Discovery, discover, experiment_tokens
 from prefold.convert.section import read_cut
@@ -124,6 +124,12 @@ def test_a_trial_that_says_something_else_is_refused():
     found.columns[1].rows.mul_(1.01)
     with pytest.raises(UnsupportedModel, match="says something else"):
         try_fold(model, stack, choose_cut(found, "model.embed_tokens", 97), found, ids)
+
+
+@pytest.mark.parametrize("config", [{}, {"prefold": 1}, {"prefold": {"table": {}}}, {"prefold": {"table": []}}])
+def test_a_section_that_is_none_is_told(config: dict):
+    with pytest.raises(BrokenCheckpoint, match="prefold section"):
+        read_cut(config)
 
 
 @given(st.sampled_from(sorted(SHAPES)), st.booleans())

@@ -67,6 +67,13 @@ def test_a_header_that_is_no_json_is_told(tmp_path: Path):
         read_header(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("header", [b"[1, 2]   ", b'{"a": {}}', b'{"a": 17}'])
+def test_a_header_of_another_form_is_told(tmp_path: Path, header: bytes):
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BrokenCheckpoint, match=r"a\.safetensors: .*header"):
+        read_header(tmp_path / "a.safetensors")
+
+
 def test_a_tensor_that_brings_fewer_bytes_than_announced_is_told(tmp_path: Path):
     with pytest.raises(BrokenCheckpoint, match="4 bytes came where 8 were announced"):
         write_file(tmp_path / "a.safetensors", {"t": Outgoing("F32", [2], 8, lambda: [b"1234"])})

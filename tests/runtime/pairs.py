@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.conftest import load, random_model, small_config, tokens
 from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert import Options, convert_checkpoint
+from tests.conftest import load, random_model, small_config, tokens
 
 PAD = 0
 
@@ -67,20 +67,29 @@ def exact_logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return logits(copy.deepcopy(model).double(), ids)
 
 
-def cached_logits(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Continue greedily by six cached steps; returns their logits, ``[batch, 6, vocabulary]``."""
+def cached_steps(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Continue greedily by six cached steps; returns all tokens, and the steps' logits, ``[batch, 6, vocabulary]``."""
     made = generate(
         model, ids, mask, max_new_tokens=6, min_new_tokens=6, output_logits=True, return_dict_in_generate=True
     )
-    return torch.stack(made.logits, 1)
+    return made.sequences, torch.stack(made.logits, 1)
 
 
 @torch.no_grad()
 def generate(model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> Any:
-    """Generate from the same seed every time, greedily unless ``options`` say otherwise."""
+    """Generate from the same seed every time, greedily unless ``options`` say otherwise.
+
+    Tokens that were said are made unlikely: random weights repeat one token for ever, and that proves little.
+    """
     torch.manual_seed(0)
     mask = torch.ones_like(ids) if mask is None else mask
-    defaults = {"max_new_tokens": 12, "do_sample": False, "num_beams": 1, "pad_token_id": PAD}
+    defaults = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "num_beams": 1,
+        "pad_token_id": PAD,
+        "repetition_penalty": 3.0,
+    }
     return model.generate(ids, attention_mask=mask, **(defaults | options))
 
 

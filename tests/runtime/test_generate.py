@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.conftest import load, tokens
 from tests.runtime.pairs import Pair, generate, left_padded, make_pair
 
@@ -30,7 +31,7 @@ def test_strategy_makes_the_sources_tokens(pair: Pair, options: dict[str, Any]) 
     ids, mask = left_padded()
     made = generate(pair.folded, ids, mask, **options)
     assert torch.equal(made, generate(pair.source, ids, mask, **options))
-    assert made[:, ids.shape[1] :].unique().numel() > 3
+    assert made[:, ids.shape[1] :].unique().numel() > 9
 
 
 def test_samples_differ_between_seeds(pair: Pair) -> None:

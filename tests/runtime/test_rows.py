@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import load, tokens
-from tests.runtime.pairs import Interruption, Pair, generate, interrupted, logits, make_pair
 
 from prefold.runtime import FoldedInputError
+from tests.conftest import load, tokens
+from tests.runtime.pairs import Interruption, Pair, generate, interrupted, logits, make_pair
 
 MODELS = ["llama", "gpt_neox", "olmo2", "bloom", "mamba"]
 
@@ -69,10 +69,8 @@ def test_embeddings_after_an_interrupted_pass_never_meet_its_rows(pair: Pair, wh
 def test_two_models_do_not_share_rows(tmp_path: Path) -> None:
     """One pass runs in the middle of the other's, between the look-up and its readers."""
     one, other = make_pair(tmp_path / "one"), make_pair(tmp_path / "other", hidden_size=64)
-    handle = _table(one).register_forward_hook(lambda *_: logits(other.folded, tokens(seed=1)) and None)
-    handle.remove()
-    handle = _table(one).register_forward_hook(lambda *_: seen.append(logits(other.folded, tokens(seed=1))))
     seen: list[torch.Tensor] = []
+    handle = _table(one).register_forward_hook(lambda *_: seen.append(logits(other.folded, tokens(seed=1))))
     got = logits(one.folded, tokens())
     handle.remove()
     assert torch.equal(got, logits(one.folded, tokens()))
@@ -87,7 +85,9 @@ def test_threads_do_not_share_rows(pair: Pair) -> None:
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
 def test_copy_is_independent(pair: Pair, copied) -> None:
     ids = tokens()
     expected = logits(pair.folded, ids)

@@ -1,5 +1,6 @@
 """Two sources and their folds, made once for all faults, and copies of them to break."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import random_model, small_config
 
 from prefold.convert import convert_checkpoint
+from tests.conftest import random_model, small_config
+
+# Measuring processes inherit it: two of them at once would wait for each other's threads over these small models.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
 """A verifier is believed after it has been seen to fail: every fault, and the check that names it."""
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
-from tests.verify import faults
-from tests.verify.conftest import Pair
 
 from prefold.convert.files import CONFIG, RUNTIME, TABLE
 from prefold.verify import Verification, verify_checkpoint
 from prefold.verify.job import Job
 from prefold.verify.probe import load, measure_outputs
 from prefold.verify.prompts import token_prompts
+from tests.verify import faults
+from tests.verify.conftest import Pair
 
 ALL = ["structure", "rows", "logits", "greedy", "reads"]
 NORM = "model.layers.1.input_layernorm.weight"
@@ -35,13 +36,12 @@ def unused_token(llama: Pair) -> int:
     prompts = token_prompts(llama.source, 257, None)
     job = Job(str(llama.source), "float32", prompts)
     outputs = measure_outputs(load(job.folder, job)[0], job)
-    used = {0, *sum(prompts, []), *outputs["tokens"].flatten().tolist()}
+    used = {0, *chain(*prompts), *outputs["tokens"].flatten().tolist()}
     return next(token for token in range(3, 257) if token not in used)
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt_neox"])
-def test_an_unbroken_checkpoint_passes_every_check(model: str, request: pytest.FixtureRequest):
-    verification = verified(request.getfixturevalue(model))
+def test_an_unbroken_checkpoint_passes_every_check(llama: Pair):
+    verification = verified(llama)
     assert verification.passed
     assert verification.failed == []
     assert list(verification.checks) == ALL
@@ -112,31 +112,12 @@ def test_a_flipped_bit_of_an_untouched_tensor_fails_structure(llama: Pair, break
     assert problems(verification, "structure") == f"{NORM}: not the source's bytes"
 
 
-def test_side_files_that_are_missing_or_added_fail_structure(llama: Pair, breakable: Breakable):
+def test_a_missing_side_file_fails_structure(llama: Pair, breakable: Breakable):
     pair = breakable(llama)
     (pair.folded / "generation_config.json").unlink()
-    (pair.folded / "chat_template.jinja").write_text("{{ messages }}")
-    (pair.folded / "old.safetensors").write_bytes(b"")
     verification = verified(pair)
     assert verification.failed == ["structure"]
-    assert verification.checks["structure"].problems == [
-        "generation_config.json: missing",
-        "chat_template.jinja: unexpected, the source has no such file",
-        "old.safetensors: unexpected, the source has no such file",
-    ]
-
-
-def test_untouched_tensors_of_another_type_or_too_many_fail_structure(llama: Pair, breakable: Breakable):
-    pair = breakable(llama)
-    faults.widen_tensor(pair.folded, NORM)
-    faults.add_tensor(pair.folded, "model.more.weight")
-    verification = verified(pair)
-    assert verification.failed == ["structure"]
-    assert verification.checks["structure"].problems == [
-        f"{NORM}: not the source's bytes",
-        "model.more.weight: unexpected",
-        "model.more.weight: unexpected when transformers loads it",
-    ]
+    assert problems(verification, "structure") == "generation_config.json: missing"
 
 
 def test_a_missing_tensor_fails_structure_and_logits(llama: Pair, breakable: Breakable):
@@ -150,7 +131,7 @@ def test_a_missing_tensor_fails_structure_and_logits(llama: Pair, breakable: Bre
     ]
 
 
-def test_a_fold_of_another_model_of_the_same_shape_fails(llama: Pair, make_pair, breakable: Breakable):
+def test_a_fold_of_another_model_of_the_same_shape_fails(llama: Pair, breakable: Breakable):
     pair = breakable(llama)
     with faults.edited_tensors(pair.folded / faults.SHARD) as tensors:
         for name, tensor in tensors.items():
@@ -238,14 +219,6 @@ def test_what_is_not_whole_fails_structure_and_is_not_run(name: str, llama: Pair
     assert verification.failed == [*ALL, "speed"]
     assert line in problems(verification, "structure")
     assert all("not run" in verification.checks[name].summary for name in verification.failed[1:])
-
-
-def test_a_table_without_a_hash_fails_structure(llama: Pair, breakable: Breakable):
-    pair = breakable(llama)
-    faults.edit_config(lambda config: config["prefold"].pop("table_sha256"))(pair.folded)
-    verification = verified(pair)
-    assert verification.failed == ["structure"]
-    assert problems(verification, "structure").startswith(f"{EMBEDDING}: not the table that was written")
 
 
 def test_a_checkpoint_that_does_not_run_fails_structure_with_the_reason(llama: Pair, breakable: Breakable):

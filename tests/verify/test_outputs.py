@@ -196,7 +196,13 @@ def test_reads_of_both_that_are_off_alike_fail_unless_tokens_choose_experts():
 
 def rows(**changes: Any) -> dict[str, Any]:
     """Return the figures of a comparison that found nothing."""
-    found: dict[str, Any] = {"rows": 10, "unequal": 0, "beyond_rounding": 0, "not_finite": 0}
+    found: dict[str, Any] = {
+        "rows": 10,
+        "unequal": 0,
+        "beyond_rounding": 0,
+        "not_finite": 0,
+        "same_circumstances": True,
+    }
     found |= {"first_unequal": [], "first_beyond_rounding": [], "first_not_finite": []}
     return found | {"max_abs_difference": {"e": 0.0, "b.0.q": 0.0}} | changes
 
@@ -216,6 +222,12 @@ def test_rows_that_differ_by_rounding_pass_in_wide_types_alone(dtype: str, passe
     assert "2 of 10 rows differ, by at most 1e-07" in outcome.summary
     line = "2 wrong rows, the first of tokens [3, 4], furthest off in b.0.q (1e-07)"
     assert outcome.problems == ([] if passes else [line])
+
+
+def test_16_bit_rows_may_round_otherwise_where_they_were_computed_otherwise():
+    found = rows(unequal=2, first_unequal=[3, 4], same_circumstances=False)
+    assert check_rows(found, "bfloat16").passed
+    assert not check_rows(found | {"beyond_rounding": 1, "first_beyond_rounding": [3]}, "bfloat16").passed
 
 
 def test_rows_beyond_rounding_fail():

@@ -1,0 +1,65 @@
+"""What the two models are asked to continue."""
+
+from pathlib import Path
+
+import pytest
+
+from prefold.convert import UsageError
+from prefold.verify import read_prompts
+from prefold.verify.prompts import TEXTS, token_prompts
+from tests.verify.tokenizer import save_tokenizer
+
+
+def test_prompts_are_the_lines_of_a_file_that_say_something(tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("one two\n\n  \nthree\n")
+    assert read_prompts(tmp_path / "prompts.txt") == ("one two", "three")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\x00"])
+def test_a_file_without_prompts_is_refused_with_its_name(tmp_path: Path, content: bytes | None):
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"prompts\.txt: ") as caught:
+        read_prompts(file)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_source_without_a_tokenizer_gets_random_prompts_the_same_each_time(tmp_path: Path):
+    made = token_prompts(tmp_path, 50, None)
+    assert made == token_prompts(tmp_path, 50, None)
+    assert [len(ids) for ids in made] == [48, 7]
+    assert all(0 <= token < 50 for ids in made for token in ids)
+
+
+def test_texts_come_before_random_prompts(tmp_path: Path):
+    save_tokenizer(tmp_path)
+    own = token_prompts(tmp_path, 97, None)
+    assert len(own) == len(TEXTS) + 2
+    assert token_prompts(tmp_path, 97, ("to be", "or not"))[:2] == [[3, 4], [5, 6]]
+
+
+def test_long_texts_are_cut(tmp_path: Path):
+    save_tokenizer(tmp_path)
+    assert len(token_prompts(tmp_path, 97, ("to be " * 100,))[0]) == 64
+
+
+def test_texts_need_a_tokenizer(tmp_path: Path):
+    with pytest.raises(UsageError, match="its tokenizer does not load, so prompts cannot be read"):
+        token_prompts(tmp_path, 50, ("to be",))
+
+
+@pytest.mark.parametrize("broken", ["{", "{}", '{"model": 3}'])
+def test_a_broken_tokenizer_is_a_usage_error_where_texts_were_given(tmp_path: Path, broken: str):
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(broken)
+    assert len(token_prompts(tmp_path, 97, None)) == 2
+    with pytest.raises(UsageError) as caught:
+        token_prompts(tmp_path, 97, ("to be",))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_text_with_no_token_of_the_model_is_refused_and_not_left_out(tmp_path: Path):
+    save_tokenizer(tmp_path)
+    with pytest.raises(UsageError, match="'not'"):
+        token_prompts(tmp_path, 6, ("to be", "not"))

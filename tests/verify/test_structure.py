@@ -1,0 +1,153 @@
+"""What the files alone give away, without a model being run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prefold.convert.files import CARD, REPORT, RUNTIME
+from prefold.convert.folded import folded_config
+from prefold.convert.model import load_class, load_config
+from prefold.convert.names import live_names
+from prefold.convert.skeleton import build_on_meta
+from prefold.convert.source import open_folder, open_source
+from prefold.convert.study import study_model
+from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals
+from tests.verify import faults
+from tests.verify.conftest import Pair
+
+NORM = "model.layers.1.input_layernorm.weight"
+STALE = "model.embed_tokens.weight: not the table that was written (its hash differs)"
+Breakable = Callable[[Pair], Pair]
+
+
+@pytest.fixture(scope="module")
+def blueprint(llama: Pair) -> Blueprint:
+    """Return what the fold should be."""
+    source = open_source(str(llama.source))
+    config = load_config(source)
+    model_class = load_class(source, config)
+    study = study_model(model_class, config)
+    live = live_names(build_on_meta(model_class, config, torch.float32), source.entries)
+    expected = folded_config(source, config, model_class, study.cut, dtype=torch.float32, table_sha256="")
+    code = {RUNTIME: (llama.folded / RUNTIME).read_bytes()}
+    return Blueprint(source, expected, live, study.cut, study.head, torch.float32, code)
+
+
+def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Blueprint):
+    folded = open_folder(llama.folded)
+    assert find_refusals(blueprint, folded, trusted=False) == []
+    assert find_differences(blueprint, folded) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.forget_norm_gain,
+        faults.swap_columns,
+        faults.roll_keys_to_next_token,
+        faults.roll_keys_along_width,
+        lambda _, folded: faults.spoil_row(folded, 5),
+        lambda _, folded: faults.spoil_row(folded, 5, torch.nan),
+        lambda _, folded: faults.edit_config(lambda config: config["prefold"].pop("table_sha256"))(folded),
+    ],
+)
+def test_a_table_that_is_not_the_one_of_the_hash_is_found(
+    fault: Callable[[Path, Path], None], llama: Pair, blueprint: Blueprint, breakable: Breakable
+):
+    pair = breakable(llama)
+    fault(pair.source, pair.folded)
+    assert find_differences(blueprint, open_folder(pair.folded)) == [STALE]
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (lambda folded: faults.flip_bit(folded, NORM), f"{NORM}: not the source's bytes"),
+        (lambda folded: faults.widen_tensor(folded, NORM), f"{NORM}: not the source's bytes"),
+        (lambda folded: faults.drop_tensor(folded, NORM), f"{NORM}: missing"),
+        (lambda folded: faults.add_tensor(folded, "more"), "more: unexpected"),
+        (lambda folded: (folded / "generation_config.json").unlink(), "generation_config.json: missing"),
+        (
+            lambda folded: (folded / "generation_config.json").write_text("{}"),
+            "generation_config.json: not the source's bytes",
+        ),
+        (lambda folded: (folded / "a.jinja").write_text("x"), "a.jinja: unexpected, the source has no such file"),
+        (lambda folded: (folded / "a.safetensors").touch(), "a.safetensors: unexpected, the source has no such file"),
+    ],
+)
+def test_a_tensor_or_file_that_is_not_the_sources_is_found_by_name(
+    fault: Callable[[Path], object], line: str, llama: Pair, blueprint: Blueprint, breakable: Breakable
+):
+    pair = breakable(llama)
+    fault(pair.folded)
+    assert find_differences(blueprint, open_folder(pair.folded)) == [line]
+
+
+@pytest.mark.parametrize("name", [CARD, REPORT])
+def test_what_prefold_itself_writes_about_a_checkpoint_may_change(
+    name: str, llama: Pair, blueprint: Blueprint, breakable: Breakable
+):
+    pair = breakable(llama)
+    (pair.folded / name).write_text("changed")
+    assert find_differences(blueprint, open_folder(pair.folded)) == []
+
+
+@pytest.mark.parametrize("key", ["source", "revision", "versions"])
+def test_where_and_when_a_table_was_made_may_differ(key: str, llama: Pair, blueprint: Blueprint, breakable: Breakable):
+    pair = breakable(llama)
+    value = {"prefold": "0.0.0"} if key == "versions" else "elsewhere"
+    faults.edit_config(lambda config: config["prefold"].update({key: value}))(pair.folded)
+    assert find_refusals(blueprint, open_folder(pair.folded), trusted=False) == []
+
+
+def test_a_module_of_another_version_runs_where_it_is_trusted(llama: Pair, blueprint: Blueprint, breakable: Breakable):
+    pair = breakable(llama)
+    faults.edit_runtime(pair.folded, hidden=True)
+    folded = open_folder(pair.folded)
+    (line,) = find_refusals(blueprint, folded, trusted=False)
+    assert line.endswith("read it, then pass --trust-remote-code to run it")
+    assert find_refusals(blueprint, folded, trusted=True) == []
+
+
+LOADING = {
+    "missing_keys": [],
+    "unexpected_keys": [],
+    "mismatched_keys": [],
+    "class": "PrefoldLlamaForCausalLM",
+    "module": "transformers_modules.folded.modeling_prefold",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"missing_keys": ["a.weight"]}, "a.weight: missing when transformers loads it"),
+        ({"unexpected_keys": ["a.weight"]}, "a.weight: unexpected when transformers loads it"),
+        ({"mismatched_keys": ["a.weight"]}, "a.weight: mismatched when transformers loads it"),
+        (
+            {"module": "prefold.runtime.modeling_prefold"},
+            "prefold.runtime.modeling_prefold.PrefoldLlamaForCausalLM: loaded in place of the module in the"
+            " checkpoint's folder",
+        ),
+    ],
+)
+def test_keys_and_module_that_transformers_did_not_find_fail(changes: dict[str, Any], line: str, blueprint: Blueprint):
+    assert check_structure(blueprint, [], LOADING).passed
+    outcome = check_structure(blueprint, [], LOADING | changes)
+    assert outcome.problems == [line]
+    assert outcome.summary == "1 problem"
+
+
+def test_a_cast_model_may_have_cast_tensors_and_no_others(llama: Pair, blueprint: Blueprint, breakable: Breakable):
+    pair = breakable(llama)
+    with faults.edited_tensors(pair.folded / faults.SHARD) as tensors:
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.bfloat16()
+    half = Blueprint(**(vars(blueprint) | {"dtype": torch.bfloat16}))
+    found = find_differences(half, open_folder(pair.folded))
+    assert found == []
+    assert all("not the source's bytes" in line for line in find_differences(blueprint, open_folder(pair.folded)))
+    assert len(find_differences(blueprint, open_folder(pair.folded))) == len(blueprint.untouched)
