@@ -16,7 +16,15 @@ from prefold.convert.cut import Cut
 from prefold.convert.errors import BrokenCheckpoint, StorageError
 from prefold.convert.files import REPORT, TABLE, side_files
 from prefold.convert.first_layer import load_first_layer
-from prefold.convert.folded import copy_runtime, copy_side_files, folded_config, source_name, versions, write_config
+from prefold.convert.folded import (
+    circumstances,
+    copy_runtime,
+    copy_side_files,
+    folded_config,
+    source_name,
+    versions,
+    write_config,
+)
 from prefold.convert.inspection import Inspection, weigh
 from prefold.convert.model import load_class, load_config, resolve_dtype
 from prefold.convert.names import live_names
@@ -112,6 +120,10 @@ class _Job:
     def cut(self) -> Cut:
         return self.study.cut
 
+    @property
+    def chunk_tokens(self) -> int:
+        return self.options.chunk_tokens or chunk_size(self.cut, self.dtype.itemsize)
+
 
 def convert_checkpoint(
     model: str,
@@ -170,7 +182,15 @@ def _write(job: _Job, folder: Path) -> None:
     write_file(folder / TABLE, {plan.table_name: table}, written=lambda done: watch.advanced("table", done, total))
     write_shards(folder, plan, lambda done: watch.advanced("untouched tensors", done, kept))
     write_index(folder, plan, table)
-    section = folded_config(source, job.config, job.model_class, cut, dtype=job.dtype, table_sha256=digest.hexdigest())
+    section = folded_config(
+        source,
+        job.config,
+        job.model_class,
+        cut,
+        dtype=job.dtype,
+        table_sha256=digest.hexdigest(),
+        computed=circumstances(job.options.device, job.chunk_tokens),
+    )
     write_config(folder, section)
     copy_runtime(folder, job.config, job.model_class)
     copy_side_files(source, folder)
@@ -180,8 +200,7 @@ def _table_bytes(job: _Job, hashed: Callable[[memoryview], None]) -> Iterator[me
     model = load_first_layer(
         job.source, job.model_class, job.config, job.study.stack, dtype=job.dtype, device=job.options.device
     )
-    chunk = job.options.chunk_tokens or chunk_size(job.cut, job.dtype.itemsize)
-    for rows in ahead(table_rows(model, job.cut, chunk)):
+    for rows in ahead(table_rows(model, job.cut, job.chunk_tokens)):
         if rows.dtype != job.dtype:
             raise BrokenCheckpoint(f"the first layer answers in {rows.dtype}, not in the model's {job.dtype}")
         piece = as_bytes(rows)

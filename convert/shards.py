@@ -119,7 +119,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """Return a tensor's memory, not a copy of it where it is contiguous and on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _decoded_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
@@ -132,6 +132,8 @@ def _decoded_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(text)
     except ValueError as error:
         raise BrokenCheckpoint(f"{path.name}: not a safetensors file (its header is not JSON)") from error
+    if not isinstance(header, dict):
+        raise BrokenCheckpoint(f"{path.name}: not a safetensors file (its header is not an object)")
     header.pop("__metadata__", None)
     return header, 8 + length
 
@@ -147,8 +149,11 @@ def read_header(path: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     end = 0
     for name, said in header.items():
-        start, stop = said["data_offsets"]
-        entries[name] = Entry(path, said["dtype"], list(said["shape"]), data + start, stop - start)
+        try:
+            start, stop = said["data_offsets"]
+            entries[name] = Entry(path, said["dtype"], list(said["shape"]), data + start, stop - start)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BrokenCheckpoint(f"{path.name}: its header does not say where {name} lies") from error
         end = max(end, stop)
     if path.stat().st_size != data + end:
         raise BrokenCheckpoint(

@@ -224,7 +224,6 @@ def test_a_source_that_does_not_run_is_the_sources_fault(make_pair: MakePair, mo
         verify_checkpoint(str(pair.source), pair.folded)
 
 
-
 def test_what_is_not_verified_does_not_appear(make_pair: MakePair, tmp_path: Path):
     source = make_pair("llama").source
     check = require_verified()

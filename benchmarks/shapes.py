@@ -1,0 +1,88 @@
+"""The models that are measured: real shapes with random weights, built where they are needed and removed afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import logging as transformers_logging
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model to be built.
+
+    Attributes:
+        name: what the page calls it.
+        model_type: transformers' name of the architecture.
+        settings: of its config.
+        dtype: of its weights.
+    """
+
+    name: str
+    model_type: str
+    settings: dict[str, Any]
+    dtype: torch.dtype = torch.bfloat16
+
+    def changed(self, name: str, **settings: Any) -> "Shape":
+        """Return the same model with other settings."""
+        return replace(self, name=name, settings=self.settings | settings)
+
+    def of(self, dtype: torch.dtype) -> "Shape":
+        """Return the same model with weights of another type."""
+        return replace(self, dtype=dtype)
+
+
+def _pythia(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 50304,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 4096,
+    }
+
+
+def _llama(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, key_heads: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "max_position_embeddings": 4096,
+    }
+
+
+PYTHIA_70M = Shape("Pythia-70M", "gpt_neox", _pythia(512, 6, 8))
+PYTHIA_160M = Shape("Pythia-160M", "gpt_neox", _pythia(768, 12, 12))
+DRAFT = Shape("Llama draft model, 2 layers (68M)", "llama", _llama(32000, 768, 3072, 2, 12, 12))
+SERIAL = Shape("Llama-like, 24 layers", "llama", _llama(32000, 1024, 2816, 24, 16, 8))
+LARGE = Shape("Llama-like, 1.1B", "llama", _llama(32000, 2048, 5632, 22, 32, 4))
+WIDE = Shape("Llama-like, hidden 1024", "llama", _llama(32000, 1024, 4096, 4, 16, 8))
+LARGE_TABLE = Shape("Llama-like, 262,144 tokens", "llama", _llama(262144, 1024, 2816, 2, 16, 16))
+
+
+def build(shape: Shape, folder: Path) -> Path:
+    """Save a checkpoint with random weights and return its folder."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(shape.model_type, **shape.settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype)
+    source = folder / "source"
+    model.save_pretrained(source)
+    return source
+
+
+@contextmanager
+def built(shape: Shape) -> Iterator[Path]:
+    """Build a checkpoint in a temporary folder; other files may be put beside it."""
+    with TemporaryDirectory(prefix="prefold-bench-") as folder:
+        yield build(shape, Path(folder))
