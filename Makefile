@@ -15,7 +15,7 @@ test: $(VENV)/installed check ## lint, types, all tests
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p prefold
+	$(BIN)/mypy $(ROOMS:%=-p prefold.%)
 
 bench: $(VENV)/installed ## measure, and write docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py
