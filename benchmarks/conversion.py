@@ -159,6 +159,7 @@ Folding alone, without the check of the result, in a process that has loaded its
   {size} x {size} in the same round.
 - **ratio**: conversion / (copy + arithmetic). The target is at most {target}. Conversion, copy and product are measured
   in turn; all figures are medians over the rounds, and **best** is the best round's ratio.
+  Whether the conversion or the copy writes first changes every round.
 - **synced ratio**: conversion / (copy + wait + arithmetic): the copy is then as safe on the disk as the conversion.
 - **processor ratio**: the same from the time that the processors worked, which other programs on the machine disturb
   less. It does not see whether work is spread over the cores.

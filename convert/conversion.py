@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prefold.convert.ahead import ahead
 from prefold.convert.card import write_card
 from prefold.convert.cut import Cut
-from prefold.convert.errors import BrokenCheckpoint, StorageError
+from prefold.convert.errors import BrokenCheckpoint, StorageError, UsageError
 from prefold.convert.files import REPORT, TABLE, side_files
 from prefold.convert.first_layer import load_first_layer
 from prefold.convert.folded import (
@@ -160,12 +160,20 @@ def convert_checkpoint(
 
 def _prepare(model: str, revision: str | None, options: Options, watch: Watch) -> _Job:
     """Find everything out that can be found out before the first byte is written."""
+    _require_device(options.device)
     opened = open_config(model, revision)
     config = load_config(opened, trust_remote_code=options.trust_remote_code)
     model_class = load_class(opened, config)
     study = study_model(model_class, config, merge_residual=options.merge_residual)
     source = add_weights(opened)
     return _Job(source, config, model_class, study, resolve_dtype(source, config, options.dtype), options, watch)
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {device}: this machine has none that torch can use") from error
 
 
 def _write(job: _Job, folder: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -81,6 +81,8 @@ class Entry:
         data = bytearray()
         for piece in self.chunks():
             data += piece
+        if not data:
+            return torch.empty(self.shape, dtype=DTYPES[self.dtype])
         return torch.frombuffer(data, dtype=DTYPES[self.dtype]).view(self.shape)
 
 
@@ -105,11 +107,6 @@ def cast(entry: Entry, dtype: torch.dtype) -> Outgoing:
         return passed_through(entry)
     size = math.prod(entry.shape) * dtype.itemsize
     return Outgoing(dtype_name(dtype), entry.shape, size, lambda: [as_bytes(entry.tensor().to(dtype))])
-
-
-def renamed(entry: Entry, file: Path) -> Entry:
-    """Return the same tensor as it lies in another copy of its file."""
-    return replace(entry, file=file)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -95,7 +95,7 @@ def verify_against(
         checks = _Comparison(source, opened, texts, trust_remote_code, progress).run(speed=speed)
     except _Unfit as unfit:
         problems = unfit.problems
-        checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("the folded checkpoint is not whole"))
+        checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("structure does not hold"))
         checks["structure"] = Outcome(False, told(problems), problems=problems)
     return Verification(source.name, str(folded), checks)
 

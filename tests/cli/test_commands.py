@@ -119,6 +119,7 @@ def test_verify_reports_as_a_page_and_fails_with_its_own_code(prefold, checkpoin
         (["convert", "{source}", "out", "--dtype", "int3"], 2, "int3"),
         (["convert", "{source}", "out", "--max-shard-size", "big"], 2, "no size"),
         (["convert", "{source}", "out", "--chunk-tokens", "0"], 2, "chunk-tokens"),
+        (["convert", "{source}", "{source}/out", "--device", "abacus"], 2, "--device abacus: this machine has none"),
         (["convert", "{source}", "{source}"], 4, "exists already"),
         (["convert", "{source}", "{source}/config.json/out"], 1, "cannot be written"),
         (["fold", "{source}"], 2, "No such command"),

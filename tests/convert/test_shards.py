@@ -38,6 +38,14 @@ def test_tensors_pass_through_byte_for_byte(tmp_path: Path):
     }
 
 
+@pytest.mark.parametrize("size", [0, 1, 1 << 18, (1 << 20) + 3])
+def test_a_tensor_of_any_size_is_read_whole(tmp_path: Path, size: int):
+    """Its parts come in one buffer that is used again and again."""
+    tensor = torch.randint(0, 256, (size,), dtype=torch.uint8)
+    save_file({"a": tensor}, tmp_path / "a.safetensors")
+    assert torch.equal(read_header(tmp_path / "a.safetensors")["a"].tensor(), tensor)
+
+
 def test_rows_begin_on_a_page(tmp_path: Path):
     write_file(tmp_path / "a.safetensors", {"table": outgoing(torch.zeros(2, 3))})
     assert read_header(tmp_path / "a.safetensors")["table"].start % 4096 == 0
