@@ -14,7 +14,7 @@ from prefold.convert.ahead import ahead
 from prefold.convert.card import write_card
 from prefold.convert.cut import Cut
 from prefold.convert.errors import BrokenCheckpoint, StorageError, UsageError
-from prefold.convert.files import REPORT, TABLE, side_files
+from prefold.convert.files import CONFIG, REPORT, TABLE, side_files
 from prefold.convert.first_layer import load_first_layer
 from prefold.convert.folded import (
     circumstances,
@@ -143,6 +143,8 @@ def convert_checkpoint(
     """
     with output_folder(out, force=options.force) as folder:
         job = _prepare(model, revision, options, watch)
+        if (job.source.folder.resolve() / CONFIG).is_relative_to(out.resolve()):
+            raise UsageError(f"{out}: the source lies there, and would be replaced")
         worth = weigh(job.study, job.dtype)
         inspection = Inspection(source_name(job.source), job.source.revision, [], worth=worth)
         watch.inspected(inspection)

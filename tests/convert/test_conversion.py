@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefold.convert import Inspection, OutputExists, StorageError, Watch, convert_checkpoint
+from prefold.convert import Inspection, Options, OutputExists, StorageError, UsageError, Watch, convert_checkpoint
 from prefold.convert.files import CARD, INDEX, REPORT, RUNTIME, SOURCE_CARD, TABLE
 from prefold.convert.source import open_folder
 from tests.conftest import Checkpoint, load, random_model, small_config, tokens
@@ -175,6 +175,17 @@ def test_too_little_space_is_told_before_the_first_byte(checkpoint: Checkpoint, 
     with pytest.raises(StorageError, match=r"are needed and 0\.00 GB are free"):
         convert_checkpoint(str(checkpoint("llama")), tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
+
+
+def test_the_source_is_never_replaced(checkpoint: Checkpoint, tmp_path: Path):
+    source = checkpoint("llama")
+    before = all_bytes(source)
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "config.json").write_text("{}")  # so that the folder above looks like an older output, too
+    for out in (source, tmp_path / "link", tmp_path):
+        with pytest.raises((UsageError, OutputExists)):
+            convert_checkpoint(str(source), out, options=Options(force=True))
+    assert all_bytes(source) == before
 
 
 def test_an_existing_output_is_refused_before_the_source_is_read(tmp_path: Path):
