@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from prefold.convert.files import CARD
 from prefold.convert.folded import source_name, versions
@@ -28,22 +28,20 @@ def _carried(source: Source) -> dict[str, Any]:
 
 def _front_matter(source: Source) -> str:
     data = {"library_name": "transformers", "tags": ["prefold"]} | _carried(source)
-    if source.revision:
-        data |= {"base_model": source.name, "base_model_relation": "finetune"}
-    from huggingface_hub import ModelCardData
-
+    data |= {"base_model": source.name} if source.revision else {}
     return f"---\n{ModelCardData(**data).to_yaml()}\n---\n"
 
 
 def write_card(folder: Path, source: Source, worth: Worth, verdict: str, command: str, report: str) -> None:
     """Write the card: what this is, how to load it, what it is worth, and the proof."""
     name = source_name(source)
+    origin = f"`{name}`, commit `{source.revision}`," if source.revision else f"`{name}`"
+    told = verdict if verdict.startswith("saves") else f"is {verdict}"
     text = f"""{_front_matter(source)}
 # {name}, first layer folded
 
-The first layer's token-pure modules of `{name}`{f" (commit `{source.revision}`)" if source.revision else ""} were
-computed for every token of the vocabulary and stored in a table. This checkpoint says exactly what its source says,
-and reads fewer bytes for it: {verdict}.
+The first layer's token-pure modules of {origin} were computed for every token of the vocabulary and stored in a
+table, which this checkpoint looks up where its source reads weights. By prefold's own count that {told}.
 
 ```python
 {_LOAD.format(name="OUT")}
