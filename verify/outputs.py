@@ -78,14 +78,22 @@ def check_logits(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor
         for name, far in apart.items()
         if not _is_close(far, floor, dtype)
     ]
-    worst = max(apart.values(), key=lambda far: far.max_abs)
     exact = all(far.is_zero for far in apart.values())
-    summary = "equal bit for bit in prefill, cached steps and a left-padded batch"
-    if not exact:
-        summary = f"{_told(worst)}; the source, prefill against steps: {_told(floor)}"
+    summary = _summary(apart, floor)
     figures: dict[str, Any] = {name: asdict(far) for name, far in apart.items()}
     figures |= {"exact": exact, "noise_floor": asdict(floor), "steps_compared": len(pairs["step"][0])}
     return Outcome(not problems, summary, figures, problems)
+
+
+def _summary(apart: dict[str, Distance], floor: Distance) -> str:
+    """Say which passes are equal bit for bit, and how far the worst of the others is off."""
+    words = {"prefill": "prefill", "step": "cached steps", "padded": "left-padded batch"}
+    equal = [words[name] for name, far in apart.items() if far.is_zero]
+    told = [f"{', '.join(equal)} equal bit for bit"] if equal else []
+    if len(equal) < len(apart):
+        name, worst = max(apart.items(), key=lambda named: named[1].max_abs)
+        told += [f"{words[name]} {_told(worst)}", f"the source, prefill against its own steps: {_told(floor)}"]
+    return "; ".join(told)
 
 
 def _first_difference(one: torch.Tensor, other: torch.Tensor) -> int:
