@@ -1,11 +1,14 @@
 """``prefold convert``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prefold.cli.options import DType, Json, MergeResidual, Revision, TrustRemoteCode, parse_dtype, parse_size
+
+if TYPE_CHECKING:
+    from prefold.convert import Conversion
 
 
 def convert(
@@ -33,9 +36,9 @@ def convert(
     Example: `prefold convert EleutherAI/pythia-70m pythia-70m-folded`
     """
     from prefold.cli.progress import ShownWatch
-    from prefold.cli.show import byte_bars, note, say, show_inspection, show_json, show_verification
+    from prefold.cli.show import byte_bars, note
     from prefold.convert import Options, convert_checkpoint, open_repository, upload
-    from prefold.verify import Verification, require_verified
+    from prefold.verify import require_verified
 
     options = Options(
         merge_residual=merge_residual,
@@ -52,14 +55,21 @@ def convert(
         watch = ShownWatch(bars)
         check = require_verified(trust_remote_code=trust_remote_code, progress=watch.doing) if verify else None
         conversion = convert_checkpoint(source, out, revision=revision, options=options, check=check, watch=watch)
-    figures = conversion.as_json()
+    uploaded = None
     if push_to_hub:
         note(f"uploading to {push_to_hub}")
-        figures["uploaded"] = upload(out, push_to_hub, private=private)
+        uploaded = upload(out, push_to_hub, private=private)
+    _tell(conversion, uploaded, as_json=as_json)
+
+
+def _tell(conversion: "Conversion", uploaded: str | None, *, as_json: bool) -> None:
+    from prefold.cli.show import say, show_inspection, show_json, show_verification
+    from prefold.verify import Verification
+
     if as_json:
-        show_json(figures)
+        show_json(conversion.as_json() | ({"uploaded": uploaded} if uploaded else {}))
         return
     show_inspection(conversion.inspection)
     if isinstance(conversion.verification, Verification):
         show_verification(conversion.verification)
-    say(f"folded into {out}" + (f" and {figures['uploaded']}" if push_to_hub else ""), "bold")
+    say(f"folded into {conversion.out}" + (f" and {uploaded}" if uploaded else ""), "bold")

@@ -24,7 +24,7 @@ def edit_index(folder: Path, name: str, file: str | None) -> None:
     (folder / INDEX).write_text(json.dumps(index))
 
 
-def refused(source: Path, error: type[PrefoldError], match: str) -> None:
+def assert_refused(source: Path, error: type[PrefoldError], match: str) -> None:
     """Convert, expecting an error and nothing left behind."""
     out = source.parent / "out"
     before = sorted(path.name for path in source.parent.iterdir())
@@ -52,59 +52,59 @@ def test_no_such_path(tmp_path: Path):
 
 def test_a_folder_without_config(tmp_path: Path):
     (tmp_path / "source").mkdir()
-    refused(tmp_path / "source", UsageError, "not a checkpoint: it has no config.json")
+    assert_refused(tmp_path / "source", UsageError, "not a checkpoint: it has no config.json")
 
 
 def test_a_config_that_is_no_json(checkpoint: Checkpoint):
     source = checkpoint()
     (source / "config.json").write_text("{")
-    refused(source, BrokenCheckpoint, "config.json: not JSON")
+    assert_refused(source, BrokenCheckpoint, "config.json: not JSON")
 
 
 def test_pickled_weights_are_refused_unread(checkpoint: Checkpoint):
     source = checkpoint()
     (source / SINGLE).unlink()
     (source / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    refused(source, UnsupportedModel, "no safetensors weights.*may run code.*save_pretrained")
+    assert_refused(source, UnsupportedModel, "no safetensors weights.*may run code.*save_pretrained")
 
 
 def test_an_adapter_alone(tmp_path: Path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "adapter_config.json").write_text("{}")
-    refused(tmp_path / "source", UnsupportedModel, "an adapter alone: merge it")
+    assert_refused(tmp_path / "source", UnsupportedModel, "an adapter alone: merge it")
 
 
 def test_no_weights_at_all(checkpoint: Checkpoint):
     source = checkpoint()
     (source / SINGLE).unlink()
-    refused(source, UnsupportedModel, "no weights")
+    assert_refused(source, UnsupportedModel, "no weights")
 
 
 def test_an_index_that_names_a_missing_shard(sharded: Path):
     next(sharded.glob("model-00002-*")).unlink()
-    refused(sharded, BrokenCheckpoint, "names model-00002.* which is missing")
+    assert_refused(sharded, BrokenCheckpoint, "names model-00002.* which is missing")
 
 
 def test_an_index_that_names_a_tensor_its_shard_lacks(sharded: Path):
     edit_index(sharded, "extra.weight", next(sharded.glob("model-00001-*")).name)
-    refused(sharded, BrokenCheckpoint, "extra.weight is not in it")
+    assert_refused(sharded, BrokenCheckpoint, "extra.weight is not in it")
 
 
 def test_a_shard_with_a_tensor_that_the_index_lacks(sharded: Path):
     edit_index(sharded, "model.norm.weight", None)
-    refused(sharded, BrokenCheckpoint, "model.norm.weight is not in the index")
+    assert_refused(sharded, BrokenCheckpoint, "model.norm.weight is not in the index")
 
 
 @pytest.mark.parametrize("path", ["../elsewhere.safetensors", "/elsewhere.safetensors", "a/../../b.safetensors"])
 def test_an_index_that_leaves_the_folder(sharded: Path, path: str):
     edit_index(sharded, "model.norm.weight", path)
-    refused(sharded, BrokenCheckpoint, "outside the checkpoint")
+    assert_refused(sharded, BrokenCheckpoint, "outside the checkpoint")
 
 
 def test_a_shard_cut_short(sharded: Path):
     shard = next(sharded.glob("model-00002-*"))
     shard.write_bytes(shard.read_bytes()[:-10])
-    refused(sharded, BrokenCheckpoint, "model-00002.*cut short")
+    assert_refused(sharded, BrokenCheckpoint, "model-00002.*cut short")
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight"])
@@ -112,7 +112,7 @@ def test_a_weight_with_the_wrong_shape(checkpoint: Checkpoint, name: str):
     source = checkpoint()
     tensors = load_file(source / SINGLE)
     save_file(tensors | {name: torch.zeros(3, 3)}, source / SINGLE, metadata={"format": "pt"})
-    refused(source, BrokenCheckpoint, rf"{name}: has shape \[3, 3\]")
+    assert_refused(source, BrokenCheckpoint, rf"{name}: has shape \[3, 3\]")
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight", "lm_head.weight"])
@@ -121,7 +121,7 @@ def test_a_missing_weight(checkpoint: Checkpoint, name: str):
     tensors = load_file(source / SINGLE)
     del tensors[name]
     save_file(tensors, source / SINGLE, metadata={"format": "pt"})
-    refused(source, BrokenCheckpoint, f"{name}: the checkpoint has no such tensor")
+    assert_refused(source, BrokenCheckpoint, f"{name}: the checkpoint has no such tensor")
 
 
 def test_a_row_that_is_not_finite(checkpoint: Checkpoint):
@@ -129,19 +129,19 @@ def test_a_row_that_is_not_finite(checkpoint: Checkpoint):
     tensors = load_file(source / SINGLE)
     tensors["model.layers.0.self_attn.k_proj.weight"][3, 4] = torch.nan
     save_file(tensors, source / SINGLE, metadata={"format": "pt"})
-    refused(source, BrokenCheckpoint, r"token 0: model\.layers\.0\.self_attn\.k_proj is not finite")
+    assert_refused(source, BrokenCheckpoint, r"token 0: model\.layers\.0\.self_attn\.k_proj is not finite")
 
 
 def test_a_quantized_source_is_refused_by_the_methods_name(checkpoint: Checkpoint):
     source = checkpoint()
     edit(source / "config.json", quantization_config={"quant_method": "gptq"})
-    refused(source, UnsupportedModel, "quantized \\(gptq\\)")
+    assert_refused(source, UnsupportedModel, "quantized \\(gptq\\)")
 
 
 def test_an_already_folded_checkpoint(checkpoint: Checkpoint, fold):
     folded = fold(checkpoint())
     shutil.rmtree(folded.parent / "source")
-    refused(folded, UnsupportedModel, "folded checkpoint already")
+    assert_refused(folded, UnsupportedModel, "folded checkpoint already")
 
 
 def test_a_multimodal_model(tmp_path: Path):
@@ -149,7 +149,7 @@ def test_a_multimodal_model(tmp_path: Path):
 
     Gemma3Config().save_pretrained(tmp_path / "source")
     save_file({"a": torch.zeros(1)}, tmp_path / "source" / SINGLE)
-    refused(tmp_path / "source", UnsupportedModel, "takes more than text")
+    assert_refused(tmp_path / "source", UnsupportedModel, "takes more than text")
 
 
 def test_an_encoder_decoder(tmp_path: Path):
@@ -157,7 +157,7 @@ def test_an_encoder_decoder(tmp_path: Path):
 
     T5Config().save_pretrained(tmp_path / "source")
     save_file({"a": torch.zeros(1)}, tmp_path / "source" / SINGLE)
-    refused(tmp_path / "source", UnsupportedModel, "encoder-decoder")
+    assert_refused(tmp_path / "source", UnsupportedModel, "encoder-decoder")
 
 
 def test_all_reasons_are_told_at_once(checkpoint: Checkpoint):
@@ -171,7 +171,7 @@ def test_all_reasons_are_told_at_once(checkpoint: Checkpoint):
 def test_an_unknown_model_type(checkpoint: Checkpoint):
     source = checkpoint()
     edit(source / "config.json", model_type="nobody_knows_this")
-    refused(source, UnsupportedModel, "nobody_knows_this")
+    assert_refused(source, UnsupportedModel, "nobody_knows_this")
 
 
 def test_side_files_are_all_but_weights_config_and_hidden_ones(tmp_path: Path):
