@@ -37,7 +37,7 @@ def _first_layer_class(model_class: type[PreTrainedModel], stack: Stack) -> type
     def __init__(self: Any, config: PreTrainedConfig) -> None:  # noqa: N807
         model_class.__init__(self, config)
         prune(self, stack, [0])
-        if not config.tie_word_embeddings:
+        if not getattr(config, "tie_word_embeddings", False):
             self.set_output_embeddings(None)
         self.post_init()
 

@@ -78,7 +78,12 @@ def load_class(source: Source, config: PreTrainedConfig) -> type[PreTrainedModel
         raise UnsupportedModel([f"{config.model_type} is not a causal language model of transformers"])
     classes: list[type[PreTrainedModel]] = list(found) if isinstance(found, tuple | list) else [found]
     named = [each for each in classes if each.__name__ in (source.config.get("architectures") or [])]
-    return (named or classes)[0]
+    chosen = (named or classes)[0]
+    if chosen.config_class is not type(config):
+        raise UnsupportedModel(
+            [f"{config.model_type} runs on another model's class, {chosen.__name__}: not folded yet"]
+        )
+    return chosen
 
 
 def resolve_dtype(source: Source, config: PreTrainedConfig, asked: torch.dtype | None) -> torch.dtype:

@@ -46,6 +46,18 @@ def study_model(
     Raises:
         UnsupportedModel: nothing folds, or the model cannot be run from token ids; the reasons say why.
     """
+    try:
+        return _study(model_class, config, merge_residual=merge_residual, assume_parallel=assume_parallel)
+    # Whatever a model stumbles over without its other blocks: it is refused, with that as the reason.
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        reason = f"{config.model_type}: its first block does not run alone ({type(error).__name__}: {said})"
+        raise UnsupportedModel([reason]) from error
+
+
+def _study(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, *, merge_residual: bool, assume_parallel: bool
+) -> Study:
     model = build_on_meta(model_class, config, torch.float32)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     stack = find_stack(model, config)

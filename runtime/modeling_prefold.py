@@ -64,14 +64,15 @@ class Row:
 
 
 class Folded(nn.Module):
-    """Common to all stand-ins: an empty ``weight``, for callers that ask a module for its dtype."""
+    """Common to all stand-ins: empty weights, for callers that ask a module for its dtype or initialize it."""
 
     weight: torch.Tensor
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.register_buffer("weight", torch.empty(0), persistent=False)
+        for part in ("weight", "bias"):
+            self.register_buffer(part, torch.empty(0), persistent=False)
 
     def extra_repr(self) -> str:
         """Say what became of the module, since adapters print this when they refuse it."""
@@ -205,6 +206,8 @@ def _fold_model_class(source: type[PreTrainedModel], module: str) -> type[PreTra
         # Left to itself, transformers answers these two from the text of a class's own file, which here is this one.
         "_can_set_attn_implementation": source._can_set_attn_implementation,
         "_can_set_experts_implementation": source._can_set_experts_implementation,
+        # As custom code it would not get the buffers that its own model fills in for its layers.
+        "is_custom_code": source.is_custom_code,
     }
     folded: type[PreTrainedModel] = type(PREFIX + source.__name__, (source,), namespace)
     # Tensors keep the source's names, so the source's renames must still be found under the new class name.
