@@ -15,8 +15,10 @@ logits of a pass over the whole vocabulary, of a prefill, of a cached continuati
 *exact*: no bit of the rows and of the pass over the vocabulary differs. In the other passes a matrix product may sum in
 another order than when the table was made, because it has fewer rows: the largest difference there is shown as a share
 of the largest logit. Whatever differs by more than 1e-5 is called wrong. A wrong type is one that discovery lets
-through: `prefold convert` refuses it when it verifies (exit code 5), a conversion without verification does not. The share of the weights that the table
-replaces is that of the small model, whose sizes are nobody's: `prefold inspect` tells it of a real one.
+through: `prefold convert` refuses it when it verifies (exit code 5), a conversion without verification does not.
+
+The share of the weights that the table replaces is that of the small model, whose sizes are nobody's: `prefold inspect`
+tells it of a real one.
 """
 
 
