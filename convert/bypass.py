@@ -59,7 +59,7 @@ def _leave(_: nn.Module, __: Any, output: torch.Tensor) -> None:
 
 def _last_columns(cut: Cut) -> dict[str, str]:
     """Map each module that holds some of the columns, but not all, to the last of them: largest modules only."""
-    names = [column.module for column in [*cut.columns, *([cut.merged] if cut.merged else [])]]
+    names = [column.module for column in cut.computed if column is not cut.residual]
     found: dict[str, str] = {}
     for name in names:
         parts = name.split(".")

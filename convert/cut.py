@@ -58,9 +58,14 @@ class Cut:
         return self.residual.width + sum(column.width for column in self.columns)
 
     @property
+    def computed(self) -> list[Column]:
+        """Everything that a row is made of: the residual, the columns, and what is merged into the residual."""
+        return [self.residual, *self.columns, *([self.merged] if self.merged else [])]
+
+    @property
     def eliminated(self) -> list[str]:
         """Names of all modules whose weights leave the checkpoint, the embedding first."""
-        gone = [self.residual, *self.columns, *self.dropped, *([self.merged] if self.merged else [])]
+        gone = [*self.computed, *self.dropped]
         return [self.embedding, *(column.module for column in gone if column.module != self.embedding)]
 
     def section(self) -> dict[str, Any]:

@@ -89,11 +89,6 @@ class Census:
         modules = self.cut.eliminated[1:]
         return [parameter for module in modules for parameter in self.inside(module)]
 
-    @property
-    def tied(self) -> bool:
-        """Whether the embedding is also read as a weight, by the head."""
-        return any(parameter.share for parameter in self.embedding)
-
     def is_router(self, parameter: Parameter) -> bool:
         """Say whether a parameter chooses experts."""
         return any(parameter.name.startswith(f"{router}.") for router in self.routers)

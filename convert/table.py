@@ -32,7 +32,7 @@ def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> t
     ``model`` may be the whole source or its first layer alone: the pass ends with the last folded module.
     """
     seen: dict[str, torch.Tensor] = {}
-    wanted = [cut.residual, *cut.columns, *([cut.merged] if cut.merged else [])]
+    wanted = cut.computed
 
     def keep(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
