@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefold.cli.options import DType, Json, MergeResidual, Revision, TrustRemoteCode, parse_dtype, parse_size
+from prefold.cli.options import (
+    Adapter,
+    Cut,
+    DType,
+    Json,
+    MaxTable,
+    MergeResidual,
+    Revision,
+    TextOnly,
+    TrustRemoteCode,
+    parse_dtype,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from prefold.convert import Conversion
@@ -26,6 +38,10 @@ def convert(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT, once the new one is verified.")] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check it before it appears as OUT.")] = True,
+    cut: Cut = "auto",
+    max_table: MaxTable = None,
+    text_only: TextOnly = False,
+    adapter: Adapter = None,
     trust_remote_code: TrustRemoteCode = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload the result as org/name.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
@@ -48,12 +64,17 @@ def convert(
         max_shard_size=parse_size(max_shard_size),
         force=force,
         trust_remote_code=trust_remote_code,
+        cut=cut,
+        max_table=parse_size(max_table, "--max-table"),
+        text_only=text_only,
+        adapter=adapter,
     )
     if push_to_hub:
         open_repository(push_to_hub, private=private)
     with byte_bars() as bars:
         watch = ShownWatch(bars)
-        check = require_verified(trust_remote_code=trust_remote_code, progress=watch.doing) if verify else None
+        trusting = {"trust_remote_code": trust_remote_code}
+        check = require_verified(adapter=adapter, progress=watch.doing, **trusting) if verify else None
         conversion = convert_checkpoint(source, out, revision=revision, options=options, check=check, watch=watch)
     uploaded = None
     if push_to_hub:

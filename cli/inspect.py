@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from prefold.cli.exit_codes import UNSUPPORTED
-from prefold.cli.options import DType, Json, MergeResidual, Revision, TrustRemoteCode, parse_dtype
+from prefold.cli.options import (
+    Cut,
+    DType,
+    Json,
+    MaxTable,
+    MergeResidual,
+    Revision,
+    TextOnly,
+    TrustRemoteCode,
+    parse_dtype,
+    parse_size,
+)
 
 
 def inspect(
@@ -16,6 +27,9 @@ def inspect(
         bool, typer.Option(help="What if attention and FFN were parallel? (The paper's hypothetical Mixtral.)")
     ] = False,
     dtype: DType = None,
+    cut: Cut = "auto",
+    max_table: MaxTable = None,
+    text_only: TextOnly = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -33,6 +47,9 @@ def inspect(
         assume_parallel=assume_parallel,
         dtype=parse_dtype(dtype),
         trust_remote_code=trust_remote_code,
+        cut=cut,
+        max_table=parse_size(max_table, "--max-table"),
+        text_only=text_only,
     )
     if as_json:
         show_json(inspection.as_json())

@@ -20,6 +20,28 @@ MergeResidual = Annotated[
 ]
 DType = Annotated[str | None, typer.Option(help="Run and store in another type: float32, bfloat16 or float16.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run model code that the checkpoint brings. Read it first.")]
+Cut = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Which modules to store, as `inspect` lists them; auto takes what saves most reads."
+    ),
+]
+MaxTable = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="With --cut auto, store no more than this, e.g. 2GB.")
+]
+TextOnly = Annotated[
+    bool,
+    typer.Option(
+        "--text-only", help="Fold a model that takes images or sounds, too; it will then take token ids alone."
+    ),
+]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="A LoRA of the source: merged into the table where modules fold, kept in OUT/adapter where they do not.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -43,7 +65,7 @@ def require_page(file: Path | None) -> None:
         raise typer.BadParameter(f"{file} is no page, .html or .md", param_hint="--report")
 
 
-def parse_size(text: str | None) -> int | None:
+def parse_size(text: str | None, option: str = "--max-shard-size") -> int | None:
     """Return the bytes that ``5GB`` or ``200MiB`` means; None for None."""
     if text is None:
         return None
@@ -52,7 +74,7 @@ def parse_size(text: str | None) -> int | None:
     try:
         size = int(float(number) * _UNITS[unit])
     except (KeyError, ValueError) as error:
-        raise typer.BadParameter(f"{text!r} is no size such as 5GB or 200MiB", param_hint="--max-shard-size") from error
+        raise typer.BadParameter(f"{text!r} is no size such as 5GB or 200MiB", param_hint=option) from error
     if size <= 0:
-        raise typer.BadParameter(f"{text!r} holds nothing", param_hint="--max-shard-size")
+        raise typer.BadParameter(f"{text!r} holds nothing", param_hint=option)
     return size

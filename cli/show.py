@@ -13,7 +13,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from prefold.convert import Inspection
-    from prefold.convert.inspection import Worth
+    from prefold.convert.inspection import FoldedSide, Worth
     from prefold.verify import Verification
 
 # A pipe has no width; tables must not be cut to fit one.
@@ -67,13 +67,19 @@ def show_inspection(inspection: "Inspection") -> None:
             say(f"  {reason}")
         return
     worth = inspection.worth
-    if inspection.assumed_parallel:
-        say("figures of a hypothetical block whose attention and FFN are parallel", "yellow")
-    out.print(_modules_table(worth))
-    say(
-        f"table       {worth.rows:,} rows x {worth.row_width:,} values, "
-        f"{_gigabytes(worth.table_bytes)} ({_layouts(worth)})"
-    )
+    for remark in _remarks(inspection, worth):
+        say(remark, "yellow")
+    for side in worth.sides:
+        if side.side:
+            say(side.side, "bold")
+        out.print(_modules_table(side))
+        say(f"table       {side.rows:,} rows x {side.row_width:,} values{_look_ups(side)}")
+    for reason in worth.unfolded:
+        say(f"does not fold: {reason}", "yellow")
+    say(f"stored      {_gigabytes(worth.table_bytes)} ({_layouts(worth)})")
+    if len(worth.cuts) > len(worth.sides):
+        out.print(_cuts_table(worth))
+    out.print(_explained_table(worth))
     growth = worth.checkpoint_after - worth.checkpoint_before
     before, after = _gigabytes(worth.checkpoint_before), _gigabytes(worth.checkpoint_after)
     say(f"checkpoint  {before} before, {after} after ({growth / worth.checkpoint_before:+.1%})")
@@ -84,24 +90,50 @@ def show_inspection(inspection: "Inspection") -> None:
     say(inspection.verdict, "bold")
 
 
+def _remarks(inspection: "Inspection", worth: "Worth") -> list[str]:
+    """Tell what the figures are not."""
+    assumed = "figures of a hypothetical block whose attention and FFN are parallel"
+    return [*([assumed] if inspection.assumed_parallel else []), *([worth.note] if worth.note else [])]
+
+
+def _look_ups(side: "FoldedSide") -> str:
+    """Tell of the tables beside a side's own."""
+    return "".join(f", {values:,} values beside {module}" for module, values in side.look_ups.items())
+
+
 def _layouts(worth: "Worth") -> str:
-    if worth.exact_row_width == worth.merged_row_width:
+    if not worth.exact:
+        return "a sum of look-ups: as accurate as the source, not equal to the bit"
+    if not worth.merged_width:
         return "no FFN to merge into the residual"
-    sizes = [
-        _gigabytes(worth.rows * width * worth.dtype.itemsize)
-        for width in (worth.exact_row_width, worth.merged_row_width)
-    ]
+    rows, itemsize = worth.sides[0].rows, worth.dtype.itemsize
+    sizes = [_gigabytes(rows * width * itemsize) for width in worth.layouts.values()]
     return f"exact {sizes[0]}, with --merge-residual {sizes[1]}"
 
 
-def _modules_table(worth: "Worth") -> Table:
+def _modules_table(side: "FoldedSide") -> Table:
     table = _table("module", "becomes", "values", "weights gone")
-    parts = [(worth.residual, "residual"), *((column, "column") for column in worth.columns)]
-    parts += [(module, "dropped") for module in worth.dropped]
+    parts = [(side.residual, "residual"), *((column, "column") for column in side.columns)]
+    parts += [(module, "dropped") for module in side.dropped]
     for module, becomes in parts:
         width = f"{module.width:,}" if module.width else ""
         table.add_row(module.module, becomes, width, f"{module.weights_eliminated:,}")
     table.columns[1].justify = "left"
+    return table
+
+
+def _cuts_table(worth: "Worth") -> Table:
+    table = _table("cut", "side", "reads saved per token, values", "stores", "")
+    for cut in worth.cuts:
+        chosen = "chosen" if cut.chosen else ""
+        table.add_row(cut.name, cut.side, f"{cut.reads_saved:,}", _gigabytes(cut.table_bytes), chosen)
+    return table
+
+
+def _explained_table(worth: "Worth") -> Table:
+    table = Table("module of the first layer", "sees", "becomes", box=None, pad_edge=False)
+    for module in worth.modules:
+        table.add_row(module.module, module.sees, module.becomes)
     return table
 
 
@@ -135,3 +167,16 @@ def show_verification(verification: "Verification") -> None:
         style, word = ("green", "passed") if outcome.passed else ("bold red", "FAILED")
         table.add_row(name, Text(word, style=style), Text("\n".join([outcome.summary, *outcome.problems])))
     out.print(table)
+
+
+def show_coverage(results: list[dict[str, Any]]) -> None:
+    """Print what was measured of model types, and how many fold."""
+    table = Table("task", "type", "result", "columns, or why not", box=None, pad_edge=False)
+    styles = {"exact": "green", "as accurate": "green", "close": "yellow", "wrong": "bold red", "crashed": "bold red"}
+    for result in results:
+        said, kind = result["reason"] or ", ".join(result["columns"]), result["result"]
+        table.add_row(result["task"], result["model_type"], Text(kind, style=styles.get(kind, "")), Text(said))
+    out.print(table)
+    built = [result for result in results if result["result"] != "not built"]
+    folded = [result for result in built if result["result"] in ("exact", "as accurate", "close")]
+    say(f"{len(folded)} of {len(built)} that could be built fold", "bold")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prefold.cli.exit_codes import UNVERIFIED
-from prefold.cli.options import Json, Revision, TrustRemoteCode, require_page
+from prefold.cli.options import Adapter, Json, Revision, TrustRemoteCode, require_page
 
 
 def verify(
@@ -20,6 +20,7 @@ def verify(
     report: Annotated[
         Path | None, typer.Option(help="Write the report as a page: .html or .md.", metavar="FILE")
     ] = None,
+    adapter: Adapter = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -38,6 +39,7 @@ def verify(
         texts=read_prompts(prompts) if prompts else None,
         speed=speed,
         trust_remote_code=trust_remote_code,
+        adapter=adapter,
         progress=note,
     )
     if report:

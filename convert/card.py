@@ -8,11 +8,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from prefold.convert.files import CARD
 from prefold.convert.folded import source_name, versions
 from prefold.convert.inspection import Worth
+from prefold.convert.model import Kind
 from prefold.convert.source import Source
 
-_LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
+_LOAD = """from transformers import {auto_class}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True, dtype="auto")
+model = {auto_class}.from_pretrained("{name}", trust_remote_code=True, dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 
@@ -32,10 +33,11 @@ def _front_matter(source: Source) -> str:
     return f"---\n{ModelCardData(**data).to_yaml()}\n---\n"
 
 
-def write_card(folder: Path, source: Source, worth: Worth, verdict: str, command: str, report: str) -> None:
+def write_card(folder: Path, source: Source, kind: Kind, worth: Worth, verdict: str, command: str, report: str) -> None:
     """Write the card: what this is, how to load it, what it is worth, and the proof."""
     name = source_name(source)
     origin = f"`{name}`, commit `{source.revision}`," if source.revision else f"`{name}`"
+    tables = " and ".join(f"{side.rows:,} rows of {side.row_width:,} values" for side in worth.sides)
     told = verdict if verdict.startswith("saves") else f"is {verdict}"
     text = f"""{_front_matter(source)}
 # {name}, first layer folded
@@ -44,7 +46,7 @@ The first layer's token-pure modules of {origin} were computed for every token o
 table, which this checkpoint looks up where its source reads weights. By prefold's own count that {told}.
 
 ```python
-{_LOAD.format(name="OUT")}
+{_LOAD.format(name="OUT", auto_class=kind.auto_class)}
 ```
 
 where `OUT` is this folder or repository. With prefold installed, `import prefold.runtime` and leave
@@ -53,7 +55,7 @@ where `OUT` is this folder or repository. With prefold installed, `import prefol
 | | |
 |---|---|
 | folded modules | {", ".join(f"`{column.module}`" for column in worth.columns)} |
-| table | {worth.rows:,} rows of {worth.row_width:,} values, {worth.table_bytes:,} bytes |
+| table | {tables}, {worth.table_bytes:,} bytes |
 | checkpoint | {worth.checkpoint_before:,} bytes before, {worth.checkpoint_after:,} after |
 | command | `{command}` |
 | versions | {", ".join(f"{package} {number}" for package, number in versions().items())} |

@@ -2,20 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from prefold.convert.adapter import check_adapter, merge_into_first_layer, modules_in_tables, remaining_adapter
 from prefold.convert.ahead import ahead
 from prefold.convert.card import write_card
 from prefold.convert.cut import Cut
 from prefold.convert.errors import BrokenCheckpoint, StorageError, UsageError
-from prefold.convert.files import CONFIG, REPORT, TABLE, side_files
-from prefold.convert.first_layer import load_first_layer
+from prefold.convert.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE, side_files
+from prefold.convert.first_layer import load_first_layer, require_device
 from prefold.convert.folded import (
     circumstances,
     copy_runtime,
@@ -25,16 +28,18 @@ from prefold.convert.folded import (
     versions,
     write_config,
 )
-from prefold.convert.inspection import Inspection, weigh
-from prefold.convert.model import load_class, load_config, resolve_dtype
+from prefold.convert.inspection import Inspection, Worth, weigh
+from prefold.convert.model import Kind, load_config, load_kind, require_text, resolve_dtype
 from prefold.convert.names import live_names
 from prefold.convert.output import output_folder, require_space
-from prefold.convert.shards import as_bytes, write_file
+from prefold.convert.quantized import method_of, require_loadable, require_plain, require_token_pure
+from prefold.convert.reach import find_unreached
+from prefold.convert.shards import Outgoing, as_bytes, dtype_name, write_file
 from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, add_weights, open_config
-from prefold.convert.study import Study, study_model
-from prefold.convert.table import chunk_size, table_rows
-from prefold.convert.weights import plan_weights, table_outgoing, write_index, write_shards
+from prefold.convert.study import AUTO, Study, Wanted, study_model
+from prefold.convert.table import added_tensors, chunk_size, table_rows
+from prefold.convert.weights import WeightPlan, plan_weights, untouched, write_index, write_shards
 
 
 class Watch:
@@ -72,6 +77,10 @@ class Options:
         max_shard_size: bytes of a shard; as in the source where None.
         force: replace an existing output.
         trust_remote_code: run the model code that the source brings.
+        cut: which modules are stored: its name, or ``auto`` for the cut that saves most reads.
+        max_table: bytes that ``auto`` may store; None for no limit.
+        text_only: fold a model that takes images or sounds, too, for token ids alone.
+        adapter: a LoRA to merge into the table; what it does elsewhere becomes an adapter of the folded checkpoint.
     """
 
     merge_residual: bool = False
@@ -81,6 +90,10 @@ class Options:
     max_shard_size: int | None = None
     force: bool = False
     trust_remote_code: bool = False
+    cut: str = AUTO
+    max_table: int | None = None
+    text_only: bool = False
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -110,19 +123,15 @@ class Conversion:
 class _Job:
     source: Source
     config: PreTrainedConfig
-    model_class: type[PreTrainedModel]
+    kind: Kind
     study: Study
+    live: dict[str, str]
     dtype: torch.dtype
     options: Options
     watch: Watch
 
-    @property
-    def cut(self) -> Cut:
-        return self.study.cut
-
-    @property
-    def chunk_tokens(self) -> int:
-        return self.options.chunk_tokens or chunk_size(self.cut, self.dtype.itemsize)
+    def chunk_tokens(self, cut: Cut) -> int:
+        return self.options.chunk_tokens or chunk_size(cut, self.dtype.itemsize)
 
 
 def convert_checkpoint(
@@ -145,7 +154,7 @@ def convert_checkpoint(
         job = _prepare(model, revision, options, watch)
         if (job.source.folder.resolve() / CONFIG).is_relative_to(out.resolve()):
             raise UsageError(f"{out}: the source lies there, and would be replaced")
-        worth = weigh(job.study, job.dtype)
+        worth = _weigh(job)
         inspection = Inspection(source_name(job.source), job.source.revision, [], worth=worth)
         watch.inspected(inspection)
         try:
@@ -154,7 +163,7 @@ def convert_checkpoint(
             raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
         report = check(job.source, folder) if check else None
         proof = f"\n{report.as_markdown()}" if report else "\nThis checkpoint was not verified.\n"
-        write_card(folder, job.source, worth, inspection.verdict, _command(job), proof)
+        write_card(folder, job.source, job.kind, worth, inspection.verdict, _command(job), proof)
         result = {"inspection": inspection.as_json(), "verification": report.as_json() if report else None}
         (folder / REPORT).write_text(json.dumps(result | {"versions": versions()}, indent=2) + "\n")
     return Conversion(out, inspection, report)
@@ -162,60 +171,116 @@ def convert_checkpoint(
 
 def _prepare(model: str, revision: str | None, options: Options, watch: Watch) -> _Job:
     """Find everything out that can be found out before the first byte is written."""
-    _require_device(options.device)
+    require_device(options.device)
     opened = open_config(model, revision)
     config = load_config(opened, trust_remote_code=options.trust_remote_code)
-    model_class = load_class(opened, config)
-    study = study_model(model_class, config, merge_residual=options.merge_residual)
+    require_loadable(config)
+    kind = load_kind(opened, config)
+    require_text(kind, text_only=options.text_only)
+    said = resolve_dtype(opened, config, options.dtype)
+    limit = None if options.max_table is None else options.max_table // said.itemsize
+    study = study_model(kind.model_class, config, Wanted(options.merge_residual, cut=options.cut, max_values=limit))
+    require_plain(config, study.cuts, [f"--{name}" for name in ("dtype", "adapter") if getattr(options, name)])
+    if options.adapter:
+        whole = build_on_meta(kind.model_class, config, torch.float32)
+        check_adapter(options.adapter, whole, modules_in_tables(study.cuts))
     source = add_weights(opened)
-    return _Job(source, config, model_class, study, resolve_dtype(source, config, options.dtype), options, watch)
+    dtype = resolve_dtype(source, config, options.dtype)
+    live = live_names(build_on_meta(kind.model_class, config, dtype), source.entries)
+    return _Job(source, config, kind, study, live, dtype, options, watch)
 
 
-def _require_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {device}: this machine has none that torch can use") from error
+def _weigh(job: _Job) -> Worth:
+    """Tell what the fold is worth; of quantized weights, what is stored of them is counted as it lies there."""
+    method, entries = method_of(job.config), job.source.entries
+    worth = weigh(job.study, job.kind, job.dtype, method)
+    if method is None:
+        return worth
+    kept = sum(entry.size for entry in untouched(entries, job.live, job.study.cuts, job.study.ties).values())
+    note = f"weights are quantized ({method}): figures are those of unquantized ones, but for the checkpoint's bytes"
+    before, after = job.source.weight_bytes, kept + worth.table_bytes
+    return replace(worth, checkpoint_before=before, checkpoint_after=after, note=note)
 
 
 def _write(job: _Job, folder: Path) -> None:
-    source, cut, watch = job.source, job.cut, job.watch
-    live = live_names(build_on_meta(job.model_class, job.config, job.dtype), source.entries)
+    source, study, watch = job.source, job.study, job.watch
+    options = job.options
     plan = plan_weights(
-        source.entries, live, cut, job.study.head, dtype=job.options.dtype, max_shard_size=job.options.max_shard_size
+        source.entries, job.live, study.cuts, study.ties, dtype=options.dtype, max_shard_size=options.max_shard_size
     )
-    digest = hashlib.sha256()
-    table = table_outgoing(cut, job.dtype, lambda: _table_bytes(job, digest.update))
+    maker = _Maker(job, plan)
+    total, kept = sum(tensor.size for tensor in maker.outgoing.values()), plan.shard_bytes
     side = sum((source.folder / name).stat().st_size for name in side_files(source.folder))
-    total, kept = table.size, plan.shard_bytes
     require_space(folder, kept + total + side + (1 << 20))
-    write_file(folder / TABLE, {plan.table_name: table}, written=lambda done: watch.advanced("table", done, total))
+    write_file(folder / TABLE, maker.outgoing, written=lambda done: watch.advanced("table", done, total))
     write_shards(folder, plan, lambda done: watch.advanced("untouched tensors", done, kept))
-    write_index(folder, plan, table)
+    write_index(folder, plan, maker.outgoing)
     section = folded_config(
         source,
         job.config,
-        job.model_class,
-        cut,
+        job.kind,
+        study,
         dtype=job.dtype,
-        table_sha256=digest.hexdigest(),
-        computed=circumstances(job.options.device, job.chunk_tokens),
+        text_only=job.options.text_only,
+        made={name: digest.hexdigest() for name, digest in maker.digests.items()},
+        computed=circumstances(job.options.device, [job.chunk_tokens(cut) for cut in study.cuts]),
     )
     write_config(folder, section)
-    copy_runtime(folder, job.config, job.model_class)
+    copy_runtime(folder, job.config, job.kind.model_class)
     copy_side_files(source, folder)
+    if options.adapter:
+        remaining_adapter(options.adapter, modules_in_tables(study.cuts), folder / ADAPTER_FOLDER)
 
 
-def _table_bytes(job: _Job, hashed: Callable[[memoryview], None]) -> Iterator[memoryview]:
-    model = load_first_layer(
-        job.source, job.model_class, job.config, job.study.stack, dtype=job.dtype, device=job.options.device
-    )
-    for rows in ahead(table_rows(model, job.cut, job.chunk_tokens)):
-        if rows.dtype != job.dtype:
-            raise BrokenCheckpoint(f"the first layer answers in {rows.dtype}, not in the model's {job.dtype}")
-        piece = as_bytes(rows)
-        hashed(piece)
-        yield piece
+class _Maker:
+    """Computes tables and what goes with them, each when it is written, and hashes what it made."""
+
+    def __init__(self, job: _Job, plan: WeightPlan) -> None:
+        self._job = job
+        self.digests = {name: hashlib.sha256() for name, _ in plan.made.values()}
+        self.outgoing: dict[str, Outgoing] = {}
+        self._ready: dict[str, torch.Tensor] = {}
+        for cut in job.study.cuts:
+            self._announce(plan, f"{cut.embedding}.weight", partial(self._table, cut))
+            for parameter in cut.added:
+                self._announce(plan, parameter, partial(self._added, cut, parameter))
+
+    def _announce(self, plan: WeightPlan, parameter: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> None:
+        name, shape = plan.made[parameter]
+        size = prod(shape) * self._job.dtype.itemsize
+        chunks = partial(self._hashed, name, pieces)
+        self.outgoing[name] = Outgoing(dtype_name(self._job.dtype), shape, size, chunks)
+
+    def _hashed(self, name: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> Iterator[memoryview]:
+        for rows in pieces():
+            if rows.dtype != self._job.dtype:
+                raise BrokenCheckpoint(f"the first layer answers in {rows.dtype}, not in the model's {self._job.dtype}")
+            piece = as_bytes(rows)
+            self.digests[name].update(piece)
+            yield piece
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        job, study = self._job, self._job.study
+        model_class, device = job.kind.model_class, job.options.device
+        unreached = find_unreached(model_class, job.config, study.stacks, study.cuts)
+        model = load_first_layer(
+            job.source, model_class, job.config, study.stacks, unreached, dtype=job.dtype, device=device
+        )
+        if job.options.adapter:
+            model = merge_into_first_layer(model, job.options.adapter, modules_in_tables(study.cuts))
+        if method_of(job.config):
+            for cut in study.cuts:
+                require_token_pure(model, cut)
+        return model
+
+    def _table(self, cut: Cut) -> Iterator[torch.Tensor]:
+        return ahead(table_rows(self._model, cut, self._job.chunk_tokens(cut)))
+
+    def _added(self, cut: Cut, parameter: str) -> list[torch.Tensor]:
+        if parameter not in self._ready:
+            self._ready |= added_tensors(self._model, cut, self._job.dtype)
+        return [self._ready.pop(parameter)]
 
 
 def _command(job: _Job) -> str:
@@ -224,7 +289,11 @@ def _command(job: _Job) -> str:
     parts = ["prefold convert", source_name(job.source), "OUT"]
     parts += [f"--revision {job.source.revision}"] if job.source.revision else []
     parts += ["--merge-residual"] if options.merge_residual else []
+    parts += [f"--cut {options.cut}"] if options.cut != AUTO else []
+    parts += [f"--max-table {options.max_table}"] if options.max_table else []
+    parts += ["--text-only"] if options.text_only else []
     parts += [f"--dtype {str(options.dtype).removeprefix('torch.')}"] if options.dtype else []
+    parts += [f"--adapter {options.adapter.resolve().name}"] if options.adapter else []
     parts += [f"--device {options.device}"] if options.device != "cpu" else []
     parts += [f"--chunk-tokens {options.chunk_tokens}"] if options.chunk_tokens else []
     parts += [f"--max-shard-size {options.max_shard_size}"] if options.max_shard_size else []

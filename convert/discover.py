@@ -1,46 +1,26 @@
-"""Find, by experiment, the modules whose output depends on the token alone.
+"""Find, by experiment, what of a model's first block folds.
 
 The same tokens are run in another order and at other positions. A module whose output rows follow their
 tokens is token-pure. Nothing here knows the name of an architecture.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.skeleton import Stack
-from prefold.convert.trace import Override, Trace, trace
+from prefold.convert.experiment import follows_tokens
+from prefold.convert.explain import Seen, explain
+from prefold.convert.hypotheses import unread_and_mergeable
+from prefold.convert.pure import Passes, Pure, pure_modules, run_passes
+from prefold.convert.reasons import reasons
+from prefold.convert.separable import Separable, find_separable
+from prefold.convert.sides import Side
+from prefold.convert.trace import Override, trace
 
-# A product of matrices may round a row differently when it stands elsewhere in the batch: by 1e-6 of the
-# output's scale in fp32. A row that sees its position or its neighbours changes by about its whole size.
-ROW_TOLERANCE = 1e-4
-BATCH, SEQ = 2, 8
-
-
-@dataclass(frozen=True)
-class Pure:
-    """A token-pure module that has weights.
-
-    Attributes:
-        name: the module's name in the model.
-        shape: of one row of its output.
-        order: when it is entered in a forward pass.
-        rows: its output for the experiment's tokens, ``[batch, seq, *shape]``.
-        masked: its output is zero at padded positions, whatever token is there.
-    """
-
-    name: str
-    shape: list[int]
-    order: int
-    rows: torch.Tensor
-    masked: bool = False
-
-    @property
-    def width(self) -> int:
-        """Values in one row."""
-        return int(torch.Size(self.shape).numel())
+DEEPEST = "deepest"
 
 
 @dataclass(frozen=True)
@@ -48,184 +28,139 @@ class Discovery:
     """What the experiment found.
 
     Attributes:
-        columns: modules to store, in the order in which a pass enters them; the first is the residual.
+        name: of the cut; ``deepest``, or the module that this one stores and a deeper one drops.
+        columns: token-pure modules to store, in the order in which a pass enters them; the first is the residual.
         dropped: modules whose output nobody reads once the columns are stored.
         routers: modules inside the columns that choose experts.
         mergeable: the column that may be added to the residual beforehand, if there is one.
+        separable: what folds behind a sum of look-ups; None where the columns see the token alone.
+        seen: what every module of the first layer sees.
         block_output: of the first block for the experiment's tokens.
         padded_output: the same with the tokens that ``padding_mask`` names as padding.
     """
 
+    name: str
     columns: list[Pure]
     dropped: list[Pure]
     routers: list[str]
     mergeable: str | None
+    separable: Separable | None
+    seen: list[Seen]
     block_output: torch.Tensor | None
     padded_output: torch.Tensor | None
 
 
-def experiment_tokens(config_vocab: int, special: set[int]) -> torch.Tensor:
-    """Return distinct ordinary tokens, ``[2, 8]``."""
-    ordinary = [token for token in range(config_vocab) if token not in special]
-    return torch.tensor(ordinary[: BATCH * SEQ]).view(BATCH, SEQ)
+def discover(
+    model: PreTrainedModel,
+    side: Side,
+    first_block: str,
+    ids: torch.Tensor,
+    again: Collection[str] = (),
+    *,
+    assume_parallel: bool = False,
+) -> list[Discovery]:
+    """Find what folds in the first block of one side of a materialized skeleton: the deepest cut, and shallower ones.
 
-
-def padding_mask() -> torch.Tensor:
-    """Return an attention mask that pads some positions on the left, ``[2, 8]``."""
-    mask = torch.ones(BATCH, SEQ, dtype=torch.long)
-    mask[0, : SEQ // 2] = mask[1, :1] = 0
-    return mask
-
-
-def _mirrored(tensor: torch.Tensor) -> torch.Tensor:
-    """Reverse batch and sequence: with an even length no token keeps its position."""
-    return tensor.flip(0, 1)
-
-
-def same_rows(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Say whether two tensors differ by no more than the rounding of a matrix product."""
-    scale = one.abs().max()
-    return bool((one - other).abs().max() <= ROW_TOLERANCE * scale)
-
-
-def _follows_tokens(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Say whether rows moved with their tokens, and are not merely the same for all."""
-    if one is None or other is None:
-        return False
-    if not one.is_floating_point() or one.shape != other.shape or one.shape[:2] != (BATCH, SEQ) or one.dim() < 3:
-        return False
-    constant = same_rows(one, one[:1, :1].expand_as(one))
-    return not constant and same_rows(one, _mirrored(other))
-
-
-def _at_padding(rows: torch.Tensor, padded: torch.Tensor | None) -> bool | None:
-    """Say whether padded positions become zero; None where they become anything else but what their token is."""
-    if padded is None or padded.shape != rows.shape:
-        return None
-    hidden = padding_mask() == 0
-    if same_rows(rows, padded):
-        return False
-    return True if not padded[hidden].any() and same_rows(rows[~hidden], padded[~hidden]) else None
-
-
-def _pure_modules(model: PreTrainedModel, here: Trace, there: Trace, padded: Trace) -> list[Pure]:
-    """Return the outermost token-pure modules with weights, in the order of entry."""
-    found: list[Pure] = []
-    for name, module in model.named_modules():
-        calls, moved = here.calls.get(name, []), there.calls.get(name, [])
-        if len(calls) != 1 or len(moved) != 1 or any(name.startswith(f"{outer.name}.") for outer in found):
-            continue
-        output, other = calls[0].output, moved[0].output
-        if output is None or next(module.parameters(), None) is None or not _follows_tokens(output, other):
-            continue
-        masked = _at_padding(output, padded.calls[name][0].output)
-        if masked is not None:
-            found.append(Pure(name, list(output.shape[2:]), calls[0].order, output, masked))
-    return sorted(found, key=lambda pure: pure.order)
-
-
-@dataclass(frozen=True)
-class _Hypothesis:
-    """What would happen if one module's output were something else: unreadable, or zero and part of the residual."""
-
-    module: Pure
-    merged_into: Pure | None = None
-
-
-def _replayed(module: Pure, hypotheses: list[_Hypothesis]) -> Override:
-    """Return the module's rows once as they are and once more as each hypothesis has them, stacked along the batch."""
-    variants = [module.rows]
-    for hypothesis in hypotheses:
-        rows = module.rows
-        if hypothesis.module is module:
-            rows = torch.full_like(rows, 0 if hypothesis.merged_into else torch.nan)
-        elif hypothesis.merged_into is module:
-            rows = rows + hypothesis.module.rows
-        variants.append(rows)
-    stacked = torch.cat(variants)
-    return lambda _: stacked.clone()
-
-
-def _try_all(
-    model: PreTrainedModel, stack: Stack, ids: torch.Tensor, pure: list[Pure], hypotheses: list[_Hypothesis]
-) -> list[bool]:
-    """Run all hypotheses side by side in one pass, and say which leave the block's output as it was.
-
-    They are independent: every pure module is replayed, so only what stays alive can read another's output.
-    """
-    overrides = {module.name: _replayed(module, hypotheses) for module in pure}
-    output = trace(model, stack.first_block, ids.repeat(1 + len(hypotheses), 1), overrides).block_output
-    if output is None:
-        return [False for _ in hypotheses]
-    unchanged, *others = output.split(BATCH)
-    return [same_rows(unchanged, other) for other in others]
-
-
-def _unread_and_mergeable(
-    model: PreTrainedModel, stack: Stack, ids: torch.Tensor, pure: list[Pure]
-) -> tuple[set[str], str | None]:
-    """Name the modules whose output nobody reads, and the column that may be added to the residual beforehand."""
-    poisoned = [_Hypothesis(module) for module in pure]
-    merged = [
-        _Hypothesis(module, into)
-        for module in pure
-        for into in pure
-        if into.order < module.order and into.shape == module.shape
-    ]
-    valid = _try_all(model, stack, ids, pure, poisoned + merged)
-    unread = {h.module.name for h, ok in zip(poisoned, valid, strict=False) if ok}
-    residual = next(module.name for module in pure if module.name not in unread)
-    mergeable = [
-        h.module.name
-        for h, ok in zip(merged, valid[len(poisoned) :], strict=True)
-        if ok and h.merged_into and h.merged_into.name == residual and h.module.name not in unread
-    ]
-    return unread, next(iter(mergeable), None)
-
-
-def _attention(stack: Stack, here: Trace, there: Trace) -> str | None:
-    """Name the first direct part of the block that sees more than its token: the attention, or what stands for it."""
-    impure: list[tuple[int, str]] = []
-    for name, calls in here.calls.items():
-        direct = name.rpartition(".")[0] == stack.first_block
-        if direct and not _follows_tokens(calls[0].tensor, there.calls[name][0].tensor):
-            impure.append((calls[0].order, name))
-    return min(impure)[1] if impure else None
-
-
-def discover(model: PreTrainedModel, stack: Stack, ids: torch.Tensor, *, assume_parallel: bool = False) -> Discovery:
-    """Find what folds in the first block of a materialized skeleton.
-
+    ``again`` names modules that a whole pass runs more than once, as where blocks share weights: they must stay.
     ``assume_parallel`` asks what would fold if the FFN did not wait for the attention: the attention's
     output is silenced.
 
     Raises:
         UnsupportedModel: nothing folds; the reasons say why.
     """
-    silenced: dict[str, Override] = {}
-    here, there = (trace(model, stack.first_block, tokens) for tokens in (ids, _mirrored(ids)))
+    passes = run_passes(model, side, first_block, ids, {})
     if assume_parallel:
-        attention = _attention(stack, here, there)
-        silenced = {attention: torch.zeros_like} if attention else {}
-        here, there = (trace(model, stack.first_block, tokens, silenced) for tokens in (ids, _mirrored(ids)))
-        here.calls.pop(stack.first_block)  # with nothing to attend to, the whole block follows its token
-    padded = trace(model, stack.first_block, ids, silenced, padding_mask())
-    pure = _pure_modules(model, here, there, padded)
-    _refuse_barren(pure, stack)
-    unread, mergeable = _unread_and_mergeable(model, stack, ids, pure)
-    return Discovery(
-        columns=[module for module in pure if module.name not in unread],
-        dropped=[module for module in pure if module.name in unread],
-        routers=[name for name, calls in here.calls.items() if any(call.returns_indices for call in calls)],
-        mergeable=mergeable,
-        block_output=here.block_output,
-        padded_output=padded.block_output,
-    )
+        attention = _attention(first_block, passes)
+        silenced: dict[str, Override] = {attention: torch.zeros_like} if attention else {}
+        passes = run_passes(model, side, first_block, ids, silenced)
+        passes.here.calls.pop(first_block)  # with nothing to attend to, the whole block follows its token
+    pure = pure_modules(model, passes, again)
+    separable = None
+    if not any(module.name.startswith(f"{first_block}.") for module in pure):
+        separable = find_separable(model, side, first_block, ids, passes, pure, again)
+        if separable is None:
+            raise UnsupportedModel(reasons(model, first_block, passes, again))
+    experiment = _Experiment(model, side, first_block, ids, passes)
+    deepest = experiment.sorted_out(DEEPEST, pure, separable)
+    return [deepest, *([] if separable else _shallower(experiment, pure, deepest))]
 
 
-def _refuse_barren(pure: list[Pure], stack: Stack) -> None:
-    inside = [module for module in pure if module.name.startswith(f"{stack.first_block}.")]
-    if not inside:
-        raise UnsupportedModel(
-            ["nothing folds: every module of the first block sees its position or other tokens, not the token alone"]
+def _shallower(experiment: "_Experiment", pure: list[Pure], deepest: Discovery) -> list[Discovery]:
+    """Return the cuts that leave one chain of projections off where the deepest cut drops a module of it."""
+    found = [deepest]
+    for module in deepest.dropped:
+        live = experiment.behind(module, pure)
+        name = module.name.removeprefix(f"{experiment.first_block}.")
+        shallow = experiment.sorted_out(name, [each for each in pure if each.name not in live], None)
+        known = [{column.name for column in each.columns} for each in found]
+        if len(shallow.columns) > 1 and {column.name for column in shallow.columns} not in known:
+            found.append(shallow)
+    return found[1:]
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """A skeleton, its tokens, and what passes over them have shown."""
+
+    model: PreTrainedModel
+    side: Side
+    first_block: str
+    ids: torch.Tensor
+    passes: Passes
+
+    def behind(self, module: Pure, pure: list[Pure]) -> set[str]:
+        """Name the token-pure modules whose output depends on a module's."""
+        poison: dict[str, Override] = {module.name: lambda output: torch.full_like(output, torch.nan)}
+        calls = trace(self.model, self.side, self.first_block, self.ids, poison).calls
+        outputs = {each.name: calls[each.name][0].tensor for each in pure if each.name in calls}
+        return {name for name, output in outputs.items() if output is not None and output.isnan().any()} - {module.name}
+
+    def _superseded(self, stored: list[Pure], unread: set[str]) -> set[str]:
+        """Name those that nobody reads since all who would are stored.
+
+        Others are unread in so short a sequence alone, as what chooses among more keys than there are here: they stay.
+        """
+        kept, gone = {module.name for module in stored} - unread, set[str]()
+        for module in reversed(stored):
+            if module.name in unread and self.behind(module, stored) & kept:
+                gone.add(module.name)
+            else:
+                kept.add(module.name)
+        return gone
+
+    def sorted_out(self, name: str, pure: list[Pure], separable: Separable | None) -> Discovery:
+        """Tell what is read from what is not, once everything that was found is stored."""
+        stored = [*pure, *separable.normed, *separable.columns] if separable else pure
+        unread, mergeable = unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
+        normed = {module.name for module in separable.normed} if separable else set[str]()
+        if separable:
+            unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
+        unread = (unread & normed) | self._superseded([each for each in stored if each.name not in normed], unread)
+        dropped = [module for module in pure if module.name in unread]
+        if separable:
+            dropped += [column for column in separable.columns if column.name in unread]
+            columns = [column for column in separable.columns if column.name not in unread]
+            live = [module for module in separable.normed if module.name not in unread]
+            separable = replace(separable, columns=columns, normed=live)
+        calls = self.passes.here.calls
+        return Discovery(
+            name=name,
+            columns=[module for module in pure if module.name not in unread],
+            dropped=dropped,
+            routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
+            mergeable=None if separable else mergeable,
+            separable=separable,
+            seen=explain(self.model, self.first_block, self.passes),
+            block_output=self.passes.here.block_output,
+            padded_output=self.passes.padded.block_output,
         )
+
+
+def _attention(first_block: str, passes: Passes) -> str | None:
+    """Name the first direct part of the block that sees more than its token: the attention, or what stands for it."""
+    impure: list[tuple[int, str]] = []
+    for name, calls in passes.here.calls.items():
+        direct = name.rpartition(".")[0] == first_block
+        if direct and not follows_tokens(calls[0].tensor, passes.there.calls[name][0].tensor):
+            impure.append((calls[0].order, name))
+    return min(impure)[1] if impure else None

@@ -11,6 +11,7 @@ REMOTE_RUNTIME = "modeling_prefold_source.py"
 CARD = "README.md"
 SOURCE_CARD = "README.source.md"
 REPORT = "prefold.json"
+ADAPTER_FOLDER = "adapter"
 
 _WEIGHT_SUFFIXES = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot",

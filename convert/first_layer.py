@@ -1,4 +1,4 @@
-"""The source's embedding and first block with their real weights, and nothing else of the model."""
+"""The source's embedding and first blocks with their real weights, and nothing else of the model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.utils import logging as loading_logging
 
-from prefold.convert.errors import BrokenCheckpoint
-from prefold.convert.skeleton import Stack, prune
+from prefold.convert.errors import BrokenCheckpoint, UsageError
+from prefold.convert.pruning import prune, remove
+from prefold.convert.reach import leave_out
+from prefold.convert.skeleton import Stack
 from prefold.convert.source import Source
+
+
+def require_device(device: str) -> None:
+    """Require a device of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {device}: this machine has none that torch can use") from error
 
 
 @contextmanager
@@ -28,17 +42,21 @@ def quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_layer_class(model_class: type[PreTrainedModel], stack: Stack) -> type[PreTrainedModel]:
-    """Derive a class that is the source's up to its first block, under the same name and module.
+def _first_layer_class(
+    model_class: type[PreTrainedModel], stacks: list[Stack], unreached: list[str]
+) -> type[PreTrainedModel]:
+    """Derive a class that is the source's up to its first blocks, under the same name and module.
 
     Name and module decide which renames of tensors transformers applies when it loads.
     """
 
     def __init__(self: Any, config: PreTrainedConfig) -> None:  # noqa: N807
         model_class.__init__(self, config)
-        prune(self, stack, [0])
+        for stack in stacks:
+            prune(self, stack, [0])
+        leave_out(self, unreached)
         if not getattr(config, "tie_word_embeddings", False):
-            self.set_output_embeddings(None)
+            remove(self, self.get_output_embeddings())
         self.post_init()
 
     return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
@@ -48,19 +66,22 @@ def load_first_layer(
     source: Source,
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
-    stack: Stack,
+    stacks: list[Stack],
+    unreached: list[str],
     *,
     dtype: torch.dtype,
     device: str = "cpu",
 ) -> PreTrainedModel:
-    """Load the embedding and the first block as transformers would, in ``dtype``.
+    """Load the embeddings and the first block of every stack as transformers would, in ``dtype``.
+
+    Modules that are ``unreached`` are left out, and none of their weights is loaded.
 
     Raises:
         BrokenCheckpoint: a weight is missing or has the wrong shape.
     """
     with quiet_loading():
         try:
-            loaded: Any = _first_layer_class(model_class, stack).from_pretrained(
+            loaded: Any = _first_layer_class(model_class, stacks, unreached).from_pretrained(
                 source.folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
             )
         except (RuntimeError, ValueError, OSError) as error:
@@ -70,7 +91,8 @@ def load_first_layer(
         raise BrokenCheckpoint(f"{name}: not in the checkpoint")
     for name, *shapes in sorted(info["mismatched_keys"]):
         raise BrokenCheckpoint(f"{name}: has shape {list(shapes[0])} where the config says {list(shapes[1])}")
-    placed: PreTrainedModel = model.to(device)
+    # Quantized modules may refuse to be moved, even to where they are.
+    placed: PreTrainedModel = model if model.device.type == torch.device(device).type else model.to(device)
     return placed
 
 

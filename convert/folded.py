@@ -12,47 +12,51 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from prefold.convert.cut import Cut
 from prefold.convert.files import CONFIG, REMOTE_RUNTIME, RUNTIME, copied_name, side_files
+from prefold.convert.model import Kind
 from prefold.convert.source import Source
+from prefold.convert.study import Study
 
 
 def folded_config(
     source: Source,
     config: PreTrainedConfig,
-    model_class: type[PreTrainedModel],
-    cut: Cut,
+    kind: Kind,
+    study: Study,
     *,
     dtype: torch.dtype,
-    table_sha256: str,
+    text_only: bool = False,
+    made: dict[str, str] | None = None,
     computed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it.
 
-    ``computed`` says how the table was made, as ``circumstances`` tells it.
+    ``made`` are the hashes of the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
     """
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
-    from prefold.runtime.modeling_prefold import FORMAT
+    from prefold.runtime.modeling_prefold import FORMAT, folded_name
 
-    architecture = f"Prefold{model_class.__name__}"
-    module = (RUNTIME if is_native(model_class) else REMOTE_RUNTIME).removesuffix(".py")
+    architecture = folded_name(kind.model_class, type(config))
+    module = (RUNTIME if is_native(kind.model_class) else REMOTE_RUNTIME).removesuffix(".py")
+    untied = {} if study.ties.others else {"tie_word_embeddings": False}
     return source.config | {
         "model_type": f"prefold_{config.model_type}",
         "architectures": [architecture],
         "auto_map": source.config.get("auto_map", {})
         | {
             "AutoConfig": f"{module}.Prefold{type(config).__name__}",
-            "AutoModelForCausalLM": f"{module}.{architecture}",
+            kind.auto_class: f"{module}.{architecture}",
         },
-        "tie_word_embeddings": False,
+        **untied,
         "dtype": str(dtype).removeprefix("torch."),
         "prefold": {
             "format": FORMAT,
             "source": source_name(source),
             "revision": source.revision,
             "source_model_type": config.model_type,
-            **cut.section(),
-            "table_sha256": table_sha256,
+            "folds": [cut.section() for cut in study.cuts],
+            "refused_inputs": kind.other_inputs if text_only else [],
+            "made": made or {},
             "runtime_sha256": hashlib.sha256(_runtime()).hexdigest(),
             "computed": computed or {},
             "versions": versions(),
@@ -65,7 +69,7 @@ def source_name(source: Source) -> str:
     return source.name if source.revision else source.folder.resolve().name
 
 
-def circumstances(device: str, chunk_tokens: int) -> dict[str, Any]:
+def circumstances(device: str, chunk_tokens: list[int]) -> dict[str, Any]:
     """Return what the last bits of a table may depend on: where it was computed, and how many rows at once."""
     return {
         "device": torch.device(device).type,

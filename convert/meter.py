@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -57,7 +58,12 @@ class Meter(TorchDispatchMode):
             rows = sum(index.numel() for index in tree_leaves(args[_LOOK_UPS[func]]))
             self.gathered[name] += rows * argument[0].numel() * argument.element_size()
         else:
-            self._whole[name].add((int(argument.storage_offset()), argument.numel() * argument.element_size()))
+            self._whole[name].add((int(argument.storage_offset()), _distinct(argument) * argument.element_size()))
+
+
+def _distinct(argument: torch.Tensor) -> int:
+    """Count the values in memory that a tensor shows, each once though it be repeated, as for every token."""
+    return prod(size for size, stride in zip(argument.shape, argument.stride(), strict=True) if stride)
 
 
 def _experts_used(weights: torch.Tensor, ends: torch.Tensor) -> Iterator[tuple[int, int]]:

@@ -1,17 +1,30 @@
 """What transformers makes of a config: its config object, its model class, and whether they can be folded."""
 
+import inspect
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto import modeling_auto
 
 from prefold.convert.errors import UnsupportedModel
 from prefold.convert.shards import DTYPES
 from prefold.convert.source import Source
 
-_AUTO = "AutoModelForCausalLM"
+# Whose models are folded, and in which order a type without a named architecture is looked for.
+_AUTO_CLASSES: tuple[Any, ...] = (
+    modeling_auto.AutoModelForCausalLM,
+    modeling_auto.AutoModelForMaskedLM,
+    modeling_auto.AutoModelForSeq2SeqLM,
+    modeling_auto.AutoModelForSpeechSeq2Seq,
+    modeling_auto.AutoModel,
+)
+# Names that transformers gives to inputs which are no tokens.
+_NOT_TEXT = re.compile("pixel|image|video|audio|input_features|input_values")
 
 
 def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -27,9 +40,6 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
         config: PreTrainedConfig = AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UnsupportedModel([f"transformers cannot read its config: {_first_line(error)}"]) from error
-    reasons = _config_reasons(config)
-    if reasons:
-        raise UnsupportedModel(reasons)
     return config
 
 
@@ -37,10 +47,6 @@ def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
     reasons = []
     if "prefold" in raw:
         reasons.append("it is a folded checkpoint already")
-    quantization = raw.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "an unnamed method")
-        reasons.append(f"its weights are quantized ({method}): fold the unquantized checkpoint")
     if "model_type" not in raw and "auto_map" not in raw:
         reasons.append("its config.json names no model_type")
     if "auto_map" in raw and not trust_remote_code and not _is_known(raw):
@@ -52,38 +58,75 @@ def _is_known(raw: dict[str, Any]) -> bool:
     return raw.get("model_type") in CONFIG_MAPPING
 
 
-def _config_reasons(config: PreTrainedConfig) -> list[str]:
-    reasons = []
-    if config.get_text_config() is not config:
-        reasons.append(
-            f"{config.model_type} takes more than text: where an image or a sound replaces the embedding of a token,"
-            " the token's row would be wrong; fold its text model alone"
+@dataclass(frozen=True)
+class Kind:
+    """What a checkpoint is loaded as.
+
+    Attributes:
+        model_class: the class that transformers takes for it.
+        auto_class: the name of the auto class that finds it, as ``AutoModelForCausalLM``.
+    """
+
+    model_class: type[PreTrainedModel]
+    auto_class: str
+
+    @property
+    def other_inputs(self) -> list[str]:
+        """What its ``forward`` takes beside tokens and puts in their places: images, sounds."""
+        if self.model_class.main_input_name != "input_ids":
+            return []  # an encoder takes those; the decoder behind it takes tokens alone
+        return [name for name in inspect.signature(self.model_class.forward).parameters if _NOT_TEXT.search(name)]
+
+
+def require_text(kind: Kind, *, text_only: bool) -> None:
+    """Refuse a model that takes more than tokens, unless it will be given tokens alone.
+
+    Raises:
+        UnsupportedModel: it takes more.
+    """
+    if kind.other_inputs and not text_only:
+        raise UnsupportedModel(
+            [
+                f"it takes {', '.join(kind.other_inputs)} beside text: where an image or a sound replaces the embedding"
+                " of a token, the token's row would be wrong; --text-only folds it for token ids alone"
+            ]
         )
-    if config.is_encoder_decoder:
-        reasons.append(f"{config.model_type} is an encoder-decoder: prefold folds decoders so far")
-    return reasons
 
 
-def load_class(source: Source, config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the class that ``AutoModelForCausalLM`` takes for a config.
+def load_kind(source: Source, config: PreTrainedConfig) -> Kind:
+    """Return what ``architectures`` names, or else the first class that an auto class takes for a config.
 
     Raises:
         UnsupportedModel: there is none.
     """
-    reference = getattr(config, "auto_map", {}).get(_AUTO)
-    if reference and not type(config).__module__.startswith("transformers."):
-        return get_class_from_dynamic_module(reference, source.folder)
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if found is None:
-        raise UnsupportedModel([f"{config.model_type} is not a causal language model of transformers"])
-    classes: list[type[PreTrainedModel]] = list(found) if isinstance(found, tuple | list) else [found]
-    named = [each for each in classes if each.__name__ in (source.config.get("architectures") or [])]
-    chosen = (named or classes)[0]
-    if chosen.config_class is not type(config):
-        raise UnsupportedModel(
-            [f"{config.model_type} runs on another model's class, {chosen.__name__}: not folded yet"]
-        )
+    own = _own_kind(source, config)
+    kinds = [Kind(each, auto.__name__) for auto in _AUTO_CLASSES for each in _classes(auto, config)]
+    named = [kind for kind in kinds if kind.model_class.__name__ in (source.config.get("architectures") or [])]
+    for other in _known(source.config.get("architectures") or []) if not (own or named) else []:
+        raise UnsupportedModel([f"it is a {other}: prefold folds language models and encoders without another head"])
+    chosen = next(iter([*own, *named, *kinds]), None)
+    if chosen is None:
+        raise UnsupportedModel([f"{config.model_type} is not a language model or text encoder of transformers"])
     return chosen
+
+
+def _known(architectures: list[str]) -> list[str]:
+    """Return those that transformers has; names that it has not are of other programs."""
+    return [name for name in architectures if hasattr(transformers, name)]
+
+
+def _own_kind(source: Source, config: PreTrainedConfig) -> list[Kind]:
+    """Return what a source that brings its own code says that it is."""
+    if type(config).__module__.startswith("transformers."):
+        return []
+    references = getattr(config, "auto_map", {})
+    names = [auto.__name__ for auto in _AUTO_CLASSES if auto.__name__ in references]
+    return [Kind(get_class_from_dynamic_module(references[name], source.folder), name) for name in names]
+
+
+def _classes(auto_class: Any, config: PreTrainedConfig) -> list[type[PreTrainedModel]]:
+    found: Any = auto_class._model_mapping.get(type(config), [])
+    return list(found) if isinstance(found, tuple | list) else [found]
 
 
 def resolve_dtype(source: Source, config: PreTrainedConfig, asked: torch.dtype | None) -> torch.dtype:
@@ -93,7 +136,7 @@ def resolve_dtype(source: Source, config: PreTrainedConfig, asked: torch.dtype |
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
     for entry in source.entries.values():
-        if entry.is_floating_point:
+        if entry.is_floating_point and DTYPES[entry.dtype].itemsize > 1:  # smaller ones are quantized
             return DTYPES[entry.dtype]
     return torch.float32
 

@@ -40,9 +40,9 @@ class PaperFigures:
 
 def paper_figures(census: Census) -> PaperFigures:
     """Count a census the paper's way."""
-    cut = census.cut
     matrices = [p for p in census.folded if len(p.shape) > 1 and not census.is_router(p)]
     eliminated = sum(parameter.values for parameter in matrices)
-    reads = [PaperReads(batch, batch * cut.embedding_width + eliminated, batch * cut.row_width) for batch in BATCHES]
-    increase = (cut.row_width - cut.embedding_width) * cut.rows
+    narrow, wide = (sum(getattr(cut, width) for cut in census.cuts) for width in ("embedding_width", "row_width"))
+    reads = [PaperReads(batch, batch * narrow + eliminated, batch * wide) for batch in BATCHES]
+    increase = sum((cut.row_width - cut.embedding_width) * cut.rows for cut in census.cuts)
     return PaperFigures(eliminated, reads, increase, increase - eliminated, (increase - eliminated) / census.total)

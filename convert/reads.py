@@ -7,15 +7,24 @@ once per step, a look-up reads a row per token, and of experts only those that a
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert.cut import Cut
+from prefold.convert.cut import Cut, Sum
 from prefold.convert.meter import Meter, metered
+from prefold.convert.sides import whole_inputs
 from prefold.convert.skeleton import Stack
+from prefold.convert.ties import Ties
+from prefold.convert.trace import first_tensor, hooks
 
 BATCHES = (1, 16, 256, 1024)
+# Beyond this batch a table that reads no more than the weights at any smaller one never will.
+_ENDLESS = 1 << 40
+# Weights of experts are stacked, [experts, out, in]: what a step reads of them depends on what its tokens choose.
+_EXPERTS_DIM = 3
 
 
 @dataclass(frozen=True)
@@ -52,17 +61,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Census:
-    """Every parameter of a model, and which of them the cut eliminates.
+    """Every parameter of a model, and which of them the cuts eliminate.
 
     Attributes:
         parameters: by name, tied ones once.
-        cut: what is folded.
+        cuts: what is folded, on each side.
         routers: modules that choose experts; the paper leaves their weights out.
+        looked_up: rows that each other look-up than the token's returns, for each token and in any case.
+        freed: the embeddings' own weights that nobody needs any more.
     """
 
     parameters: dict[str, Parameter]
-    cut: Cut
+    cuts: list[Cut]
     routers: list[str]
+    looked_up: dict[str, tuple[float, float]]
+    freed: list[str]
 
     @property
     def total(self) -> int:
@@ -79,19 +92,43 @@ class Census:
         return [p for name, p in self.parameters.items() if name.startswith(f"{module}.")]
 
     @property
-    def embedding(self) -> list[Parameter]:
-        """The input embedding's parameters."""
-        return self.inside(self.cut.embedding)
+    def folded(self) -> list[Parameter]:
+        """Weights that the tables replace, the embeddings' aside."""
+        modules = {module for cut in self.cuts for module in cut.eliminated} - {cut.embedding for cut in self.cuts}
+        return [p for name, p in self.parameters.items() if any(name.startswith(f"{module}.") for module in modules)]
 
     @property
-    def folded(self) -> list[Parameter]:
-        """Weights that the table replaces, the embedding's aside."""
-        modules = self.cut.eliminated[1:]
-        return [parameter for module in modules for parameter in self.inside(module)]
+    def gone(self) -> int:
+        """Values of all weights that leave the checkpoint."""
+        embeddings = sum(self.parameters[name].values for name in self.freed if name in self.parameters)
+        return embeddings + sum(parameter.values for parameter in self.folded)
+
+    @property
+    def made(self) -> int:
+        """Values of all that is stored in their place."""
+        tables = sum(cut.rows * cut.row_width for cut in self.cuts)
+        return tables + sum(prod(shape) for cut in self.cuts for shape in cut.added.values())
 
     def is_router(self, parameter: Parameter) -> bool:
         """Say whether a parameter chooses experts."""
         return any(parameter.name.startswith(f"{router}.") for router in self.routers)
+
+    def read_before(self, batch: int) -> float:
+        """Values that one step reads of what is folded."""
+        return sum(parameter.reads(batch) for parameter in self.folded) + batch * sum(
+            cut.embedding_width for cut in self.cuts
+        )
+
+    def read_after(self, batch: int) -> float:
+        """Values that one step reads in its place."""
+        return batch * sum(cut.row_width for cut in self.cuts) + sum(
+            self._read_of_sum(cut.sum, batch) for cut in self.cuts if cut.sum
+        )
+
+    def _read_of_sum(self, sum_: Sum, batch: int) -> float:
+        """Values of the other look-ups' rows, and of the columns' biases."""
+        rows = sum(per_token * batch + fixed for per_token, fixed in (self.looked_up[e.module] for e in sum_.look_ups))
+        return sum_.width * (rows + sum_.steps)
 
 
 @dataclass(frozen=True)
@@ -117,20 +154,18 @@ class Reads:
 
 def count_reads(census: Census, batch: int) -> Reads:
     """Count the reads of the first layer's folded part and of the whole model for one decode step."""
-    before = sum(parameter.reads(batch) for parameter in census.folded)
-    before += sum(p.per_token * batch + p.fixed for p in census.embedding)
-    after = float(batch * census.cut.row_width)
+    before, after = census.read_before(batch), census.read_after(batch)
     model = sum(parameter.reads(batch) for parameter in census.parameters.values())
     return Reads(batch, before, after, model, model - before + after)
 
 
 def break_even_batch(census: Census) -> int | None:
     """Return the largest batch at which folding does not read more than it saves; None where it never does."""
-    if census.cut.row_width <= census.cut.embedding_width:
-        return None
     low, high = 0, 1
     while _saves(census, high):
         low, high = high, high * 2
+        if high > _ENDLESS:
+            return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _saves(census, middle) else (low, middle)
@@ -138,44 +173,61 @@ def break_even_batch(census: Census) -> int | None:
 
 
 def _saves(census: Census, batch: int) -> bool:
-    reads = count_reads(census, batch)
-    return reads.first_layer_before >= reads.first_layer_after
+    return census.read_before(batch) >= census.read_after(batch)
 
 
 @torch.no_grad()
-def _step(model: PreTrainedModel, ids: torch.Tensor) -> Meter:
-    with metered(model) as meter:
-        model(input_ids=ids, use_cache=False)
-    return meter
+def _step(model: PreTrainedModel, batch: int, look_ups: list[str]) -> tuple[Meter, dict[str, int]]:
+    """Run one step; returns what it read, and how many rows each look-up returned."""
+    rows = dict[str, int]()
+
+    def count(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            found = first_tensor(output)
+            rows[name] = rows.get(name, 0) + (0 if found is None else found[..., 0].numel())
+
+        return hook
+
+    ids = torch.arange(batch).view(batch, 1)
+    with hooks(model, {}, {name: count(name) for name in look_ups}), metered(model) as meter:
+        model(**whole_inputs(model, ids))
+    return meter, rows
 
 
 def take_census(
     shapes: dict[str, tuple[int, ...]],
     skeleton: PreTrainedModel,
-    stack: Stack,
-    kept: list[int],
-    cut: Cut,
+    stacks: list[Stack],
+    cuts: list[Cut],
     routers: list[str],
+    ties: Ties,
 ) -> Census:
     """Measure one step of the skeleton and apply what was found to every parameter of the whole model.
 
-    ``shapes`` are the whole model's; ``kept`` are the blocks that the skeleton still has, one of each kind.
+    ``shapes`` are the whole model's; the skeleton has one block of each kind of the ``stacks``.
     """
-    one, two = (_step(skeleton, torch.arange(batch).view(batch, 1)) for batch in (1, 2))
+    look_ups = [each.module for cut in cuts if cut.sum for each in cut.sum.look_ups]
+    (one, rows_of_one), (two, rows_of_two) = (_step(skeleton, batch, look_ups) for batch in (1, 2))
     itemsize = skeleton.dtype.itemsize
     parameters: dict[str, Parameter] = {}
     for name, shape in shapes.items():
-        twin = _twin(name, stack, kept)
-        first, second = (meter.gathered.get(twin, 0) // itemsize for meter in (one, two))
-        share = one.whole.get(twin, 0) / itemsize / max(prod(shape), 1)
-        parameters[name] = Parameter(name, shape, second - first, 2 * first - second, share)
-    return Census(parameters, cut, routers)
+        twin = _twin(name, stacks)
+        first, second = (meter.gathered.get(twin, 0) / itemsize for meter in (one, two))
+        whole = one.whole.get(twin, 0) / itemsize
+        if len(shape) < _EXPERTS_DIM and whole < prod(shape) and whole == two.whole.get(twin, 0) / itemsize:
+            parameters[name] = Parameter(name, shape, second - first, 2 * first - second + whole)  # a slice of it
+        else:
+            parameters[name] = Parameter(name, shape, second - first, 2 * first - second, whole / max(prod(shape), 1))
+    looked_up = {
+        name: (float(rows_of_two[name] - n), float(2 * n - rows_of_two[name])) for name, n in rows_of_one.items()
+    }
+    return Census(parameters, cuts, routers, looked_up, [] if ties.heirs else ties.shared)
 
 
-def _twin(name: str, stack: Stack, kept: list[int]) -> str:
+def _twin(name: str, stacks: list[Stack]) -> str:
     """Name, in the skeleton, the parameter that stands for one of the whole model."""
-    prefix = f"{stack.name}."
-    if not name.startswith(prefix):
+    stack = next((stack for stack in stacks if name.startswith(f"{stack.name}.")), None)
+    if stack is None:
         return name
-    index, _, rest = name.removeprefix(prefix).partition(".")
-    return f"{prefix}{kept.index(stack.kinds[int(index)])}.{rest}"
+    index, _, rest = name.removeprefix(f"{stack.name}.").partition(".")
+    return f"{stack.name}.{stack.kinds[int(index)]}.{rest}"

@@ -2,16 +2,19 @@
 
 from typing import Any
 
-from prefold.convert.cut import Column, Cut
+from prefold.convert.cut import Column, Cut, Place, Sum
 from prefold.convert.errors import BrokenCheckpoint
+from prefold.convert.lookups import LookUp
+from prefold.convert.norm import Norm
+from prefold.convert.sides import Side
 
 
 def _columns(entries: list[dict[str, Any]]) -> list[Column]:
     return [Column(e["module"], e.get("start", 0), e["shape"], e.get("masked", False)) for e in entries]
 
 
-def read_cut(config: dict[str, Any]) -> Cut:
-    """Return the cut that a folded checkpoint was written with.
+def read_cuts(config: dict[str, Any]) -> list[Cut]:
+    """Return the cuts that a folded checkpoint was written with, one for each side.
 
     Raises:
         BrokenCheckpoint: the config has no such section, or not a whole one.
@@ -20,25 +23,44 @@ def read_cut(config: dict[str, Any]) -> Cut:
     if not isinstance(section, dict):
         raise BrokenCheckpoint("config.json has no prefold section: not a folded checkpoint")
     try:
-        return _cut(section)
+        return [_cut(fold) for fold in section["folds"]]
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenCheckpoint(f"config.json: its prefold section is malformed: {error!r}") from error
 
 
-def _cut(section: dict[str, Any]) -> Cut:
-    table = section["table"]
-    columns, dropped, merged = (_columns(section[part]) for part in ("columns", "dropped", "merged"))
+def _cut(fold: dict[str, Any]) -> Cut:
+    table = fold["table"]
+    columns, dropped, merged = (_columns(fold[part]) for part in ("columns", "dropped", "merged"))
     if table["start"] is None:
         residual, *columns = columns
         dropped = [Column(table["module"], 0, [table["width"]]), *dropped]
     else:
         residual = Column(table["module"], table["start"], [table["width"]])
     return Cut(
-        embedding=table["module"],
+        name=fold["cut"],
+        place=Place(
+            side=Side(fold["side"], fold["sees_source"]),
+            embedding=table["module"],
+            rows=table["rows"],
+            begins=fold["begins"],
+            unused=fold["unused"],
+        ),
         embedding_width=table["width"],
-        rows=table["rows"],
         residual=residual,
         columns=columns,
         dropped=dropped,
         merged=merged[0] if merged else None,
+        sum=_sum(fold["sum"]) if fold["sum"] else None,
+    )
+
+
+def _sum(entry: dict[str, Any]) -> Sum:
+    norms = [Norm(norm["module"], norm["centred"], norm["eps"]) for norm in entry["norms"]]
+    return Sum(
+        token=entry["token"],
+        factor=entry["factor"],
+        look_ups=[LookUp(**look_up) for look_up in entry["look_ups"]],
+        norms=norms,
+        live=[norm["module"] for norm in entry["norms"] if norm["live"]],
+        columns=_columns(entry["columns"]),
     )

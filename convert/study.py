@@ -1,18 +1,61 @@
 """Everything that can be known of a model without its weights: what folds, and what that is worth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, product
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prefold.convert.cut import Cut, choose_cut
-from prefold.convert.discover import discover, experiment_tokens
-from prefold.convert.errors import UnsupportedModel
+from prefold.convert.cut import Column, Cut, Place, choose_cut
+from prefold.convert.discover import DEEPEST, Discovery, discover
+from prefold.convert.errors import UnsupportedModel, UsageError
+from prefold.convert.experiment import experiment_tokens
+from prefold.convert.explain import Seen
 from prefold.convert.reads import Census, take_census
-from prefold.convert.skeleton import Stack, build_on_meta, find_stack, materialize, prune
+from prefold.convert.sides import Side, find_sides, whole_inputs
+from prefold.convert.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
+from prefold.convert.ties import Ties, find_ties, tied_modules
+from prefold.convert.trace import hooks, run_side
 from prefold.convert.trial import try_fold
 
+AUTO = "auto"
 _ROWS = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One cut that could be made on one side.
+
+    Attributes:
+        cut: the cut.
+        saved: values that it saves of the reads of one token.
+        values: that it stores.
+        seen: what every module of the first layer sees.
+    """
+
+    cut: Cut
+    saved: float
+    values: int
+    seen: list[Seen]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What kind of fold is asked for.
+
+    Attributes:
+        merge_residual: store the FFN of a parallel block as part of the residual.
+        assume_parallel: ask what would fold if attention and FFN were parallel.
+        cut: the name of a cut, or several for several sides, with commas; ``auto`` for those that save most reads.
+        max_values: that ``auto`` may store; None for no limit.
+    """
+
+    merge_residual: bool = False
+    assume_parallel: bool = False
+    cut: str = AUTO
+    max_values: int | None = None
 
 
 @dataclass(frozen=True)
@@ -20,83 +63,227 @@ class Study:
     """What was found out about a model.
 
     Attributes:
-        stack: where its blocks are.
-        cut: what folds.
+        stacks: its stacks of blocks.
+        cuts: what folds, on each side that folds.
+        choices: all cuts that could be made, on each side that folds.
+        unfolded: why a side does not fold where another does.
         census: what a step reads.
-        head: name of the output head's weight where it is tied to the embedding, else None.
+        ties: what is tied to the embeddings.
         mergeable_width: values of the column that could be merged into the residual, 0 where there is none.
     """
 
-    stack: Stack
-    cut: Cut
+    stacks: list[Stack]
+    cuts: list[Cut]
+    choices: list[Choice]
+    unfolded: list[str]
     census: Census
-    head: str | None
+    ties: Ties
     mergeable_width: int
 
 
 def study_model(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
-    *,
-    merge_residual: bool = False,
-    assume_parallel: bool = False,
+    wanted: Wanted = Wanted(),  # frozen
 ) -> Study:
-    """Build the skeleton, experiment on it, and choose the cut.
+    """Build the skeleton, experiment on it, and choose the cut of each side.
 
     Raises:
         UnsupportedModel: nothing folds, or the model cannot be run from token ids; the reasons say why.
+        UsageError: there is no cut of the name that is wanted, or none as small.
     """
     try:
-        return _study(model_class, config, merge_residual=merge_residual, assume_parallel=assume_parallel)
+        return _study(model_class, config, wanted)
     # Whatever a model stumbles over without its other blocks: it is refused, with that as the reason.
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError
+    ) as error:  # fmt: skip
         said = " ".join(str(error).split())[:200]
         reason = f"{config.model_type}: its first block does not run alone ({type(error).__name__}: {said})"
         raise UnsupportedModel([reason]) from error
 
 
-def _study(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, *, merge_residual: bool, assume_parallel: bool
-) -> Study:
+def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted: Wanted) -> Study:
     model = build_on_meta(model_class, config, torch.float32)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    stack = find_stack(model, config)
-    if stack is None:
+    declared = dict(model.all_tied_weights_keys)
+    stacks = find_stacks(model)
+    if not stacks:
         raise UnsupportedModel([f"{config.model_type}: no stack of blocks found"])
-    kept = sorted(set(stack.kinds))
-    prune(model, stack, kept)
-    embedding, head = _embedding(model), _tied_head(model)
-    materialize(model, stack, _ROWS)
-    ids = experiment_tokens(config.vocab_size, _special(config))
-    found = discover(model, stack, ids, assume_parallel=assume_parallel)
+    for stack in stacks:
+        prune(model, stack, stack.kept)
+    materialize(model, _ROWS)
+    entries = _entries(model)
+    sides, unfolded = _sides(model, stacks, entries, wanted)
+    embeddings = [folds[0].cut.embedding for folds in sides]
+    ties = find_ties(model, declared, embeddings, set(entries))
+    routers = [router for folds in sides for router in folds[0].found.routers]
+    everything = [fold.cut for folds in sides for fold in folds]
+    census = take_census(shapes, model, stacks, everything, routers, ties)
+    choices = [_choice(census, fold) for folds in sides for fold in folds]
+    choices = [choice for choice in choices if choice.saved > 0 or choice.cut.name == DEEPEST]
+    chosen = choose([choices_of(choices, folds[0].cut.side) for folds in sides], wanted)
+    folds = [fold for side in sides for fold in side if fold.cut in [choice.cut for choice in chosen]]
+    cuts = _with_idle(model, [fold.cut for fold in folds], ties)
+    if not wanted.assume_parallel:
+        _try_all(model, folds)
+    mergeable = sum(each.width for fold in folds for each in fold.found.columns if each.name == fold.found.mergeable)
+    return Study(stacks, cuts, choices, unfolded, replace(census, cuts=cuts), ties, mergeable)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """One side of a model, and one cut of what was found on it."""
+
+    first_block: str
+    ids: torch.Tensor
+    found: Discovery
+    cut: Cut
+
+
+def _choice(census: Census, fold: _Fold) -> Choice:
+    alone = replace(census, cuts=[fold.cut])
+    return Choice(fold.cut, alone.read_before(1) - alone.read_after(1), alone.made, fold.found.seen)
+
+
+def choices_of(choices: list[Choice], side: Side) -> list[Choice]:
+    """Return those of one side."""
+    return [choice for choice in choices if choice.cut.side == side]
+
+
+def choose(sides: list[list[Choice]], wanted: Wanted) -> list[Choice]:
+    """Choose a cut for each side: by its name, or those that save most reads and store no more than is wanted.
+
+    A side without a cut of that name gets its deepest.
+
+    Raises:
+        UsageError: no side has a cut of that name, or none is small enough.
+    """
+    known = dict.fromkeys(choice.cut.name for side in sides for choice in side)
+    names = wanted.cut.split(",")
+    for name in set(names) - known.keys() - {AUTO}:
+        raise UsageError(f"--cut {name}: there is no such cut, only {', '.join(known)}")
+    if AUTO not in names:
+        return [next((choice for choice in side if choice.cut.name in names), side[0]) for side in sides]
+    limit = float("inf") if wanted.max_values is None else wanted.max_values
+    small = [each for each in product(*sides) if sum(choice.values for choice in each) <= limit]
+    if not small:
+        least = sum(min(choice.values for choice in side) for side in sides)
+        raise UsageError(f"--max-table: the smallest table has {least:,} values, more than {limit:,}")
+    return list(max(small, key=lambda each: sum(choice.saved for choice in each)))
+
+
+def _try_all(model: PreTrainedModel, folds: list[_Fold]) -> None:
+    for fold in folds:
+        try_fold(model, fold.first_block, fold.cut, fold.found, fold.ids)
+
+
+def _sides(
+    model: PreTrainedModel, stacks: list[Stack], entries: dict[str, list[int]], wanted: Wanted
+) -> tuple[list[list[_Fold]], list[str]]:
+    """Find all cuts of every side that folds, the deepest first; returns why other sides do not fold, too."""
+    folds, reasons = list[list[_Fold]](), list[str]()
+    for side in find_sides(model):
+        try:
+            folds.append(_side(model, side, stacks, entries, wanted))
+        except UnsupportedModel as refusal:
+            reasons += [f"{side.name}: {reason}" if side.name else reason for reason in refusal.reasons]
+    if not folds:
+        raise UnsupportedModel(reasons)
+    return folds, reasons
+
+
+def _side(
+    model: PreTrainedModel, side: Side, stacks: list[Stack], entries: dict[str, list[int]], wanted: Wanted
+) -> list[_Fold]:
+    ids = experiment_tokens(model.config)
+    inside = [stack for stack in stacks if stack.name.startswith(f"{side.name}." if side.name else "")]
+    stack = first_to_run(model, inside, lambda: run_side(model, side, ids))
+    if stack is None:
+        raise UnsupportedModel(["its tokens reach no stack of blocks"])
+    again = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
+    found = discover(model, side, stack.first_block, ids, again, assume_parallel=wanted.assume_parallel)
+    embedding = _embedding(model, side)
+    if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
+        raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
+    held = [name for name, _ in model.get_submodule(embedding).named_parameters(recurse=False)]
+    if held != ["weight"]:
+        raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
     rows = model.get_parameter(f"{embedding}.weight").shape[0]
-    cut = choose_cut(found, embedding, rows, merge_residual=merge_residual)
-    census = take_census(shapes, model, stack, kept, cut, found.routers)
-    if not assume_parallel:
-        try_fold(model, stack, cut, found, ids)
-    mergeable = sum(module.width for module in found.columns if module.name == found.mergeable)
-    return Study(stack, cut, census, head, mergeable)
+    place = Place(
+        side, embedding, rows, _entered_before(embedding, entries), _idle_look_ups(model, side, embedding, entries)
+    )
+    cuts = [choose_cut(each, place, merge_residual=wanted.merge_residual) for each in found]
+    return [_Fold(stack.first_block, ids, each, cut) for each, cut in zip(found, cuts, strict=True)]
 
 
-def _embedding(model: PreTrainedModel) -> str:
-    return _name(model, model.get_input_embeddings())
+def _with_idle(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:
+    """Drop modules that do nothing but share a weight with the embeddings, where nobody needs that any more."""
+    if ties.heirs:
+        return cuts
+    names = {name.rpartition(".")[0] for name in ties.shared} - {cut.embedding for cut in cuts}
+    idle = [Column(name, 0, [model.get_parameter(f"{name}.weight").shape[1]]) for name in sorted(names)]
+    return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *idle])]
 
 
-def _name(model: PreTrainedModel, wanted: object) -> str:
-    return next(str(name) for name, module in model.named_modules() if module is wanted)
+def _embedding(model: PreTrainedModel, side: Side) -> str:
+    """Name the input embedding as the side calls it."""
+    embedding = model.get_submodule(side.name).get_input_embeddings()  # type: ignore[operator]
+    names = [str(name) for name, module in model.named_modules(remove_duplicate=False) if module is embedding]
+    if not names:
+        raise UnsupportedModel(["what it names as its input embedding is no module that its tokens go through"])
+    return next(name for name in names if name.startswith(side.name))
 
 
-def _tied_head(model: PreTrainedModel) -> str | None:
-    head = model.get_output_embeddings()
-    if head is None or head.weight is not model.get_input_embeddings().weight:
-        return None
-    return f"{_name(model, head)}.weight"
+def _entries(model: PreTrainedModel) -> dict[str, list[int]]:
+    """Run a token alone, as a table's tokens are.
+
+    Raises:
+        UnsupportedModel: several run, but not one.
+    """
+    ids = experiment_tokens(model.config)
+    try:
+        return record_entries(model, ids[:1, :1])
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        record_entries(model, ids)
+        said = " ".join(str(error).split())[:200]
+        raise UnsupportedModel([f"it does not run a token alone, as a table's are run: {said}"]) from error
 
 
-def _special(config: PreTrainedConfig) -> set[int]:
-    """Return the ids that a model may treat otherwise than ordinary tokens."""
-    ids = set[int]()
-    for name, value in config.to_dict().items():
-        if name.endswith("_token_id"):
-            ids |= set(value) if isinstance(value, list) else {value}
-    return ids
+@torch.no_grad()
+def record_entries(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, list[int]]:
+    """Run tokens through the whole model; returns, by module, the numbers of its entries, counted over all."""
+    entries, number = dict[str, list[int]](), count()
+
+    def enter(name: str) -> Any:
+        return lambda *_: entries.setdefault(name, []).append(next(number))
+
+    with hooks(model, {name: enter(name) for name, _ in model.named_modules()}, {}):
+        model(**whole_inputs(model, ids))
+    return entries
+
+
+def _idle_look_ups(model: PreTrainedModel, side: Side, embedding: str, entries: dict[str, list[int]]) -> list[str]:
+    """Name the embeddings that a pass over token ids alone does not enter, as of languages, though another may.
+
+    What they would add to the token's is in no row.
+    """
+    weight = model.get_parameter(f"{embedding}.weight")
+    inside = f"{side.name}." if side.name else ""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.startswith(inside) and name not in entries
+        if module.weight is not weight and module.weight.shape[1] == weight.shape[1]
+    ]
+
+
+def _entered_before(embedding: str, entries: dict[str, list[int]]) -> list[str]:
+    """Name the modules around an embedding that a pass enters before it: whichever is called, a pass begins there.
+
+    Where text is one input of several, the embedding is called from outside the module that holds it.
+    """
+    parts = embedding.split(".")[:-1]
+    around = [".".join(parts[:length]) for length in range(len(parts) + 1)]
+    looked_up = entries.get(embedding, [0])[0]
+    return [name for name in around if not name or entries.get(name, [0])[0] <= looked_up]

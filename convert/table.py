@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from prefold.convert.bypass import bypassed
 from prefold.convert.cut import Cut
 from prefold.convert.errors import BrokenCheckpoint
-from prefold.convert.trace import hooks, run_until, stop
+from prefold.convert.linear import Linear
+from prefold.convert.trace import hooks, run_side, stop
 
 # Rows of this size are still in a processor's cache when they are checked, hashed and written; much smaller chunks
 # spend their time on waiting for threads.
@@ -27,7 +28,7 @@ def chunk_size(cut: Cut, itemsize: int) -> int:
 
 
 def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> torch.Tensor:
-    """Run ``[batch, seq]`` tokens through the first layer and lay out their rows, ``[batch, seq, row_width]``.
+    """Run ``[batch, seq]`` tokens through the first layer and lay out what is token-pure, ``[batch, seq, width]``.
 
     ``model`` may be the whole source or its first layer alone: the pass ends with the last folded module.
     """
@@ -43,7 +44,7 @@ def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> t
         return hook
 
     with hooks(model, {}, {column.module: keep(column.module) for column in wanted}):
-        run_until(model, input_ids)
+        run_side(model, cut.side, input_ids)
     residual = seen[cut.residual.module]
     if cut.merged:
         residual = residual + seen[cut.merged.module]
@@ -53,14 +54,33 @@ def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> t
 def table_rows(model: PreTrainedModel, cut: Cut, chunk_tokens: int) -> Iterator[torch.Tensor]:
     """Yield the table from the first token to the last, ``[tokens, row_width]`` at a time, on the CPU.
 
+    ``model`` is of no other use behind it, if the cut has a sum: see ``Linear``.
+
     Raises:
         BrokenCheckpoint: a row is not finite.
     """
+    linear = Linear(model, cut, cut.sum) if cut.sum else None
     with _shortened(model, cut):
         for start in range(0, cut.rows, chunk_tokens):
-            rows = compute_rows(model, cut, _ids(model, start, min(start + chunk_tokens, cut.rows)))[:, 0].cpu()
+            rows = compute_rows(model, cut, _ids(model, start, min(start + chunk_tokens, cut.rows)))[:, 0]
+            if linear:
+                rows = torch.cat([rows, linear.token_parts(_slice(rows, cut)).to(rows.dtype)], dim=1)
+            rows = rows.cpu()
             _require_finite(rows, cut, start)
             yield rows
+
+
+def added_tensors(model: PreTrainedModel, cut: Cut, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors that a sum needs beside the table, on the CPU; see ``table_rows`` of the model."""
+    if cut.sum:
+        for name, values in Linear(model, cut, cut.sum).added():
+            yield name, values.to(dtype).cpu()
+
+
+def _slice(rows: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """Return the part of rows that is the token's part of the sum."""
+    column = next(column for column in cut.stored if cut.sum and column.module == cut.sum.token)
+    return rows[:, column.start : column.start + column.width]
 
 
 def _ids(model: PreTrainedModel, start: int, stop: int) -> torch.Tensor:
@@ -91,7 +111,7 @@ def _require_finite(rows: torch.Tensor, cut: Cut, start: int) -> None:
         return
     finite = rows.isfinite()
     token, value = (int(index) for index in (~finite).nonzero()[0])
-    column = next(c for c in reversed([cut.residual, *cut.columns]) if c.start <= value)
+    column = next(c for c in reversed(cut.stored) if c.start <= value)
     raise BrokenCheckpoint(
         f"token {start + token}: {column.module} is not finite there; the source's weights are broken"
     )

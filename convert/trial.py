@@ -5,13 +5,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut
-from prefold.convert.discover import Discovery, padding_mask, same_rows
+from prefold.convert.discover import Discovery
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.skeleton import Stack
+from prefold.convert.experiment import padding_mask, same_rows
+from prefold.convert.linear import Linear
 from prefold.convert.trace import trace
 
 
-def try_fold(model: PreTrainedModel, stack: Stack, cut: Cut, found: Discovery, ids: torch.Tensor) -> None:
+def try_fold(model: PreTrainedModel, first_block: str, cut: Cut, found: Discovery, ids: torch.Tensor) -> None:
     """Replace the skeleton's modules by columns that hold the experiment's rows, and compare the block's output.
 
     Raises:
@@ -20,27 +21,43 @@ def try_fold(model: PreTrainedModel, stack: Stack, cut: Cut, found: Discovery, i
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
     from prefold.runtime.modeling_prefold import fold_modules
 
+    linear = Linear(model, cut, cut.sum) if cut.sum else None
+    rows, added = _rows(cut, found, ids, linear), dict(linear.added()) if linear else {}
+    model.float()
     fold_modules(model, cut.section())
-    table = model.get_submodule(cut.embedding)
-    rows = _rows(cut, found, ids)
-    table.weight = nn.Parameter(rows, requires_grad=False)
-    numbered = torch.arange(ids.numel()).view(ids.shape)
+    for name, values in {f"{cut.embedding}.weight": rows, **added}.items():
+        module, _, parameter = name.rpartition(".")
+        setattr(model.get_submodule(module), parameter, nn.Parameter(values.float(), requires_grad=False))
     for before, mask in ((found.block_output, None), (found.padded_output, padding_mask())):
         try:
-            after = trace(model, stack.first_block, numbered, attention_mask=mask).block_output
+            after = trace(model, cut.side, first_block, ids, attention_mask=mask).block_output
         except (AttributeError, RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UnsupportedModel(
                 [f"the first block does not run with columns in its modules' place: {error}"]
             ) from error
-        shown = torch.ones_like(ids) if mask is None else mask
-        if before is None or after is None or not same_rows(before[shown == 1], after[shown == 1]):
+        if before is None or after is None or not _same_where_shown(before, after, mask):
             raise UnsupportedModel(["the first block says something else with columns in its modules' place"])
 
 
-def _rows(cut: Cut, found: Discovery, ids: torch.Tensor) -> torch.Tensor:
-    """Lay out the experiment's rows as the cut says, ``[tokens, row_width]``."""
+def _same_where_shown(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Compare what is not padding; streams beside each other, ``[streams, batch, seq, width]``, count as one row."""
+    if mask is None or before.shape != after.shape:
+        return before.shape == after.shape and same_rows(before, after)
+    axis = next(axis for axis in range(before.dim() - 1) if before.shape[axis : axis + 2] == mask.shape)
+    shown = [part.movedim((axis, axis + 1), (0, 1))[mask == 1] for part in (before, after)]
+    return same_rows(*shown)
+
+
+def _rows(cut: Cut, found: Discovery, ids: torch.Tensor, linear: Linear | None) -> torch.Tensor:
+    """Lay the experiment's rows out as the cut says, ``[rows, row_width]``; of other tokens than its own zeros."""
     by_name = {module.name: module.rows.reshape(ids.numel(), -1) for module in found.columns}
     residual = by_name[cut.residual.module]
     if cut.merged:
         residual = residual + by_name[cut.merged.module]
-    return torch.cat([residual, *(by_name[column.module] for column in cut.columns)], dim=1)
+    parts = [residual, *(by_name[column.module] for column in cut.columns)]
+    if linear and cut.sum:
+        parts.append(linear.token_parts(by_name[cut.sum.token]).float())
+    known = torch.cat(parts, dim=1)
+    rows = known.new_zeros(int(ids.max()) + 1, known.shape[1])
+    rows[ids.flatten()] = known
+    return rows

@@ -10,7 +10,8 @@ import torch
 
 from prefold.convert.cut import Cut
 from prefold.convert.files import INDEX, TABLE
-from prefold.convert.shards import DTYPES, Entry, Outgoing, cast, dtype_name, file_overhead, passed_through, write_file
+from prefold.convert.shards import DTYPES, Entry, Outgoing, cast, file_overhead, passed_through, write_file
+from prefold.convert.ties import Ties
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,11 @@ class WeightPlan:
 
     Attributes:
         shards: the untouched tensors, by file.
-        table_name: the table's name, which is the source embedding's.
+        made: by the parameter that it is loaded into, the name and the shape of every tensor that is computed.
     """
 
     shards: dict[str, dict[str, Outgoing]]
-    table_name: str
+    made: dict[str, tuple[str, list[int]]]
 
     @property
     def shard_bytes(self) -> int:
@@ -33,32 +34,49 @@ class WeightPlan:
         )
 
 
+def untouched(entries: dict[str, Entry], live: dict[str, str], cuts: list[Cut], ties: Ties) -> dict[str, Entry]:
+    """Return the tensors that stay, under the names that they get.
+
+    A weight that was the embedding's alone in the source, and is still needed by others, gets a name of its own.
+    """
+    gone = tuple(f"{module}." for cut in cuts for module in cut.eliminated)
+    kept = {name: entry for name, entry in entries.items() if not live[name].startswith(gone)}
+    own = next((entry for name, entry in entries.items() if live[name] in ties.shared), None)
+    return kept | {heir: own for heir in ties.heirs if own and heir not in live.values()}
+
+
+def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, tuple[str, list[int]]]:
+    """Return the tensors that are computed: the names of their parameters, their own, and their shapes.
+
+    What takes the place of a tensor of the source takes its name, too.
+    """
+    shapes: dict[str, list[int]] = {}
+    for cut in cuts:
+        shapes |= {f"{cut.embedding}.weight": [cut.rows, cut.row_width], **cut.added}
+    named = {parameter: name for name, parameter in live.items()}
+    return {parameter: (named.get(parameter, parameter), shape) for parameter, shape in shapes.items()}
+
+
 def plan_weights(
     entries: dict[str, Entry],
     live: dict[str, str],
-    cut: Cut,
-    head: str | None,
+    cuts: list[Cut],
+    ties: Ties,
     *,
     dtype: torch.dtype | None = None,
     max_shard_size: int | None = None,
 ) -> WeightPlan:
     """Keep every tensor that is not folded, as it is, in the files in which it came.
 
-    ``head`` names the output head of a tied source: it gets the embedding as a tensor of its own. ``dtype``
-    casts what is kept; ``max_shard_size``, in bytes, repacks it.
+    ``dtype`` casts what is kept; ``max_shard_size``, in bytes, repacks it.
     """
-    outgoing: list[tuple[Path, str, Outgoing]] = []
-    table_name = next(name for name, parameter in live.items() if parameter == f"{cut.embedding}.weight")
-    for name, entry in entries.items():
-        tensor = passed_through(entry) if dtype in (None, DTYPES[entry.dtype]) else cast(entry, dtype)
-        if name == table_name and head and head not in live.values():
-            outgoing.append((entry.file, head, tensor))
-        elif not any(live[name].startswith(f"{module}.") for module in cut.eliminated):
-            outgoing.append((entry.file, name, tensor))
+    outgoing = [
+        (entry.file, name, passed_through(entry) if dtype in (None, DTYPES.get(entry.dtype)) else cast(entry, dtype))
+        for name, entry in untouched(entries, live, cuts, ties).items()
+    ]
     groups = list(_by_size(outgoing, max_shard_size) if max_shard_size else _by_file(outgoing))
-    return WeightPlan(
-        {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}, table_name
-    )
+    shards = {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+    return WeightPlan(shards, made_tensors(live, cuts))
 
 
 def _by_file(outgoing: list[tuple[Path, str, Outgoing]]) -> Iterator[dict[str, Outgoing]]:
@@ -77,21 +95,16 @@ def _by_size(outgoing: list[tuple[Path, str, Outgoing]], limit: int) -> Iterator
         yield group
 
 
-def table_outgoing(cut: Cut, dtype: torch.dtype, chunks: Callable[[], Iterator[memoryview]]) -> Outgoing:
-    """Describe the table as a tensor, ``[rows, row_width]``."""
-    shape = [cut.rows, cut.row_width]
-    return Outgoing(dtype_name(dtype), shape, cut.rows * cut.row_width * dtype.itemsize, chunks)
-
-
 def write_shards(folder: Path, plan: WeightPlan, written: Callable[[int], None]) -> None:
     """Write all untouched tensors."""
     for name, tensors in plan.shards.items():
         write_file(folder / name, tensors, written=written)
 
 
-def write_index(folder: Path, plan: WeightPlan, table: Outgoing) -> None:
-    """Write the index over the table and all shards."""
-    weight_map = {name: file for file, tensors in plan.shards.items() for name in tensors} | {plan.table_name: TABLE}
-    total = table.size + sum(tensor.size for tensors in plan.shards.values() for tensor in tensors.values())
+def write_index(folder: Path, plan: WeightPlan, made: dict[str, Outgoing]) -> None:
+    """Write the index over the table's file and all shards."""
+    weight_map = {name: file for file, tensors in plan.shards.items() for name in tensors} | dict.fromkeys(made, TABLE)
+    written = [*made.values(), *(tensor for tensors in plan.shards.values() for tensor in tensors.values())]
+    total = sum(tensor.size for tensor in written)
     index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto import modeling_auto
 
 from prefold.runtime import modeling_prefold
 from prefold.runtime.modeling_prefold import FoldedInputError
@@ -28,13 +28,12 @@ class _FoldedTypes(dict[str, type[PreTrainedConfig]]):
 
     def __missing__(self, model_type: str) -> type[PreTrainedConfig]:
         source = CONFIG_MAPPING[model_type.removeprefix(_PREFIX)]
-        folded: type[PreTrainedConfig] = getattr(modeling_prefold, modeling_prefold.PREFIX + source.__name__)
+        folded: type[PreTrainedConfig] = modeling_prefold.derive(source)
         self[model_type] = folded
-        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(source, None)
-        for model_class in found if isinstance(found, tuple | list) else [found]:
-            AutoModelForCausalLM.register(
-                folded, getattr(modeling_prefold, modeling_prefold.PREFIX + model_class.__name__)
-            )
+        for auto_class in (each for name, each in vars(modeling_auto).items() if name.startswith("AutoModel")):
+            found: Any = auto_class._model_mapping.get(source, ())
+            for model_class in found if isinstance(found, tuple | list) else [found]:
+                auto_class.register(folded, modeling_prefold.derive(model_class, config_class=source))
         return folded
 
     def get(self, model_type: str, default: Any = None) -> Any:
@@ -43,7 +42,7 @@ class _FoldedTypes(dict[str, type[PreTrainedConfig]]):
 
 
 def register() -> None:
-    """Let ``AutoConfig`` and ``AutoModelForCausalLM`` load every folded type; importing this package does it."""
+    """Let ``AutoConfig`` and the auto classes of models load every folded type; importing this package does it."""
     if not isinstance(CONFIG_MAPPING._extra_content, _FoldedTypes):
         CONFIG_MAPPING._extra_content = _FoldedTypes(CONFIG_MAPPING._extra_content)
 

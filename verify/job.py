@@ -17,24 +17,39 @@ class Job:
     Attributes:
         folder: the checkpoint.
         dtype: to run it in, as torch spells it.
+        auto_class: of transformers, to load it with.
         prompts: token ids, one list per prompt.
         new_tokens: by which each prompt is continued.
         continued: a prompt with its continuation, for logits of a long prefill; empty to continue it first.
         table_folder: a folded checkpoint whose every row is compared with this (source) model's first layer.
-        table_name: the tensor that holds the rows.
+        made: by the parameter that it becomes, the name of every tensor there that was computed.
+        with_text: run many random tokens, too, for a mean error.
+        only_outputs: leave its reads uncounted.
         speed_against: another checkpoint, to be timed in turn with this one.
         trust_remote_code: run the code that the checkpoint in ``folder`` brings.
+        adapter: to be merged into it first.
+        adapter_against: to be merged into the checkpoint of ``speed_against``.
     """
 
     folder: str
     dtype: str
+    auto_class: str
     prompts: list[list[int]]
     new_tokens: int = NEW_TOKENS
     continued: list[int] = field(default_factory=list)
     table_folder: str | None = None
-    table_name: str = ""
+    made: dict[str, str] = field(default_factory=dict)
+    with_text: bool = False
+    only_outputs: bool = False
     speed_against: str | None = None
     trust_remote_code: bool = True
+    adapter: str | None = None
+    adapter_against: str | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model is known to take at once: those of a prompt and of its continuation."""
+        return max(map(len, self.prompts)) + self.new_tokens
 
     def save(self, folder: Path) -> None:
         """Write the job where the measuring process looks for it."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from prefold.convert.reads import Census, count_reads
-from prefold.verify.checks import Outcome
+from prefold.verify.checks import Outcome, not_run
 from prefold.verify.compare import Distance, distance
 from prefold.verify.job import READ_BATCHES
 
@@ -17,6 +17,9 @@ _WIDE = ("float32", "float64")
 _WIDE_LOGITS, _WIDE_NMSE, _FLOOR_FACTOR = 1e-4, 1e-8, 2
 # Beyond rounding, "excellent" on llama.cpp's scale for converted models; only merged residuals come near it.
 _NMSE = 1e-4
+# A fold of a sum of look-ups rounds elsewhere than its source, and not more: so much, seen to suffice on every
+# architecture of docs/coverage.md, is left for chance.
+_TRUTH_FACTOR = 1.05
 
 
 def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
@@ -62,27 +65,70 @@ def _complaint(one: torch.Tensor, other: torch.Tensor, far: Distance, floor: Dis
     return f"{_told(far)}; the source's own noise floor is {_told(floor)}"
 
 
-def check_logits(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], dtype: str) -> Outcome:
+def check_logits(
+    source: dict[str, torch.Tensor],
+    folded: dict[str, torch.Tensor],
+    dtype: str,
+    truth: dict[str, torch.Tensor] | None = None,
+) -> Outcome:
     """Compare logits of prefill, cached steps and a left-padded batch, beside the source's own noise floor.
 
     Steps are compared up to the first token that the two choose differently: behind it they continue other texts.
+    ``truth`` is what the source says in float64, for a fold that cannot be equal bit for bit: it must not be further
+    from that than the source is.
     """
-    steps = len(source["step"])
-    floor = distance(source["prefill"][-steps - 1 : -1], source["step"])
-    shared = _first_difference(source["tokens"][0], folded["tokens"][0]) + 1
-    pairs = {name: (source[name], folded[name]) for name in ("prefill", "step", "padded")}
-    pairs["step"] = source["step"][:shared], folded["step"][:shared]
+    pairs = _pairs(source, folded)
+    floor = distance(source["prefill"].flatten(0, -2), source["prefill"].flatten(0, -2))
+    if "step" in source:
+        floor = distance(source["prefill"][-len(source["step"]) - 1 : -1], source["step"])
     apart = {name: distance(*pair) for name, pair in pairs.items()}
+    figures: dict[str, Any] = {name: asdict(far) for name, far in apart.items()}
+    figures |= {"exact": all(far.is_zero for far in apart.values()), "noise_floor": asdict(floor)}
+    figures |= {"steps_compared": len(pairs["step"][0])} if "step" in pairs else {}
+    if truth:
+        errors, summary, problems = _against_truth(source, folded, truth)
+        return Outcome(not problems, summary, figures | errors, problems)
     problems = [
         f"{name}: {_complaint(*pairs[name], far, floor)}"
         for name, far in apart.items()
         if not _is_close(far, floor, dtype)
     ]
-    exact = all(far.is_zero for far in apart.values())
-    summary = _summary(apart, floor)
-    figures: dict[str, Any] = {name: asdict(far) for name, far in apart.items()}
-    figures |= {"exact": exact, "noise_floor": asdict(floor), "steps_compared": len(pairs["step"][0])}
-    return Outcome(not problems, summary, figures, problems)
+    return Outcome(not problems, _summary(apart, floor), figures, problems)
+
+
+def _pairs(
+    source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return what both said where they were given the same, ``[positions, vocab]`` each."""
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name in ("prefill", "padded"):
+        pairs[name] = source[name].flatten(0, -2), folded[name].flatten(0, -2)
+    if "step" in source:
+        shared = _shared_steps(source, folded)
+        pairs["step"] = source["step"][:shared], folded["step"][:shared]
+    return pairs
+
+
+def _against_truth(
+    source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], str, list[str]]:
+    """Measure how far both are from float64 over all passes, cached steps among them, and from each other."""
+    parts = [[said[name] for said in (truth, source, folded)] for name in ("prefill", "padded", "text")]
+    if "step" in source:
+        shared, steps = _shared_steps(source, folded), len(source["step"])
+        parts.append([truth["prefill"][-steps - 1 : -1][:shared], source["step"][:shared], folded["step"][:shared]])
+    wrong = next((part for part in parts if part[1].shape != part[2].shape), None)
+    if wrong:
+        shapes = [list(said.shape) for said in wrong[1:]]
+        told = f"logits have shape {shapes[1]}, the source's {shapes[0]}"
+        return {"error_ratio": torch.inf}, told, [told]
+    exact, one, two = (torch.cat([said.flatten(0, -2).double() for said in part]) for part in zip(*parts, strict=True))
+    errors = {"source_error": distance(exact, one), "folded_error": distance(exact, two), "between": distance(one, two)}
+    ratio = errors["folded_error"].nmse / max(errors["source_error"].nmse, 1e-300)
+    told = ", ".join(f"{name.replace('_', ' ')} {far.nmse:.3g}" for name, far in errors.items())
+    summary = f"NMSE against float64: {told}; the folded one's is {ratio:.3f} x the source's"
+    figures = {name: asdict(far) for name, far in errors.items()} | {"error_ratio": ratio}
+    return figures, summary, [] if ratio <= _TRUTH_FACTOR else [summary]
 
 
 def _summary(apart: dict[str, Distance], floor: Distance) -> str:
@@ -102,16 +148,31 @@ def _first_difference(one: torch.Tensor, other: torch.Tensor) -> int:
     return next((at for at, (a, b) in enumerate(pairs) if a != b), len(one))
 
 
+def _shared_steps(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]) -> int:
+    """Count the steps that continue the same text."""
+    return _first_difference(source["tokens"][0], folded["tokens"][0]) + 1
+
+
 def _told(far: Distance) -> str:
     return f"max |Δ| {far.max_abs:.3g}, NMSE {far.nmse:.3g}, mean KL {far.kl_mean:.3g}, top-1 {far.top1_agreement:.1%}"
 
 
-def check_greedy(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], *, exact: bool) -> Outcome:
+def check_greedy(
+    source: dict[str, torch.Tensor],
+    folded: dict[str, torch.Tensor],
+    *,
+    exact: bool,
+    truth: dict[str, torch.Tensor] | None = None,
+) -> Outcome:
     """Compare greedy tokens, ``[prompts, new]``.
 
     Where logits are equal bit for bit, tokens must be. Where they are not, a near tie may fall the other way:
-    then, at the first token that differs, each side's token must be among the other's five best (vLLM's rule).
+    then, at the first token that differs, each side's token must be among the other's five best (vLLM's rule), and,
+    where the ``truth`` in float64 is known, the source's two best must be closer than its own noise can bring them.
     """
+    if "tokens" not in source:
+        return not_run("the model does not generate")
+    noise = 2 * float((source["prefill"].double() - truth["prefill"].double()).abs().max()) if truth else torch.inf
     if source["tokens"].shape != folded["tokens"].shape:
         shapes = [list(tokens["tokens"].shape) for tokens in (folded, source)]
         return Outcome(False, "1 problem", problems=[f"tokens have shape {shapes[0]}, the source's {shapes[1]}"])
@@ -122,7 +183,7 @@ def check_greedy(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor
             equal += 1
             continue
         close = one[at] in folded["top"][prompt, at] and other[at] in source["top"][prompt, at]
-        if exact or not close:
+        if exact or not close or source["margin"][prompt, at] > noise:
             problems.append(f"prompt {prompt}: token {at} is {int(other[at])}, the source's is {int(one[at])}")
     prompts, new = source["tokens"].shape
     summary = f"{equal} of {prompts} continuations of {new} tokens equal"

@@ -2,20 +2,21 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from prefold.convert.cut import Cut
 from prefold.convert.files import CARD, CONFIG, REPORT, RUNTIME, copied_name, side_files
 from prefold.convert.shards import Entry, Outgoing, cast, dtype_name, passed_through
 from prefold.convert.source import Source
+from prefold.convert.study import Study
+from prefold.convert.weights import made_tensors, untouched
 from prefold.verify.checks import Outcome
 
 # What a config may say otherwise: where the source was found, and what wrote the table when.
-_FREE = {f"prefold.{key}" for key in ("source", "revision", "table_sha256", "runtime_sha256")}
-_CIRCUMSTANCES = ("prefold.versions.", "prefold.computed")
+_FREE = {f"prefold.{key}" for key in ("source", "revision", "runtime_sha256")}
+_CIRCUMSTANCES = ("prefold.versions.", "prefold.computed", "prefold.made")
 
 
 @dataclass(frozen=True)
@@ -26,33 +27,29 @@ class Blueprint:
         source: the checkpoint that was folded.
         config: the ``config.json`` that its fold should have.
         live: into which parameter each tensor of the source is loaded, by the tensor's name.
-        cut: what folds.
-        head: name of the output head's weight where it is tied to the embedding, else None.
+        study: what folds.
         dtype: that the folded checkpoint runs in.
         code: the modules that this version of prefold would write beside it, by name.
+        adapter: the files of what remains of an adapter that was merged into the table, by name.
     """
 
     source: Source
     config: dict[str, Any]
     live: dict[str, str]
-    cut: Cut
-    head: str | None
+    study: Study
     dtype: torch.dtype
     code: dict[str, bytes]
+    adapter: dict[str, bytes] = field(default_factory=dict)
 
     @property
-    def table_name(self) -> str:
-        """Name of the table, which is the source embedding's."""
-        return next(name for name, parameter in self.live.items() if parameter == f"{self.cut.embedding}.weight")
+    def made(self) -> dict[str, tuple[str, list[int]]]:
+        """The computed tensors' parameters, their own names, and their shapes."""
+        return made_tensors(self.live, self.study.cuts)
 
     @property
     def untouched(self) -> dict[str, Entry]:
         """The source's tensors that must be in the folded checkpoint, under the names that they have there."""
-        gone = tuple(f"{module}." for module in self.cut.eliminated)
-        kept = {name: entry for name, entry in self.source.entries.items() if not self.live[name].startswith(gone)}
-        if self.head and self.head not in self.live.values():
-            kept[self.head] = self.source.entries[self.table_name]
-        return kept
+        return untouched(self.source.entries, self.live, self.study.cuts, self.study.ties)
 
 
 def sha256(pieces: Iterable[bytes | memoryview]) -> str:
@@ -94,13 +91,13 @@ def _code_problems(blueprint: Blueprint, folded: Source, *, trusted: bool) -> It
 
 
 def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
-    name, cut = blueprint.table_name, blueprint.cut
-    table = folded.entries.get(name)
-    expected = dtype_name(blueprint.dtype), [cut.rows, cut.row_width]
-    if table is None:
-        yield f"{name}: the table is missing"
-    elif (table.dtype, table.shape) != expected:
-        yield f"{name}: the table is {table.dtype} {table.shape}, should be {expected[0]} {expected[1]}"
+    dtype = dtype_name(blueprint.dtype)
+    for name, shape in blueprint.made.values():
+        table = folded.entries.get(name)
+        if table is None:
+            yield f"{name}: the table is missing"
+        elif (table.dtype, table.shape) != (dtype, shape):
+            yield f"{name}: the table is {table.dtype} {table.shape}, should be {dtype} {shape}"
 
 
 def find_refusals(blueprint: Blueprint, folded: Source, *, trusted: bool) -> list[str]:
@@ -126,16 +123,17 @@ def _is_untouched(source: Entry, folded: Entry, dtype: torch.dtype) -> bool:
 
 
 def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
-    expected, table_name = blueprint.untouched, blueprint.table_name
+    expected, made = blueprint.untouched, [name for name, _ in blueprint.made.values()]
     for name, entry in expected.items():
         if name not in folded.entries:
             yield f"{name}: missing"
         elif not _is_untouched(entry, folded.entries[name], blueprint.dtype):
             yield f"{name}: not the source's bytes"
-    for name in sorted(folded.entries.keys() - expected.keys() - {table_name}):
+    for name in sorted(folded.entries.keys() - expected.keys() - set(made)):
         yield f"{name}: unexpected"
-    if sha256(folded.entries[table_name].chunks()) != folded.config["prefold"].get("table_sha256"):
-        yield f"{table_name}: not the table that was written (its hash differs)"
+    for name in made:
+        if sha256(folded.entries[name].chunks()) != folded.config["prefold"].get("made", {}).get(name):
+            yield f"{name}: not the table that was written (its hash differs)"
 
 
 def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
@@ -147,8 +145,12 @@ def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             yield f"{name}: missing"
         elif copy.read_bytes() != original.read_bytes():
             yield f"{name}: not the source's bytes"
+    for rest, written in blueprint.adapter.items():
+        copy = folded.folder / rest
+        if not copy.is_file() or copy.read_bytes() != written:
+            yield f"{rest}: not what remains of the adapter"
     added = {path.as_posix() for path in side_files(folded.folder) if path not in copies}
-    added -= {CARD, REPORT, *blueprint.code}
+    added -= {CARD, REPORT, *blueprint.code, *blueprint.adapter}
     shards = {entry.file for entry in folded.entries.values()}
     added |= {path.name for path in folded.folder.glob("*.safetensors") if path not in shards}
     for extra in sorted(added):
