@@ -102,7 +102,7 @@ def _work(inspection: Inspection) -> tuple[int, int]:
     worth = inspection.worth
     if worth is None:
         raise ValueError(inspection.verdict)
-    return worth.table_bytes, 2 * worth.rows * worth.weights_eliminated
+    return worth.table_bytes, 2 * worth.sides[0].rows * worth.weights_eliminated
 
 
 def _measure(shape: Shape, rounds: int) -> dict[str, Any]:

@@ -1,35 +1,37 @@
-"""Fold a small model of every causal type, and write ``docs/coverage.md``: ``python -m benchmarks.coverage [--fresh]``.
+"""Fold a small model of every type, and write ``docs/coverage.md``: ``python -m benchmarks.coverage [--fresh]``.
 
-Results are kept in ``docs/coverage.json`` as they come: a run that was stopped goes on where it was.
+Results are kept in ``cli/coverage.json``, which ``prefold archs`` shows, as they come: a run that was stopped goes on
+where it was.
 """
 
 import argparse
 import json
-import multiprocessing
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from benchmarks.accuracy import difference
+from benchmarks.apart import answers
+from benchmarks.checks import depends_on_tokens, first_logits
+from benchmarks.comparison import ROUNDING, Comparison, spelled
 from benchmarks.coverage_page import page
-from benchmarks.small import VOCABULARY, random_model, small_config
-from prefold.convert import Conversion, PrefoldError, convert_checkpoint
-from prefold.convert.section import read_cut
+from benchmarks.small import random_model, small_config
+from benchmarks.tasks import KEYS, Key, auto_class
+from prefold.convert import Conversion, Options, PrefoldError, convert_checkpoint
+from prefold.convert.files import CONFIG
+from prefold.convert.section import read_cuts
 from prefold.convert.table import compute_rows
 
-TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-# Of the logits' scale, in fp32: a wrong row or position changes logits by about their whole size.
-ROUNDING = 1e-5
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
+_ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 120
-_NEW_TOKENS = 8
+_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -37,73 +39,98 @@ class Result:
     """What came of one type.
 
     Attributes:
+        task: causal, masked or seq2seq.
         model_type: its name.
-        result: ``exact`` (rows and vocabulary), ``close``, ``wrong``, ``refused``, ``crashed`` or ``not built``.
-        reason: for what is neither exact nor close.
+        result: ``exact`` (rows and vocabulary), ``as accurate`` (against fp64), ``close``, ``wrong``, ``refused``,
+            ``crashed`` or ``not built``.
+        reason: for what did not fold, or not well.
         columns: the folded modules, named from the first block on.
+        refused_inputs: what the folded model does not take, images or sounds; empty where --text-only was not needed.
         eliminated: values of the weights that the table replaces, as a share of the model's.
         differences: the largest difference of each check, as a share of its scale.
+        source_error: of each check, the source's largest error against fp64 and its NMSE, where that was needed.
+        folded_error: the same of the folded model.
+        error_ratio: the folded model's NMSE by the source's, over all checks that have errors.
         skipped: what the source itself cannot do, and why.
     """
 
+    task: str
     model_type: str
     result: str
     reason: str = ""
     columns: list[str] = field(default_factory=list)
+    refused_inputs: list[str] = field(default_factory=list)
     eliminated: float = 0.0
     differences: dict[str, float] = field(default_factory=dict)
+    source_error: dict[str, tuple[float, float]] = field(default_factory=dict)
+    folded_error: dict[str, tuple[float, float]] = field(default_factory=dict)
+    error_ratio: float | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def measure(model_type: str, folder: Path) -> Result:
+def measure(key: Key, folder: Path) -> Result:
     """Build a small model in ``folder``, fold it, and compare what source and folded model say."""
     source = folder / "source"
     try:
-        random_model(small_config(model_type)).save_pretrained(source)
-        model = _load(source)
-        if not _prefill(model).isfinite().all():
-            return Result(model_type, "not built", "its logits are not finite")
+        model = _built(key, source)
     except Exception as error:  # whatever keeps a model from running is what is told of it
-        return Result(model_type, "not built", _spelled(error))
+        return Result(key.task, key.model_type, "not built", spelled(error))
     try:
-        conversion = convert_checkpoint(str(source), folder / "folded")
+        conversion = convert_checkpoint(str(source), folder / "folded", options=Options(text_only=True))
     except PrefoldError as refusal:
-        return Result(model_type, "refused", "; ".join(str(refusal).splitlines()))
+        return Result(key.task, key.model_type, "refused", "; ".join(str(refusal).splitlines()))
     except Exception as error:  # that this happens is what is looked for
-        return Result(model_type, "crashed", _spelled(error))
-    return _compared(model_type, model, conversion)
+        return Result(key.task, key.model_type, "crashed", spelled(error))
+    return _compared(key, model, conversion)
 
 
-def _compared(model_type: str, source: PreTrainedModel, conversion: Conversion) -> Result:
-    differences, skipped = dict[str, float](), dict[str, str]()
-    reason = ""
+def _built(key: Key, folder: Path) -> PreTrainedModel:
+    """Build a model, save it, and load it again.
+
+    Raises:
+        ValueError: what was loaded does not run as it should.
+    """
+    built = random_model(small_config(key.model_type, key.task), auto_class(key))
+    built.save_pretrained(folder)
+    model = _load(folder, auto_class(key))
+    logits = first_logits(model, key.task)
+    if not logits.isfinite().all():
+        raise ValueError("its logits are not finite")
+    if difference(logits, first_logits(built, key.task)) > ROUNDING:
+        raise ValueError("it says something else once it was saved")
+    if not depends_on_tokens(model, key.task):
+        raise ValueError("its logits do not depend on the tokens")
+    return model
+
+
+def _load(folder: Path, by: Any) -> PreTrainedModel:
+    """Load a checkpoint as a user does."""
+    loaded: Any = by.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+    model: PreTrainedModel = loaded.eval()
+    return model
+
+
+def _compared(key: Key, source: PreTrainedModel, conversion: Conversion) -> Result:
+    worth = _worth(conversion)
     try:
-        folded = _load(conversion.out)
-        differences["rows"] = _rows_difference(source, folded)
+        folded = _load(conversion.out, auto_class(key))
+        rows = _rows_difference(source, folded)
     except Exception as error:
-        return Result(model_type, "wrong", f"cannot be loaded: {_spelled(error)}", **_worth(conversion))
-    for name, said in CHECKS.items():
-        try:
-            expected = said(source)
-        except Exception as error:
-            skipped[name] = _spelled(error)
-            continue
-        try:
-            differences[name] = _difference(said(folded), expected)
-        except Exception as error:
-            reason = reason or f"{name}: {_spelled(error)}"
-    reason = reason or _too_far(differences)
-    result = "wrong" if reason else _equality(differences)
-    return Result(model_type, result, reason, **_worth(conversion), differences=differences, skipped=skipped)
-
-
-def _too_far(differences: dict[str, float]) -> str:
-    worst = max(differences, key=lambda name: differences[name])
-    return f"{worst}: differs by {differences[worst]:.1e} of its scale" if differences[worst] > ROUNDING else ""
-
-
-def _equality(differences: dict[str, float]) -> str:
-    return "close" if differences["rows"] or differences.get("vocabulary", 1.0) else "exact"
+        return Result(key.task, key.model_type, "wrong", f"cannot be loaded: {spelled(error)}", **worth)
+    found = Comparison(source, folded, key.task, {} if rows is None else {"rows": rows})
+    found.run()
+    if found.reason:
+        return Result(
+            key.task,
+            key.model_type,
+            "wrong",
+            found.reason,
+            **worth,
+            differences=found.differences,
+            skipped=found.skipped,
+        )
+    result, reason = found.judged()
+    return Result(key.task, key.model_type, result, reason, **worth, **found.figures())
 
 
 def _worth(conversion: Conversion) -> dict[str, Any]:
@@ -111,132 +138,59 @@ def _worth(conversion: Conversion) -> dict[str, Any]:
     if worth is None:
         return {}
     values = worth.checkpoint_before / worth.dtype.itemsize
-    names = [column.module.rpartition(".0.")[2] for column in worth.columns]
-    return {"columns": names, "eliminated": worth.weights_eliminated / values}
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    """Load a checkpoint as a user does."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-    model: PreTrainedModel = loaded.eval()
-    return model
-
-
-def _tokens(batch: int) -> torch.Tensor:
-    return torch.randint(4, VOCABULARY, (batch, 12), generator=torch.Generator().manual_seed(0))
+    sides = {side.side: [column.module.rpartition(".0.")[2] for column in side.columns] for side in worth.sides}
+    names = [f"{side.rpartition('.')[2]}: {name}" if len(sides) > 1 else name for side in sides for name in sides[side]]
+    refused = json.loads((conversion.out / CONFIG).read_text())["prefold"]["refused_inputs"]
+    return {"columns": names, "refused_inputs": refused, "eliminated": worth.weights_eliminated / values}
 
 
 @torch.no_grad()
-def _prefill(model: PreTrainedModel) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=_tokens(2)).logits
-    return logits
+def _rows_difference(source: PreTrainedModel, folded: PreTrainedModel) -> float | None:
+    """Compare every row of the tables with the live first layers; None where a table sees a sum of look-ups."""
+    cuts = read_cuts(folded.config.to_dict())
+    if any(cut.sum for cut in cuts):
+        return None
+    apart = []
+    for cut in cuts:
+        live = compute_rows(source, cut, torch.arange(cut.rows)[:, None])[:, 0]
+        apart.append(difference(folded.get_parameter(f"{cut.embedding}.weight"), live))
+    return max(apart)
 
 
-@torch.no_grad()
-def _padded(model: PreTrainedModel) -> torch.Tensor:
-    """Return the logits of what is not padding in a left-padded batch."""
-    ids, mask = _tokens(3), torch.ones(3, 12, dtype=torch.long)
-    mask[0, :5] = mask[1, :1] = 0
-    logits: torch.Tensor = model(input_ids=ids.masked_fill(mask == 0, 0), attention_mask=mask).logits
-    return logits[mask == 1]
-
-
-@torch.no_grad()
-def _continued(model: PreTrainedModel) -> torch.Tensor:
-    """Return the logits of greedy, cached steps; tokens that were said are made unlikely, or one would repeat."""
-    made = model.generate(  # type: ignore[operator]
-        _tokens(1), attention_mask=torch.ones(1, 12, dtype=torch.long), max_new_tokens=_NEW_TOKENS,
-        min_new_tokens=_NEW_TOKENS, do_sample=False, num_beams=1, repetition_penalty=3.0, pad_token_id=0,
-        output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
-    return torch.stack(made.logits, 1)
-
-
-@torch.no_grad()
-def _vocabulary(model: PreTrainedModel) -> torch.Tensor:
-    """Run all tokens at once, as when the table was made: no kernel has a reason to sum in another order."""
-    logits: torch.Tensor = model(input_ids=torch.arange(VOCABULARY)[:, None]).logits
-    return logits
-
-
-CHECKS: dict[str, Callable[[PreTrainedModel], torch.Tensor]] = {
-    "vocabulary": _vocabulary,
-    "prefill": _prefill,
-    "cached steps": _continued,
-    "left-padded batch": _padded,
-}
-
-
-def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest difference as a share of the largest value; infinite where one alone is not a number."""
-    if got.shape != expected.shape or not torch.equal(got.isfinite(), expected.isfinite()):
-        return float("inf")
-    known = expected.isfinite()
-    if not known.any():
-        raise ValueError("the source says nothing finite")
-    return float((got - expected)[known].abs().max() / expected[known].abs().max().clamp_min(1e-30))
-
-
-@torch.no_grad()
-def _rows_difference(source: PreTrainedModel, folded: PreTrainedModel) -> float:
-    """Compare every row of the table with the live first layer."""
-    cut = read_cut(folded.config.to_dict())
-    live = compute_rows(source, cut, torch.arange(cut.rows)[:, None])[:, 0]
-    table = folded.get_parameter(f"{cut.embedding}.weight")
-    return _difference(table, live)
-
-
-def _spelled(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:200]}"
-
-
-def _measure_and_send(model_type: str, folder: Path, answer: Connection) -> None:
+def _measure_alone(job: tuple[Key, Path]) -> Result:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    answer.send(measure(model_type, folder))
+    key, folder = job
+    return measure(key, folder)
 
 
-def measure_apart(model_type: str, seconds: float = _SECONDS) -> Result:
-    """Measure in a process of its own, which may hang or die without ending the run."""
+def measure_apart(keys: Iterable[Key], seconds: float = _SECONDS, workers: int = _WORKERS) -> Iterator[Result]:
+    """Measure each type in a process of its own, which may hang or die without ending the run."""
     with TemporaryDirectory(prefix="prefold-coverage-") as folder:
-        return _answer(model_type, Path(folder), seconds)
-
-
-def _answer(model_type: str, folder: Path, seconds: float) -> Result:
-    context = multiprocessing.get_context("fork")  # a fresh interpreter would import transformers every time
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_and_send, args=(model_type, folder, sender))
-    process.start()
-    sender.close()
-    try:
-        result: Result = receiver.recv() if receiver.poll(seconds) else _unfinished(model_type, seconds)
-    except EOFError:
-        result = Result(model_type, "crashed", "the process died")
-    process.kill()
-    process.join()
-    return result
-
-
-def _unfinished(model_type: str, seconds: float) -> Result:
-    return Result(model_type, "crashed", f"did not end within {seconds:.0f} seconds")
+        jobs = [(key, Path(folder) / key.task / key.model_type) for key in keys]
+        for (key, place), answer in answers(_measure_alone, jobs, seconds=seconds, workers=workers):
+            shutil.rmtree(place, ignore_errors=True)
+            yield answer if isinstance(answer, Result) else Result(key.task, key.model_type, "crashed", answer)
 
 
 def main() -> None:
-    """Measure what was asked for and is not known yet, and write the page after every type."""
+    """Measure what was asked for and is not known yet, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=TYPES, metavar="TYPE", help="measure these, known or not")
+    names = [str(key) for key in KEYS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="TASK/TYPE", help="measure these, known or not")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--docs", type=Path, default=_DOCS, help="where to write (default: docs)")
-    asked = parser.parse_args()
-    file = asked.docs / "coverage.json"
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() and not asked.fresh else {}
-    for model_type in asked.only or [name for name in TYPES if name not in known]:
-        known[model_type] = asdict(measure_apart(model_type))
-        known = {name: known[name] for name in TYPES if name in known}
-        file.write_text(json.dumps(known, indent=1) + "\n")
-    (asked.docs / "coverage.md").write_text(page(list(known.values())))
+    parser.add_argument("--out", type=Path, help="where to write both files (default: docs and cli)")
+    asked_for = parser.parse_args()
+    file = (asked_for.out or _ROOT / "cli") / "coverage.json"
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() and not asked_for.fresh else {}
+    wanted = asked_for.only or [name for name in names if name not in known]
+    for result in measure_apart(map(Key.read, wanted)):
+        known[f"{result.task}/{result.model_type}"] = asdict(result)
+        file.write_text(json.dumps({name: known[name] for name in names if name in known}, indent=1) + "\n")
+    ((asked_for.out or _ROOT / "docs") / "coverage.md").write_text(
+        page([known[name] for name in names if name in known])
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from shapes import LARGE_TABLE, WIDE, Shape, build, built
 
 from prefold.convert.cut import Cut
 from prefold.convert.files import CONFIG
-from prefold.convert.section import read_cut
+from prefold.convert.section import read_cuts
 from prefold.convert.source import open_folder
 from prefold.convert.table import chunk_size
 
@@ -49,7 +49,7 @@ def _measure(shape: Shape) -> dict[str, Any]:
 
 def _parts(source: Path, out: Path) -> dict[str, Any]:
     """Return the bytes of everything that a conversion has to hold."""
-    cut: Cut = read_cut(json.loads((out / CONFIG).read_text()))
+    cut: Cut = read_cuts(json.loads((out / CONFIG).read_text()))[0]
     entries = open_folder(source).entries
     name = f"{cut.embedding}.weight"
     itemsize = entries[name].size // prod(entries[name].shape)

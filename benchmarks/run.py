@@ -11,6 +11,7 @@ import machine
 import memory
 import speed
 import torch
+import whisper
 
 
 class Section(Protocol):
@@ -23,7 +24,7 @@ class Section(Protocol):
         """Write them as Markdown."""
 
 
-SECTIONS: dict[str, Section] = {"conversion": conversion, "memory": memory, "speed": speed}
+SECTIONS: dict[str, Section] = {"conversion": conversion, "memory": memory, "speed": speed, "whisper": whisper}
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _HEAD = """# Benchmarks
 

@@ -4,7 +4,10 @@ import re
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from benchmarks.small_special import SPECIAL
 
 VOCABULARY = 97
 
@@ -21,7 +24,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r".*num_key_value_heads.*|num_kv_heads|num_query_groups|index_n(um)?_heads|linear_num_key_heads", 2),
     (r"mamba_n_heads|mamba_num_heads|n_mamba_heads", 8),
     (r".*head_dim.*|.*headdim|mamba_d_head|dim_head|d_head|d_kv|attention_head_size|kv_channels", 8),
-    (r"(.*_)?(heads|head|hidden_layers|layers|layer|blocks)", 4),
+    (r"(.*_)?(heads|head|hidden_layers|layers|layer|blocks|per_block)", 4),
     (r".*experts_per_tok(en)?|.*top_?k|moe_k", 2),
     (r".*experts?|zero_expert_num", 4),
     (r".*_rank", 16),
@@ -29,76 +32,70 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"mamba_d_ssm", 64),
     (r"(moe|expert|shared).*(intermediate|hidden)_size", 16),
     (r".*intermediate_size.*|.*ffn_dim|d_ff|dff|dim_ff|n_inner|d_inner|feed_forward_size|ffn_hidden_size", 48),
+    (r"chunk_.*_context", 4),
     (r".*chunk_size|.*chunk_length|.*window.*", 16),
     (r".*positions?(_embeddings)?|max_seq_len|n_ctx|context_length", 128),
-    (r"(.*_)?hidden_size|n_embd|d_model|dim_model|(.*_)?emb(edding)?_(dim|size)|lru_width|.*embed_proj_dim", 32),
+    (
+        r"(.*_)?hidden_size(_global)?|n_embd|d_(model|latents)|dim_model|.*embed_proj_dim|(.*_)?emb(edding)?_(dim|size)",
+        32,
+    ),
+    (r"lru_width|intra_bottleneck_size", 32),
+    (r"(hidden_|adapter_(in|out)_)?dim|encoder_dim|adapter_input_size", 32),
     (r"image_size", 32),
-    (r"num_soft_tokens|.*position_embedding_size", 16),
+    (r"num_soft_tokens|.*position_embedding_size|num_latents|num_mel_bins", 16),
     (r"ngram_vocab_size_base|encoder_hash_byte_group_vocab", VOCABULARY),
 )
 # Settings that some classes leave out of a config and then cannot do without.
 _MISSING = {
+    "vocab_size": VOCABULARY,
     "head_dim": 8,
     "num_key_value_heads": 2,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
 }
-_HYBRID = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
-_SLIDING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
-
-# Architectures whose settings depend on each other, or are needed, in a way that no name tells.
-_SPECIAL: dict[str, dict[str, Any]] = {
-    "bailing_hybrid": {"layer_group_size": 2},  # an attention layer among the four; its cache asks for one
-    "bamba": {"attn_layer_indices": [1, 3]},  # an attention layer among the four
-    "blenderbot": {"encoder_layers": 4, "num_hidden_layers": 4},  # its cache counts the encoder's layers
-    "cohere_compass_text": {  # its rotary embedding is built per kind of layer, and by default of no kind
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in set(_SLIDING)},
-        "layer_types": _SLIDING,
-    },
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}},  # has no default for the last
-    "dots3_note_text": {"num_key_value_heads": 4},  # it has no groups of heads
-    "gemma3n_text": {"layer_types": _SLIDING},  # the last layer is to be a full one
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},  # asked for by its own check
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},  # as many as layers
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},  # an attention layer among the four
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},  # an attention layer among the four
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},  # has no default
-    "longcat_flash": {"head_dim": 8},  # not derived from its rotary part
-    "mamba2": {"num_heads": 8},  # its only heads are those of the state space
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},  # an attention layer among the four
-    "qwen4_exp_text": {  # its attention layers have an indexer, whose sizes have no default
-        "indexer_n_heads": 2,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 8,
-        "indexer_budget": 8,
-        "indexer_compress_ratio": 2,
-    },
-    "reformer": {"is_decoder": True, "axial_pos_embds": False},  # a product of sizes is to be the sequence's length
-    "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # rounds its heads' sizes up to a multiple of 64
-    "xmod": {"default_language": "en_XX"},  # has no default
-    "zamba": {"layers_block_type": _HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16, "n_mamba_heads": 2},
-    "zamba2": {"layers_block_type": _HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16},  # see zamba
+# What a model that is asked for by its task is, where its config can say so.
+_TASKS: dict[str, dict[str, Any]] = {
+    "causal": {"is_decoder": True, "causal": True},
+    "masked": {"is_decoder": False, "causal": False},
+    "seq2seq": {},
 }
 
 
-def small_config(model_type: str, **changes: Any) -> PreTrainedConfig:
-    """Return a small config of a model type that transformers knows."""
+def small_config(model_type: str, task: str = "causal", **changes: Any) -> PreTrainedConfig:
+    """Return a small config of a model type that transformers knows, for a task: causal, masked or seq2seq."""
     config_class = CONFIG_MAPPING[model_type]
-    config: PreTrainedConfig = config_class(**(_shrunk(config_class) | changes))
+    settings = _shrunk(config_class)
+    role = {name: value for name, value in _TASKS[task].items() if name in _default(config_class)}
+    config: PreTrainedConfig = config_class(**(settings | role | changes))
     return config
+
+
+def _default(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Return a class's own settings; a few classes do not accept their own without a special one."""
+    try:
+        default: dict[str, Any] = config_class().to_dict()
+    except (ValueError, StrictDataclassError):
+        default = config_class(**SPECIAL.get(config_class.model_type, {})).to_dict()
+    return default
 
 
 def _shrunk(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     """Return the settings in which a small config differs from the default one."""
-    default = config_class().to_dict()
+    default = _default(config_class)
     sizes = {name: _size(name, value) for name, value in default.items()}
     settings: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     if "qk_rope_head_dim" in default:
         settings = _latent(settings)
     for name, part in config_class.sub_configs.items():
         settings[name] = _part(part, default.get(name) or {})
-    return settings | _SPECIAL.get(config_class.model_type, {})
+    return _merged(settings, SPECIAL.get(config_class.model_type, {}))
+
+
+def _merged(settings: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:
+    """Add special settings; those of a part are added to the part's."""
+    parts = {name for name, value in settings.items() if isinstance(value, dict) and "model_type" in value}
+    return settings | {name: settings[name] | value if name in parts else value for name, value in special.items()}
 
 
 def _latent(settings: dict[str, Any]) -> dict[str, Any]:
@@ -108,10 +105,12 @@ def _latent(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(config_class: type[Any], default: dict[str, Any]) -> dict[str, Any]:
-    """Shrink a config inside another."""
+    """Shrink a config inside another, and keep what the other one says that it is."""
     if config_class is AutoConfig:
         config_class = CONFIG_MAPPING[default["model_type"]]
-    return {"model_type": config_class.model_type} | _shrunk(config_class)
+    own = _default(config_class)
+    role = {name: value for name, value in default.items() if isinstance(value, bool) and value != own.get(name)}
+    return {"model_type": config_class.model_type} | role | _shrunk(config_class)
 
 
 def _size(name: str, value: Any) -> int | None:
@@ -123,17 +122,32 @@ def _size(name: str, value: Any) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     small = _by_name(name)
-    return small if small is not None and small < value else None
+    smaller = small is not None and (small < value or name == "vocab_size")
+    return small if smaller else None
 
 
 def _by_name(name: str) -> int | None:
     return next((size for pattern, size in _SIZES if re.fullmatch(pattern, name)), None)
 
 
-def random_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a model in fp32 whose every parameter is random, gains and biases too: an identity would hide a mistake."""
+def random_model(config: PreTrainedConfig, auto_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
+    """Build a model in fp32 whose every parameter is random, gains and biases too: an identity would hide a mistake.
+
+    What a model does not train stays: fixed positions are computed again when it is loaded.
+    """
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: PreTrainedModel = _built(config, auto_class).eval()
     for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
     return model
+
+
+def _built(config: PreTrainedConfig, auto_class: Any) -> Any:
+    """Build what an auto class takes for a config, from the part of the config that is meant for it."""
+    chosen = auto_class._model_mapping.get(type(config), None)
+    wanted = getattr(chosen, "config_class", type(config))
+    parts = [getattr(config, name) for name, part in config.sub_configs.items() if part is wanted]
+    if parts:
+        return chosen._from_config(parts[0], dtype=torch.float32)
+    return auto_class.from_config(config, dtype=torch.float32)

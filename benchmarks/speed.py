@@ -14,7 +14,7 @@ from shapes import DRAFT, PYTHIA_70M, PYTHIA_160M, Shape, built
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prefold.convert import convert_checkpoint
-from prefold.convert.model import load_class, load_config
+from prefold.convert.model import load_config, load_kind
 from prefold.convert.reads import Census, count_reads
 from prefold.convert.source import open_config
 from prefold.convert.study import study_model
@@ -97,7 +97,7 @@ def _compare(source: Timed, folded: Timed, rounds: int) -> dict[str, Any]:
 def _census(source: Path) -> Census:
     opened = open_config(str(source))
     config = load_config(opened)
-    return study_model(load_class(opened, config), config).census
+    return study_model(load_kind(opened, config).model_class, config).census
 
 
 def _measure(shape: Shape, rounds: int, steps: int, prefill: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from prefold.cli.archs import archs
 from prefold.cli.convert import convert
 from prefold.cli.demo import demo
 from prefold.cli.exit_codes import explain
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(inspect)
 app.command()(convert)
 app.command()(verify)
+app.command()(archs)
 app.command()(demo)
 
 
