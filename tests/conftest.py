@@ -1,12 +1,21 @@
 """Builders that all tests share: small real models with random weights, saved as checkpoints."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import logging as transformers_logging
 
 from prefold.convert import Options, convert_checkpoint
@@ -29,7 +38,38 @@ _SERIAL = _PADDED | {
 }
 _GROUPED = _SERIAL | {"num_key_value_heads": 2}
 
-# The architectures that this issue promises, by transformers' own names; only tests know names.
+_LATENT = _SERIAL | {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+_LAYERED = _GROUPED | {
+    "head_dim": 8,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}
+_SIDES = _PADDED | {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "decoder_start_token_id": 1,
+}
+
+# The architectures that tests cover, by transformers' own names; only tests know names.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": _GROUPED,
     "mistral": _GROUPED,
@@ -51,8 +91,42 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bloom": _PADDED | {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 3, "n_head": 4},
     "mpt": {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 128},
     "mamba": _PADDED | {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4},
+    "mamba2": _PADDED
+    | {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "num_heads": 8}
+    | {"head_dim": 8, "n_groups": 1, "chunk_size": 16},
+    "jamba": _GROUPED
+    | {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4}
+    | {"mamba_d_state": 8, "mamba_dt_rank": 16, "use_mamba_kernels": False},
+    "qwen3_5_text": _GROUPED
+    | {"num_hidden_layers": 4, "head_dim": 8, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT | {"n_group": 1, "topk_group": 1},
+    "gemma3n_text": _LAYERED | {"laurel_rank": 16, "activation_sparsity_pattern": [0.0] * 3},
+    "gemma4_text": _LAYERED,
+    "modernbert": _SERIAL | {"cls_token_id": 1, "sep_token_id": 2},
+    "t5": _PADDED
+    | {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    | {"decoder_start_token_id": 0},
+    "gpt2": _SPECIAL | {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128},
+    "opt": _SERIAL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "bert": _SERIAL,
+    "roberta": _SERIAL,
+    "bart": _SIDES | {"max_position_embeddings": 128, "forced_eos_token_id": None},
+    "whisper": _SIDES | {"max_target_positions": 128, "max_source_positions": 16, "num_mel_bins": 16},
 }  # fmt: skip
 PARALLEL = ("gpt_neox", "gptj", "phi", "falcon", "cohere")
+# Their first norm sees a sum of look-ups, so that what they say is close to their source's and not equal.
+SUMS = ("gpt2", "opt", "bert", "roberta", "bart", "whisper")
+_AUTO_CLASSES: dict[str, Any] = dict.fromkeys(("modernbert", "bert", "roberta"), AutoModelForMaskedLM)
+_AUTO_CLASSES |= dict.fromkeys(("t5", "bart"), AutoModelForSeq2SeqLM) | {"whisper": AutoModelForSpeechSeq2Seq}
+# Causal language models whose rows say what their source says, to the bit.
+EXACT = tuple(name for name in SHAPES if name not in SUMS and name not in _AUTO_CLASSES)
+
+
+def auto_class(model_type: str) -> Any:
+    """Return the class that a user loads a model type with."""
+    return _AUTO_CLASSES.get(model_type, AutoModelForCausalLM)
 
 
 def small_config(model_type: str, **changes: Any) -> PreTrainedConfig:
@@ -61,11 +135,15 @@ def small_config(model_type: str, **changes: Any) -> PreTrainedConfig:
 
 
 def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Build a model whose every parameter is random, gains and biases too: an identity would hide a mistake."""
+    """Build a model whose every parameter is random, gains and biases too: an identity would hide a mistake.
+
+    What a model does not train stays: fixed positions are computed again when it is loaded.
+    """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model = auto_class(config.model_type).from_config(config, dtype=dtype).eval()
     for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
     return model
 
 
@@ -99,9 +177,9 @@ def fold(tmp_path: Path) -> Callable[..., Path]:
 
 def load(folder: Path, **kwargs: Any) -> PreTrainedModel:
     """Load a checkpoint as a user does, in its own dtype, running the module in its folder if it brings one."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder, **({"trust_remote_code": True, "dtype": "auto"} | kwargs)
-    ).eval()
+    model_type = json.loads((folder / "config.json").read_text())["model_type"].removeprefix("prefold_")
+    options = {"trust_remote_code": True, "dtype": "auto"} | kwargs
+    return auto_class(model_type).from_pretrained(folder, **options).eval()
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:

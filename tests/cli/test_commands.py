@@ -61,15 +61,16 @@ def test_inspect_prints_a_table_and_json_says_the_same(prefold, checkpoint: Chec
     assert (shown.code, told.code) == (0, 0)
     figures = json.loads(told.out)
     assert figures["verdict"] in shown.out
-    assert f"{figures['table']['row_width']:,} values" in shown.out
-    for column in figures["columns"]:
+    (side,) = figures["sides"]
+    assert f"{side['row_width']:,} values" in shown.out
+    for column in side["columns"]:
         assert column["module"] in shown.out
 
 
 def test_inspect_of_what_does_not_fold_still_prints_json(prefold, tmp_path: Path):
-    from transformers import OPTConfig
+    from transformers import CpmAntConfig
 
-    OPTConfig(vocab_size=97, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=4).save_pretrained(
+    CpmAntConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dim_head=8).save_pretrained(
         tmp_path
     )
     ran = prefold("inspect", tmp_path, "--json")
@@ -148,7 +149,7 @@ def test_an_unsupported_model_has_a_line_for_each_reason(prefold, checkpoint: Ch
     source = checkpoint("llama")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(
-        json.dumps(config | {"quantization_config": {"quant_method": "awq"}, "prefold": {}})
+        json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}, "prefold": {}})
     )
     ran = prefold("convert", source, tmp_path / "out")
     assert ran.code == 3

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from prefold.convert import Inspection, Options, OutputExists, StorageError, UsageError, Watch, convert_checkpoint
 from prefold.convert.files import CARD, INDEX, REPORT, RUNTIME, SOURCE_CARD, TABLE
@@ -54,7 +55,7 @@ def test_the_config_says_how_to_load_it_and_keeps_the_rest(checkpoint: Checkpoin
     assert changed == {"model_type", "architectures", "auto_map", "prefold"}
     assert after["model_type"] == "prefold_llama"
     assert after["prefold"]["source"] == "source"
-    assert [column["module"].rpartition(".")[2] for column in after["prefold"]["columns"]] == [
+    assert [column["module"].rpartition(".")[2] for column in after["prefold"]["folds"][0]["columns"]] == [
         "q_proj",
         "k_proj",
         "v_proj",
@@ -120,9 +121,26 @@ def test_a_tied_head_keeps_the_sources_embedding(checkpoint: Checkpoint, fold, m
 
 
 def test_a_base_models_checkpoint_without_prefixes_folds(tmp_path: Path, fold):
+    """It folds as what it says that it is, a model without a head."""
     model = random_model(small_config("gemma2"))
     model.model.save_pretrained(tmp_path / "source")
     assert "embed_tokens.weight" in open_folder(tmp_path / "source").entries
+    folded = fold(tmp_path / "source")
+    assert "embed_tokens.weight" in open_folder(folded).entries
+    ids = tokens()
+    said = [
+        AutoModel.from_pretrained(folder, trust_remote_code=True).eval()(ids).last_hidden_state
+        for folder in (tmp_path / "source", folded)
+    ]
+    assert torch.equal(*said)
+
+
+def test_a_base_models_checkpoint_that_names_a_model_with_a_head_folds_as_that(tmp_path: Path, fold):
+    model = random_model(small_config("gemma2"))
+    model.model.save_pretrained(tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    config["architectures"] = ["Gemma2ForCausalLM"]
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
     folded = fold(tmp_path / "source")
     ids = tokens()
     assert torch.equal(load(tmp_path / "source")(ids).logits, load(folded)(ids).logits)

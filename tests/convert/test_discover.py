@@ -5,31 +5,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from benchmarks.small import small_config as coverage_config
 from prefold.convert import BrokenCheckpoint, UnsupportedModel
-from prefold.convert.cut import choose_cut
-from prefold.convert.discover import Discovery, discover, experiment_tokens
-from prefold.convert.section import read_cut
-from prefold.convert.skeleton import Stack, build_on_meta, find_stack, materialize, prune
-from prefold.convert.study import study_model
+from prefold.convert.cut import Place, choose_cut
+from prefold.convert.discover import Discovery, discover
+from prefold.convert.experiment import experiment_tokens
+from prefold.convert.section import read_cuts
+from prefold.convert.sides import Side
+from prefold.convert.study import Wanted, study_model
 from prefold.convert.trial import try_fold
-from tests.conftest import PARALLEL, SHAPES, small_config
-
-
-def skeleton(config: PreTrainedConfig) -> tuple[nn.Module, Stack]:
-    model = build_on_meta(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, torch.float32)
-    stack = find_stack(model, config)
-    assert stack is not None
-    prune(model, stack, [0])
-    materialize(model, stack, 64)
-    return model, stack
+from tests.conftest import EXACT, PARALLEL, SHAPES, auto_class, small_config
+from tests.convert.skeletons import skeleton
 
 
 def found_in(model_type: str, **changes) -> Discovery:
-    model, stack = skeleton(small_config(model_type, **changes))
-    return discover(model, stack, experiment_tokens(97, {0, 1, 2}))
+    model, first_block = skeleton(small_config(model_type, **changes))
+    return discover(model, Side(), first_block, experiment_tokens(model.config))[0]
 
 
 def short(found: Discovery) -> tuple[list[str], list[str]]:
@@ -67,7 +60,7 @@ def test_a_norm_that_is_also_the_residual_is_kept_as_a_column():
     assert found.columns[0].name == "transformer.h.0.input_layernorm"
 
 
-@pytest.mark.parametrize("model_type", SHAPES)
+@pytest.mark.parametrize("model_type", EXACT)
 def test_only_a_parallel_blocks_ffn_can_be_merged(model_type: str):
     assert (found_in(model_type).mergeable is not None) == (model_type in PARALLEL)
 
@@ -108,36 +101,58 @@ class _Constant(nn.Linear):
 )
 def test_a_module_that_sees_more_than_its_token_is_not_folded(kind: type[nn.Linear], columns: list[str]):
     """The experiment is seen to fail where it must: one projection is made to cheat by one per cent."""
-    model, stack = skeleton(small_config("llama"))
-    attention = model.get_submodule(f"{stack.first_block}.self_attn")
+    model, first_block = skeleton(small_config("llama"))
+    attention = model.get_submodule(f"{first_block}.self_attn")
     cheat = kind(32, 16, bias=False)
     cheat.weight = attention.k_proj.weight
     attention.k_proj = cheat
-    found = discover(model, stack, experiment_tokens(97, {0, 1, 2}))
+    found = discover(model, Side(), first_block, experiment_tokens(model.config))[0]
     assert [column.name.rpartition(".")[2] for column in found.columns[1:]] == columns
 
 
 def test_a_trial_that_says_something_else_is_refused():
-    model, stack = skeleton(small_config("llama"))
-    ids = experiment_tokens(97, {0, 1, 2})
-    found = discover(model, stack, ids)
+    model, first_block = skeleton(small_config("llama"))
+    ids = experiment_tokens(model.config)
+    found = discover(model, Side(), first_block, ids)[0]
     found.columns[1].rows.mul_(1.01)
     with pytest.raises(UnsupportedModel, match="says something else"):
-        try_fold(model, stack, choose_cut(found, "model.embed_tokens", 97), found, ids)
+        try_fold(
+            model,
+            first_block,
+            choose_cut(found, Place(Side(), "model.embed_tokens", 97, begins=[""], unused=[])),
+            found,
+            ids,
+        )
 
 
-@pytest.mark.parametrize("config", [{}, {"prefold": 1}, {"prefold": {"table": {}}}, {"prefold": {"table": []}}])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"prefold": 1}, {"prefold": {}}, {"prefold": {"folds": 3}}]
+    + [{"prefold": {"folds": [fold]}} for fold in (None, {}, {"table": {}}, {"table": []})],
+)
 def test_a_section_that_is_none_is_told(config: dict):
     with pytest.raises(BrokenCheckpoint, match="prefold section"):
-        read_cut(config)
+        read_cuts(config)
 
 
 @given(st.sampled_from(sorted(SHAPES)), st.booleans())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_cut_survives_the_config(model_type: str, merge: bool):
     config = small_config(model_type)
-    cut = study_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, merge_residual=merge).cut
-    again = read_cut({"prefold": cut.section()})
-    assert again.section() == cut.section()
-    assert (again.row_width, again.eliminated[0]) == (cut.row_width, cut.embedding)
-    assert set(again.eliminated) == set(cut.eliminated)
+    model_class = auto_class(model_type)._model_mapping[type(config)]
+    cuts = study_model(model_class, config, Wanted(merge_residual=merge)).cuts
+    again = read_cuts({"prefold": {"folds": [cut.section() for cut in cuts]}})
+    assert [cut.section() for cut in again] == [cut.section() for cut in cuts]
+    for one, other in zip(again, cuts, strict=True):
+        assert (one.row_width, one.eliminated[0], one.added) == (other.row_width, other.embedding, other.added)
+        assert set(one.eliminated) == set(other.eliminated)
+
+
+def test_what_chooses_among_more_keys_than_the_experiment_has_is_kept():
+    """Among eight keys everything is chosen, so that nobody seems to read the chooser; a long text does."""
+    few, many = (
+        study_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config).cuts[0].section()
+        for config in (coverage_config("deepseek_v32", index_topk=number) for number in (4, 2048))
+    )
+    assert many == few
+    assert any("indexer" in column["module"] for column in many["columns"])

@@ -78,10 +78,14 @@ def test_json_has_the_keys_that_other_programs_rely_on(tmp_path: Path):
     told = json.loads(json.dumps(inspect_checkpoint(saved_config("gpt_neox", tmp_path)).as_json()))
     assert told["foldable"] is True
     assert told["reasons"] == []
-    assert {column["module"].rpartition(".")[2] for column in told["columns"]} == {"query_key_value", "mlp"}
-    assert all(set(column) == {"module", "width", "weights_eliminated"} for column in told["columns"])
-    width = told["residual"]["width"] + sum(column["width"] for column in told["columns"])
-    assert told["table"] == {"rows": 97, "row_width": width, "bytes": 97 * width * 4}
+    assert told["exact"] is True
+    (side,) = told["sides"]
+    assert set(side) == {"side", "residual", "columns", "dropped", "look_ups", "rows", "row_width"}
+    assert {column["module"].rpartition(".")[2] for column in side["columns"]} == {"query_key_value", "mlp"}
+    assert all(set(column) == {"module", "width", "weights_eliminated"} for column in side["columns"])
+    width = side["residual"]["width"] + sum(column["width"] for column in side["columns"])
+    assert (side["rows"], side["row_width"], side["look_ups"]) == (97, width, {})
+    assert told["table_bytes"] == 97 * width * 4
     assert set(told["checkpoint_bytes"]) == {"before", "after"}
     for reads in told["reads"]:
         for name in ("first_layer_before", "first_layer_after", "model_before", "model_after"):
@@ -95,7 +99,7 @@ def test_both_layouts_are_shown_whichever_is_asked_for(tmp_path: Path):
     exact, merged = (inspect_checkpoint(model, merge_residual=merge).as_json() for merge in (False, True))
     assert exact["layouts"] == merged["layouts"]
     assert exact["layouts"]["exact"]["row_width"] == 3 * 32 + 2 * 32
-    assert merged["table"]["row_width"] == merged["layouts"]["merged"]["row_width"] == 2 * (32 + 32)
+    assert merged["sides"][0]["row_width"] == merged["layouts"]["merged"]["row_width"] == 2 * (32 + 32)
 
 
 def test_only_active_experts_count(tmp_path: Path):
@@ -106,14 +110,14 @@ def test_only_active_experts_count(tmp_path: Path):
 
 
 def test_break_even_is_the_last_batch_that_gains(tmp_path: Path):
-    from prefold.convert.model import load_class, load_config
+    from prefold.convert.model import load_config, load_kind
     from prefold.convert.reads import break_even_batch, count_reads
     from prefold.convert.source import open_config
     from prefold.convert.study import study_model
 
     source = open_config(saved_config("llama", tmp_path))
     config = load_config(source)
-    census = study_model(load_class(source, config), config).census
+    census = study_model(load_kind(source, config).model_class, config).census
     limit = break_even_batch(census)
     assert limit is not None
     assert count_reads(census, limit).model_saving >= 0
@@ -124,15 +128,40 @@ def test_break_even_is_the_last_batch_that_gains(tmp_path: Path):
 def test_every_architecture_folds_and_eliminates_its_projections(model_type: str, tmp_path: Path):
     told = inspect_checkpoint(saved_config(model_type, tmp_path)).as_json()
     assert told["foldable"], told["reasons"]
-    assert told["table"]["row_width"] > told["residual"]["width"]
+    for side in told["sides"]:
+        assert side["row_width"] > side["residual"]["width"]
     assert told["weights_eliminated"] >= 32 * 32
 
 
-def test_absolute_positions_are_refused_with_the_reason(tmp_path: Path):
-    from transformers import GPT2Config
+def test_what_depends_on_position_in_no_separable_way_is_refused_with_the_reason(tmp_path: Path):
+    """CPM-Ant puts a learned prompt before the tokens: their rows are not those of the batch."""
+    from transformers import CpmAntConfig
 
-    GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4).save_pretrained(tmp_path)
+    CpmAntConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dim_head=8).save_pretrained(
+        tmp_path
+    )
     told = inspect_checkpoint(str(tmp_path)).as_json()
     assert told["foldable"] is False
-    assert "sees its position or other tokens" in told["reasons"][0]
+    assert told["reasons"]
     assert told["verdict"].startswith("does not fold")
+
+
+def test_a_sum_of_look_ups_is_told_with_the_tables_that_it_needs(tmp_path: Path):
+    told = inspect_checkpoint(saved_config("bert", tmp_path)).as_json()
+    assert told["exact"] is False
+    (side,) = told["sides"]
+    width = 3 * 32
+    assert side["look_ups"] == {
+        "bert.embeddings.position_embeddings": 128 * width,
+        "bert.embeddings.token_type_embeddings": 2 * width,
+    }
+    assert side["row_width"] == side["residual"]["width"] + width
+    biases = width
+    assert told["table_bytes"] == 4 * (97 * side["row_width"] + (128 + 2) * width + biases)
+
+
+def test_an_encoder_decoder_has_two_sides(tmp_path: Path):
+    told = inspect_checkpoint(saved_config("t5", tmp_path)).as_json()
+    assert [side["side"] for side in told["sides"]] == ["encoder", "decoder"]
+    assert told["unfolded"] == []
+    assert told["table_bytes"] == sum(4 * side["rows"] * side["row_width"] for side in told["sides"])

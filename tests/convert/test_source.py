@@ -149,20 +149,28 @@ def test_a_multimodal_model(tmp_path: Path):
 
     Gemma3Config().save_pretrained(tmp_path / "source")
     save_file({"a": torch.zeros(1)}, tmp_path / "source" / SINGLE)
-    assert_refused(tmp_path / "source", UnsupportedModel, "takes more than text")
+    assert_refused(tmp_path / "source", UnsupportedModel, "it takes pixel_values beside text: .*--text-only folds it")
 
 
-def test_an_encoder_decoder(tmp_path: Path):
+def test_an_encoder_decoder_that_lacks_its_weights(tmp_path: Path):
     from transformers import T5Config
 
-    T5Config().save_pretrained(tmp_path / "source")
+    T5Config(num_layers=1, d_model=64, d_ff=64).save_pretrained(tmp_path / "source")
     save_file({"a": torch.zeros(1)}, tmp_path / "source" / SINGLE)
-    assert_refused(tmp_path / "source", UnsupportedModel, "encoder-decoder")
+    assert_refused(tmp_path / "source", BrokenCheckpoint, "shared.weight: the checkpoint has no such tensor")
+
+
+def test_what_is_no_language_model(checkpoint: Checkpoint):
+    from transformers import PatchTSTConfig
+
+    source = checkpoint()
+    PatchTSTConfig().save_pretrained(source)
+    assert_refused(source, UnsupportedModel, "nothing folds|no stack of blocks|does not run alone|its tokens")
 
 
 def test_all_reasons_are_told_at_once(checkpoint: Checkpoint):
     source = checkpoint()
-    edit(source / "config.json", quantization_config={"quant_method": "awq"}, prefold={})
+    edit(source / "config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"}, prefold={})
     with pytest.raises(UnsupportedModel) as refusal:
         convert_checkpoint(str(source), source.parent / "out")
     assert len(refusal.value.reasons) == 2

@@ -5,21 +5,21 @@ import torch
 
 from prefold.convert.ahead import ahead
 from prefold.convert.bypass import bypassed
-from prefold.convert.model import load_class, load_config
+from prefold.convert.model import load_config, load_kind
 from prefold.convert.source import open_source
 from prefold.convert.study import study_model
 from prefold.convert.table import compute_rows, table_rows
 from prefold.convert.trace import hooks
-from tests.conftest import PARALLEL, SHAPES, load
+from tests.conftest import EXACT, PARALLEL, load
 
 
 def model_and_cut(source):
     opened = open_source(str(source))
     config = load_config(opened)
-    return load(source), study_model(load_class(opened, config), config).cut
+    return load(source), study_model(load_kind(opened, config).model_class, config).cuts[0]
 
 
-@pytest.mark.parametrize("model_type", SHAPES)
+@pytest.mark.parametrize("model_type", EXACT)
 def test_a_shortened_pass_gives_the_same_bits(checkpoint, model_type: str):
     model, cut = model_and_cut(checkpoint(model_type, torch.bfloat16))
     whole = compute_rows(model, cut, torch.arange(cut.rows)[:, None])[:, 0]

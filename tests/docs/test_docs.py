@@ -125,7 +125,8 @@ def test_the_example_of_the_prefold_section_is_what_a_conversion_writes(folded: 
     example = json.loads(blocks("docs/checkpoint-format.md", "json")[0])
     written = json.loads((folded / "config.json").read_text())["prefold"]
     assert example.keys() == written.keys()
-    free = {"table_sha256", "runtime_sha256", "computed", "versions"}
+    assert example["made"].keys() == written["made"].keys()
+    free = {"made", "runtime_sha256", "computed", "versions"}
     assert {key: example[key] for key in example.keys() - free} == {key: written[key] for key in example.keys() - free}
 
 
@@ -140,8 +141,9 @@ def test_figures_of_the_demo_checkpoint_are_todays():
     page = PAGES["docs/how-it-works.md"].read_text(encoding="utf-8")
     worth = inspect_checkpoint(str(CHECKPOINT)).worth
     assert worth is not None
-    widths = worth.row_width, worth.residual.width
+    (side,) = worth.sides
+    widths = side.row_width, side.residual.width
     assert f"`{worth.weights_eliminated:,} / ({widths[0]} - {widths[1]}) = {worth.break_even_batch}`" in page
-    columns = [column.width for column in worth.columns]
+    columns = [column.width for column in side.columns]
     assert f"{widths[1]} values of residual, {columns[0]} of Q, K and V" in page
     assert f"a row of {widths[0]}" in page

@@ -35,7 +35,7 @@ def test_whole_model_is_one_graph(model_type: str, tmp_path: Path) -> None:
     compiled = torch.compile(pair.folded, fullgraph=True, backend=BACKEND)
     for ids in (tokens(), tokens(seed=1)):
         torch.testing.assert_close(logits(compiled, ids), logits(pair.source, ids), **CLOSE)
-        assert pair.folded.prefold_row.values is None
+        assert pair.folded.prefold_rows[0].values is None
 
 
 def test_base_model_is_one_graph(llama: Pair) -> None:
@@ -43,7 +43,7 @@ def test_base_model_is_one_graph(llama: Pair) -> None:
     model.base_model.compile(fullgraph=True, backend=BACKEND)
     for ids in (tokens(), tokens(seed=1)):
         torch.testing.assert_close(logits(model, ids), logits(llama.source, ids), **CLOSE)
-        assert model.prefold_row.values is None
+        assert model.prefold_rows[0].values is None
 
 
 def test_each_block_is_one_graph(llama: Pair) -> None:
@@ -53,7 +53,7 @@ def test_each_block_is_one_graph(llama: Pair) -> None:
         block.compile(fullgraph=True, backend=BACKEND)
     for ids in (tokens(), tokens(seed=1)):
         torch.testing.assert_close(logits(model, ids), logits(llama.source, ids), **CLOSE)
-        assert model.prefold_row.values is None
+        assert model.prefold_rows[0].values is None
 
 
 def test_generates_with_a_static_cache(llama: Pair) -> None:
@@ -62,7 +62,7 @@ def test_generates_with_a_static_cache(llama: Pair) -> None:
     ids = tokens()
     made = generate(model, ids, cache_implementation="static", max_new_tokens=5)
     assert torch.equal(made, generate(llama.source, ids, max_new_tokens=5))
-    assert model.prefold_row.values is None
+    assert model.prefold_rows[0].values is None
 
 
 def _can_build() -> bool:
@@ -75,4 +75,4 @@ def test_default_backend_says_what_the_compiled_source_says(llama: Pair) -> None
     ids = tokens()
     source, folded = (torch.compile(model, fullgraph=True) for model in (llama.source, load(llama.folded_folder)))
     torch.testing.assert_close(logits(folded, ids), logits(source, ids), **CLOSE)
-    assert folded.prefold_row.values is None
+    assert folded.prefold_rows[0].values is None

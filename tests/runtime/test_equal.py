@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefold.convert.section import read_cut
+from prefold.convert.section import read_cuts
 from prefold.convert.table import compute_rows
-from tests.conftest import PARALLEL, SHAPES, tokens
+from tests.conftest import EXACT, PARALLEL, tokens
 from tests.runtime.pairs import (
     Pair,
     cached_steps,
@@ -25,7 +25,7 @@ DTYPES = tuple(ROUNDING)
 
 
 @pytest.fixture(
-    scope="module", params=product(SHAPES, DTYPES), ids=lambda each: f"{each[0]}-{each[1]}".replace("torch.", "")
+    scope="module", params=product(EXACT, DTYPES), ids=lambda each: f"{each[0]}-{each[1]}".replace("torch.", "")
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     model_type, dtype = request.param
@@ -39,7 +39,7 @@ def source_has_the_rows_of(pair: Pair, *passes: torch.Tensor) -> bool:
     of. In fp32 that shows in the last bit of many values, in 16 bits now and then in one, where the sum lies
     between two of them; which ones depends on the processor.
     """
-    cut = read_cut(pair.folded.config.to_dict())
+    (cut,) = read_cuts(pair.folded.config.to_dict())
     table = pair.folded.get_submodule(cut.embedding).weight
     return all(torch.equal(compute_rows(pair.source, cut, ids), table[ids]) for ids in passes)
 
@@ -78,7 +78,7 @@ def test_cached_steps_equal_the_source(pair: Pair, padded: bool) -> None:
 
 
 def test_folded_modules_hold_no_weights(pair: Pair) -> None:
-    fold = pair.folded.config.prefold
+    (fold,) = pair.folded.config.prefold["folds"]
     folded = [entry["module"] for part in ("columns", "dropped", "merged") for entry in fold[part]]
     assert folded
     assert not [name for name in folded if list(pair.folded.get_submodule(name).parameters())]
@@ -100,8 +100,9 @@ def test_merged_residual_rounds_no_worse_than_the_source(model_type: str, dtype:
 
 @pytest.mark.parametrize("model_type", PARALLEL)
 def test_merged_residual_narrows_the_row_by_one_ffn_output(model_type: str, tmp_path: Path) -> None:
-    wide, narrow = (
+    configs = [
         make_pair(tmp_path / str(merge), model_type, merge_residual=merge).folded.config for merge in (False, True)
-    )
-    assert wide.prefold["table"]["row_width"] - narrow.prefold["table"]["row_width"] == narrow.hidden_size
-    assert narrow.prefold["merged"]
+    ]
+    (wide,), (narrow,) = (config.prefold["folds"] for config in configs)
+    assert wide["table"]["row_width"] - narrow["table"]["row_width"] == configs[0].hidden_size
+    assert narrow["merged"]

@@ -23,42 +23,42 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _table(pair: Pair) -> torch.nn.Module:
-    return pair.folded.get_submodule(pair.folded.config.prefold["table"]["module"])
+    return pair.folded.get_submodule(pair.folded.config.prefold["folds"][0]["table"]["module"])
 
 
 def test_rows_do_not_outlive_the_pass(pair: Pair) -> None:
     seen: list[weakref.ref[torch.Tensor]] = []
-    handle = _table(pair).register_forward_hook(lambda *_: seen.append(weakref.ref(pair.folded.prefold_row.values)))
+    handle = _table(pair).register_forward_hook(lambda *_: seen.append(weakref.ref(pair.folded.prefold_rows[0].values)))
     generate(pair.folded, tokens())
     handle.remove()
     gc.collect()
     assert len(seen) > 1
-    assert pair.folded.prefold_row.values is None
+    assert pair.folded.prefold_rows[0].values is None
     assert [row() for row in seen] == [None] * len(seen)
 
 
 def test_rows_are_gone_before_the_second_layer(pair: Pair) -> None:
     held: list[torch.Tensor | None] = []
     second = next(module for name, module in pair.folded.named_modules() if name.endswith(".1"))
-    handle = second.register_forward_pre_hook(lambda *_: held.append(pair.folded.prefold_row.values))
+    handle = second.register_forward_pre_hook(lambda *_: held.append(pair.folded.prefold_rows[0].values))
     logits(pair.folded, tokens())
     handle.remove()
     assert held == [None]
 
 
 def test_pass_after_an_interrupted_one_is_right(pair: Pair) -> None:
-    first = pair.folded.get_submodule(pair.folded.config.prefold["columns"][0]["module"])
+    first = pair.folded.get_submodule(pair.folded.config.prefold["folds"][0]["columns"][0]["module"])
     with interrupted(first), pytest.raises(Interruption):
         logits(pair.folded, tokens(seed=1))
     ids = tokens(3, 7)
     torch.testing.assert_close(logits(pair.folded, ids), logits(pair.source, ids), rtol=1.3e-6, atol=1e-5)
-    assert pair.folded.prefold_row.values is None
+    assert pair.folded.prefold_rows[0].values is None
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["model", "base model"])
 def test_embeddings_after_an_interrupted_pass_never_meet_its_rows(pair: Pair, whole: bool) -> None:
     ids = tokens()
-    first = pair.folded.get_submodule(pair.folded.config.prefold["columns"][0]["module"])
+    first = pair.folded.get_submodule(pair.folded.config.prefold["folds"][0]["columns"][0]["module"])
     with interrupted(first), pytest.raises(Interruption):
         logits(pair.folded, ids)
     model = pair.folded if whole else pair.folded.base_model
@@ -93,9 +93,9 @@ def test_copy_is_independent(pair: Pair, copied) -> None:
     expected = logits(pair.folded, ids)
     twin = copied(pair.folded)
     assert type(twin) is type(pair.folded)
-    assert twin.prefold_row is not pair.folded.prefold_row
+    assert twin.prefold_rows[0] is not pair.folded.prefold_rows[0]
     assert torch.equal(logits(twin, ids), expected)
-    twin.get_submodule(twin.config.prefold["table"]["module"]).weight.data.zero_()
+    twin.get_submodule(twin.config.prefold["folds"][0]["table"]["module"]).weight.data.zero_()
     assert not torch.equal(logits(twin, ids), expected)
     assert torch.equal(logits(pair.folded, ids), expected)
 
@@ -105,7 +105,7 @@ def test_copy_made_during_a_pass_starts_without_rows(pair: Pair) -> None:
     handle = _table(pair).register_forward_hook(lambda *_: twins.append(copy.deepcopy(pair.folded)))
     logits(pair.folded, tokens())
     handle.remove()
-    assert twins[0].prefold_row.values is None
+    assert twins[0].prefold_rows[0].values is None
 
 
 def test_classes_are_pickled_by_name(pair: Pair) -> None:

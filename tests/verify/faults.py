@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from prefold.convert.cut import Column, Cut
 from prefold.convert.files import CONFIG, INDEX, RUNTIME, TABLE
-from prefold.convert.section import read_cut
+from prefold.convert.section import read_cuts
 from prefold.convert.shards import read_header
 from prefold.convert.table import table_rows
 from tests.conftest import load
@@ -37,21 +37,24 @@ def edited_tensors(file: Path) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def folded_cut(folded: Path) -> Cut:
-    return read_cut(json.loads((folded / CONFIG).read_text()))
+    """Return the cut of a fold with one side."""
+    (cut,) = read_cuts(json.loads((folded / CONFIG).read_text()))
+    return cut
 
 
 def hide(folded: Path) -> None:
-    """Write the hash of the table as it is now into the config, so that only its rows can give the fault away."""
-    (entry,) = read_header(folded / TABLE).values()
+    """Write the hashes of what was computed, as it is now, so that only its rows can give the fault away."""
+    hashes = {name: hashlib.sha256(b"".join(e.chunks())).hexdigest() for name, e in read_header(folded / TABLE).items()}
     with edited_json(folded / CONFIG) as config:
-        config["prefold"]["table_sha256"] = hashlib.sha256(b"".join(entry.chunks())).hexdigest()
+        assert config["prefold"]["made"].keys() == hashes.keys()
+        config["prefold"]["made"] = hashes
 
 
 @contextmanager
 def edited_table(folded: Path) -> Iterator[torch.Tensor]:
     """Yield the table, ``[rows, row_width]``, to be changed in place."""
     with edited_tensors(folded / TABLE) as tensors:
-        yield next(iter(tensors.values()))
+        yield tensors[f"{folded_cut(folded).embedding}.weight"]
 
 
 def _slice(column: Column) -> slice:

@@ -34,7 +34,7 @@ def problems(verification: Verification, check: str) -> str:
 def unused_token(llama: Pair) -> int:
     """Return a token that is in no prompt and in no continuation of one."""
     prompts = token_prompts(llama.source, 257, None)
-    job = Job(str(llama.source), "float32", prompts)
+    job = Job(str(llama.source), "float32", "AutoModelForCausalLM", prompts)
     outputs = measure_outputs(load(job.folder, job)[0], job)
     used = {0, *chain(*prompts), *outputs["tokens"].flatten().tolist()}
     return next(token for token in range(3, 257) if token not in used)
@@ -144,7 +144,7 @@ def test_a_fold_of_another_model_of_the_same_shape_fails(llama: Pair, breakable:
 
 
 def _shift(config):
-    config["prefold"]["columns"][1]["start"] += 1
+    config["prefold"]["folds"][0]["columns"][1]["start"] += 1
 
 
 UNFIT = {
@@ -174,10 +174,10 @@ UNFIT = {
         f"{RUNTIME}: not the one that this version writes",
     ),
     "runtime missing": (lambda folded: (folded / RUNTIME).unlink(), f"{RUNTIME}: missing"),
-    "column shifted": (faults.edit_config(_shift), f"{CONFIG}: prefold.columns.1.start is 65, should be 64"),
+    "column shifted": (faults.edit_config(_shift), f"{CONFIG}: prefold.folds.0.columns.1.start is 65, should be 64"),
     "column left out": (
-        faults.edit_config(lambda config: config["prefold"]["columns"].pop()),
-        f"{CONFIG}: prefold.columns.2.module is None, should be {V_PROJ!r}",
+        faults.edit_config(lambda config: config["prefold"]["folds"][0]["columns"].pop()),
+        f"{CONFIG}: prefold.folds.0.columns.2.module is None, should be {V_PROJ!r}",
     ),
     "other end of text": (
         faults.edit_config(lambda config: config.update(eos_token_id=7)),
@@ -201,8 +201,28 @@ UNFIT = {
         f"{CONFIG}: has no prefold section",
     ),
     "columns are no list": (
-        faults.edit_config(lambda config: config["prefold"].update(columns=3)),
-        f"{CONFIG}: prefold.columns is 3",
+        faults.edit_config(lambda config: config["prefold"]["folds"][0].update(columns=3)),
+        f"{CONFIG}: prefold.folds.0.columns is 3",
+    ),
+    "folds are no list": (
+        faults.edit_config(lambda config: config["prefold"].update(folds=3)),
+        f"{CONFIG}: prefold.folds is 3",
+    ),
+    "fold is no object": (
+        faults.edit_config(lambda config: config["prefold"].update(folds=[3])),
+        f"{CONFIG}: prefold.folds.0 is 3",
+    ),
+    "fold left out": (
+        faults.edit_config(lambda config: config["prefold"].update(folds=[])),
+        f"{CONFIG}: prefold.folds is []",
+    ),
+    "other cut": (
+        faults.edit_config(lambda config: config["prefold"]["folds"][0].update(cut="no such cut")),
+        f"{CONFIG}: prefold.folds.0.cut is 'no such cut', should be 'deepest'",
+    ),
+    "other side": (
+        faults.edit_config(lambda config: config["prefold"]["folds"][0].update(side="encoder")),
+        f"{CONFIG}: prefold.folds.0.side is 'encoder', should be ''",
     ),
     "config is no JSON": (lambda folded: faults.cut_short(folded / CONFIG), f"{CONFIG}: not JSON"),
 }

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from prefold.convert.cut import Column, Cut
+from prefold.convert.cut import Column, Cut, Place
 from prefold.convert.reads import Census, Parameter
+from prefold.convert.sides import Side
 from prefold.verify.outputs import check_greedy, check_logits, check_reads, check_rows, check_speed
 
 STEPS, VOCABULARY, PROMPT = 4, 8, 3
@@ -23,6 +24,7 @@ def said(seed: int = 0, noise: float = 0.0) -> dict[str, torch.Tensor]:
         "padded": torch.randn(9, VOCABULARY, generator=generator),
         "tokens": step.argmax(-1)[None].repeat(2, 1),
         "top": step.topk(5).indices[None].repeat(2, 1, 1),
+        "margin": (lambda best: best[:, 0] - best[:, 1])(step.topk(2).values)[None].repeat(2, 1),
     }
 
 
@@ -119,8 +121,8 @@ def test_steps_are_compared_up_to_the_first_token_that_differs():
 def parted(*, near: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return what two models say that part at token 2 of prompt 1, between near ties or not."""
     tops = torch.arange(5).expand(2, STEPS, 5).clone()
-    source = {"tokens": torch.zeros(2, STEPS, dtype=torch.long), "top": tops}
-    folded = {"tokens": source["tokens"].clone(), "top": tops.clone()}
+    source = {"tokens": torch.zeros(2, STEPS, dtype=torch.long), "top": tops, "margin": torch.zeros(2, STEPS)}
+    folded = source | {"tokens": source["tokens"].clone(), "top": tops.clone()}
     folded["tokens"][1, 2:] = 4 if near else 7
     folded["top"][1, 2, 4] = 4 if near else 7
     return source, folded
@@ -151,7 +153,14 @@ def test_tokens_of_another_shape_are_a_problem_and_not_an_exception():
     assert outcome.problems == ["tokens have shape [2, 3], the source's [2, 4]"]
 
 
-CUT = Cut("e", 2, 10, Column("e", 0, [2]), [Column("b.0.q", 2, [3])], [], None)
+CUT = Cut(
+    name="deepest",
+    place=Place(Side(), "e", rows=10, begins=[""], unused=[]),
+    embedding_width=2,
+    residual=Column("e", 0, [2]),
+    columns=[Column("b.0.q", 2, [3])],
+    dropped=[],
+)
 
 
 def census(share: float = 1.0) -> Census:
@@ -161,7 +170,7 @@ def census(share: float = 1.0) -> Census:
         Parameter("b.0.q.weight", (3, 2), share=1),
         Parameter("b.0.ffn.weight", (4, 5), share=share),
     ]
-    return Census({parameter.name: parameter for parameter in made}, CUT, [])
+    return Census({parameter.name: parameter for parameter in made}, [CUT], [], looked_up={}, freed=["e.weight"])
 
 
 BEFORE = {str(batch): 4 * (2 * batch + 6 + 20) for batch in (1, 16, 256)}

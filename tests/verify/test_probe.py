@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from prefold.convert.table import table_rows
 from prefold.verify.job import NEW_TOKENS, Job, load_figures
-from prefold.verify.probe import left_padded, measure_rows
+from prefold.verify.probe import RowCount, left_padded, measure_rows
 from tests.conftest import load
 from tests.verify.conftest import Pair
 from tests.verify.faults import folded_cut
@@ -18,6 +19,7 @@ from tests.verify.faults import folded_cut
 _RUN = """
 import sys
 from pathlib import Path
+from typing import Any
 from prefold.verify.probe import main
 main(Path(sys.argv[1]))
 print(*sorted(name for name in sys.modules if name.startswith("prefold.runtime")))
@@ -25,7 +27,9 @@ print(*sorted(name for name in sys.modules if name.startswith("prefold.runtime")
 
 
 def test_it_runs_the_module_in_the_checkpoint_and_never_imports_the_runtime(llama: Pair, tmp_path: Path):
-    job = Job(str(llama.folded), "float32", [[5, 6, 7], [8]], continued=[5, 6, 7] + [9] * NEW_TOKENS)
+    job = Job(
+        str(llama.folded), "float32", "AutoModelForCausalLM", [[5, 6, 7], [8]], continued=[5, 6, 7] + [9] * NEW_TOKENS
+    )
     job.save(tmp_path)
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", _RUN, str(tmp_path)]
@@ -39,7 +43,9 @@ def test_it_runs_the_module_in_the_checkpoint_and_never_imports_the_runtime(llam
 
 
 def test_a_job_survives_being_saved(tmp_path: Path):
-    job = Job("folder", "bfloat16", [[1, 2]], continued=[3], table_folder="other", table_name="x.weight")
+    job = Job(
+        "folder", "bfloat16", "AutoModel", [[1, 2]], continued=[3], table_folder="other", made={"x.weight": "y.weight"}
+    )
     job.save(tmp_path)
     assert Job.load(tmp_path) == job
 
@@ -57,8 +63,15 @@ def table(gpt_neox: Pair) -> tuple:
     return model, cut, torch.cat(list(table_rows(model, cut, 64)))
 
 
+def rows_found(model, cut, rows: torch.Tensor, chunk_tokens: int) -> dict[str, Any]:
+    """Compare a table with the live first layer."""
+    count = RowCount()
+    measure_rows(model, cut, rows, chunk_tokens, count)
+    return count.figures()
+
+
 def test_the_rows_of_a_right_table_are_within_rounding(table: tuple):
-    found = measure_rows(*table, chunk_tokens=97)
+    found = rows_found(*table, chunk_tokens=97)
     assert found["rows"] == 97
     assert found["beyond_rounding"] == found["not_finite"] == 0
     assert max(found["max_abs_difference"].values()) < 1e-5
@@ -75,9 +88,9 @@ def test_a_wrong_value_is_found_whatever_the_scale_of_its_column(table: tuple, s
     try:
         for parameter in module.parameters():
             parameter.data.mul_(scale)
-        right = measure_rows(model, cut, scaled, 97)
+        right = rows_found(model, cut, scaled, 97)
         scaled[41, column.start + 3] += scale * 1e-3
-        wrong = measure_rows(model, cut, scaled, 97)
+        wrong = rows_found(model, cut, scaled, 97)
     finally:
         for name, parameter in module.named_parameters():
             parameter.data.copy_(kept[name])
@@ -97,7 +110,7 @@ def test_a_row_that_is_not_finite_is_found_on_either_side(table: tuple, bad: flo
             live[13, 2] = bad
         if where != "live":
             rows[13, 2] = bad
-        found = measure_rows(model, cut, rows, 40)
+        found = rows_found(model, cut, rows, 40)
     finally:
         live[13, 2] = kept
     assert found["first_not_finite"] == [13]

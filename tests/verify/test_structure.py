@@ -9,7 +9,7 @@ import torch
 
 from prefold.convert.files import CARD, REPORT, RUNTIME
 from prefold.convert.folded import folded_config
-from prefold.convert.model import load_class, load_config
+from prefold.convert.model import load_config, load_kind
 from prefold.convert.names import live_names
 from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import open_folder, open_source
@@ -28,12 +28,12 @@ def blueprint(llama: Pair) -> Blueprint:
     """Return what the fold should be."""
     source = open_source(str(llama.source))
     config = load_config(source)
-    model_class = load_class(source, config)
-    study = study_model(model_class, config)
-    live = live_names(build_on_meta(model_class, config, torch.float32), source.entries)
-    expected = folded_config(source, config, model_class, study.cut, dtype=torch.float32, table_sha256="")
+    kind = load_kind(source, config)
+    study = study_model(kind.model_class, config)
+    live = live_names(build_on_meta(kind.model_class, config, torch.float32), source.entries)
+    expected = folded_config(source, config, kind, study, dtype=torch.float32)
     code = {RUNTIME: (llama.folded / RUNTIME).read_bytes()}
-    return Blueprint(source, expected, live, study.cut, study.head, torch.float32, code)
+    return Blueprint(source, expected, live, study, torch.float32, code)
 
 
 def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Blueprint):
@@ -51,7 +51,8 @@ def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Blueprin
         faults.roll_keys_along_width,
         lambda _, folded: faults.spoil_row(folded, 5),
         lambda _, folded: faults.spoil_row(folded, 5, torch.nan),
-        lambda _, folded: faults.edit_config(lambda config: config["prefold"].pop("table_sha256"))(folded),
+        lambda _, folded: faults.edit_config(lambda config: config["prefold"].pop("made"))(folded),
+        lambda _, folded: faults.edit_config(lambda config: config["prefold"]["made"].clear())(folded),
     ],
 )
 def test_a_table_that_is_not_the_one_of_the_hash_is_found(

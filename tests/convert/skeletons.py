@@ -1,0 +1,22 @@
+"""Skeletons to experiment on, as ``study_model`` builds them."""
+
+from typing import Any
+
+from torch import float32
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from prefold.convert.skeleton import build_on_meta, find_stacks, materialize, prune
+from tests.conftest import auto_class
+
+
+def skeleton(config: PreTrainedConfig, within: str = "", auto: Any = None) -> tuple[PreTrainedModel, str]:
+    """Build a model with one block of each kind; returns it and the name of the first block of a side.
+
+    ``auto`` is the auto class, where tests have no shape of the model's type.
+    """
+    model = build_on_meta((auto or auto_class(config.model_type))._model_mapping[type(config)], config, float32)
+    stacks = find_stacks(model)
+    for stack in stacks:
+        prune(model, stack, stack.kept)
+    materialize(model, 64)
+    return model, next(stack.first_block for stack in stacks if stack.name.startswith(within))

@@ -1,0 +1,86 @@
+"""Who still needs a weight that was the embedding's."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModel
+
+from prefold.convert import convert_checkpoint
+from prefold.convert.ties import find_ties
+from tests.conftest import load, random_model, small_config, tokens
+
+
+def tied(model, embeddings: list[str], idle: tuple[str, ...] = ()):
+    called = {name for name, _ in model.named_modules()} - set(idle)
+    return find_ties(model, dict(model.all_tied_weights_keys), embeddings, called)
+
+
+def test_a_tied_head_inherits():
+    model = random_model(small_config("gpt2"))
+    ties = tied(model, ["transformer.wte"])
+    assert set(ties.shared) == {"transformer.wte.weight", "lm_head.weight"}
+    assert ties.heirs == ["lm_head.weight"]
+    assert not ties.others
+
+
+def test_a_head_that_no_pass_calls_inherits_nothing():
+    assert tied(random_model(small_config("gpt2")), ["transformer.wte"], idle=("lm_head",)).heirs == []
+
+
+def test_an_untied_embedding_has_no_heirs():
+    ties = tied(random_model(small_config("llama")), ["model.embed_tokens"])
+    assert (ties.shared, ties.heirs, ties.others) == (["model.embed_tokens.weight"], [], False)
+
+
+def test_where_both_sides_fold_a_shared_embedding_is_the_heads_alone():
+    """The head is tied to a module that nobody calls: that keeps the weight, and stays tied to it."""
+    ties = tied(
+        random_model(small_config("bart")),
+        ["model.encoder.embed_tokens", "model.decoder.embed_tokens"],
+        idle=("model.shared",),
+    )
+    assert len(ties.shared) == 4
+    assert ties.heirs == ["model.shared.weight"]
+    assert ties.others
+
+
+def test_where_one_side_folds_the_other_still_needs_a_shared_embedding():
+    ties = tied(random_model(small_config("bart")), ["model.decoder.embed_tokens"], idle=("model.shared", "lm_head"))
+    assert ties.heirs == ["model.shared.weight"]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bert", "bart", "t5", "opt"])
+def test_a_tied_weight_is_stored_once_for_who_needs_it(model_type: str, tmp_path):
+    model = random_model(small_config(model_type, tie_word_embeddings=True))
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path / "source")
+    convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded")
+    stored = 0
+    for file in (tmp_path / "folded").glob("model-*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            stored += sum(torch.equal(opened.get_tensor(name), embedding) for name in opened.keys())  # noqa: SIM118
+    assert stored == 1
+    folded = load(tmp_path / "folded")
+    assert torch.equal(folded.get_output_embeddings().weight, embedding)
+    folded.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again").state_dict()
+    assert again.keys() == folded.state_dict().keys()
+    assert all(torch.equal(again[name], values) for name, values in folded.state_dict().items())
+
+
+def test_a_model_without_a_head_stores_no_embedding(tmp_path):
+    AutoModel.from_config(small_config("bert")).save_pretrained(tmp_path / "source")
+    convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded")
+    names = []
+    for file in (tmp_path / "folded").glob("model-*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            names += list(opened.keys())
+    assert not [name for name in names if "word_embeddings" in name]
+    source, folded = (
+        AutoModel.from_pretrained(tmp_path / name, trust_remote_code=True).eval() for name in ("source", "folded")
+    )
+    ids = tokens()
+    with torch.no_grad():
+        said = [each(ids).last_hidden_state for each in (source, folded)]
+    torch.testing.assert_close(said[1], said[0], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,55 @@
+"""Every architecture passes ``convert`` and ``verify``: one of each kind of block, side and look-up."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefold.convert import convert_checkpoint
+from prefold.verify import Verification, verify_checkpoint
+from tests.conftest import SUMS, random_model, small_config
+
+# What else than attention with rotary positions and projections that see the token alone.
+MODELS = [
+    "t5",
+    "modernbert",
+    "mamba2",
+    "jamba",
+    "qwen3_5_text",
+    "deepseek_v2",
+    "deepseek_v3",
+    "gemma3n_text",
+    "gemma4_text",
+    *SUMS,
+]
+SIDES = {"t5": ["encoder", "decoder"], "bart": ["model.encoder", "model.decoder"], "whisper": ["model.decoder"]}
+ENCODERS = {"bert", "roberta", "modernbert"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dtype"),
+    [*((name, torch.float32) for name in MODELS), *((name, torch.bfloat16) for name in ("gpt2", "bert", "bart"))],
+    ids=lambda each: str(each).removeprefix("torch."),
+)
+def test_it_converts_and_verifies(model_type: str, dtype: torch.dtype, tmp_path: Path):
+    random_model(small_config(model_type), dtype).save_pretrained(tmp_path / "source")
+    worth = convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded").inspection.worth
+    assert worth is not None
+    assert [side.side for side in worth.sides] == SIDES.get(model_type, [""])
+    assert worth.unfolded == []
+    assert worth.exact is (model_type not in SUMS)
+    verification = verify_checkpoint(str(tmp_path / "source"), tmp_path / "folded")
+    assert verification.passed, verification.as_markdown()
+    assert_measured(verification, model_type)
+
+
+def assert_measured(verification: Verification, model_type: str) -> None:
+    """Demand that a pass was not for want of anything to compare."""
+    logits = verification.checks["logits"].figures
+    assert ("greedy" in verification.checks) is (model_type not in ENCODERS)
+    assert ("step" in logits) is (model_type not in ENCODERS)
+    assert ("error_ratio" in logits) is (model_type in SUMS)
+    if model_type in SUMS:
+        assert logits["source_error"]["nmse"] > 0
+        assert logits["error_ratio"] <= 1.05
+        assert any(".prefold." in name for name in verification.checks["rows"].figures["max_abs_difference"])
