@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 ROOMS := cli convert demo runtime verify
 SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py))
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench coverage docs clean
 
 demo: $(VENV)/installed ## fold the model that comes with prefold, verify it, print the report
 	$(BIN)/prefold demo
@@ -19,6 +19,9 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed ## measure, and write docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py
+
+coverage: $(VENV)/installed ## fold a small model of every type, and write docs/coverage.md and cli/coverage.json
+	$(BIN)/python -m benchmarks.coverage
 
 docs: $(VENV)/installed ## write docs/cli.md from the commands' own help
 	$(BIN)/python docs/write_cli.py

@@ -13,7 +13,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from prefold.convert import Inspection
-    from prefold.convert.inspection import FoldedSide, Worth
+    from prefold.convert.worth import FoldedSide, Worth
     from prefold.verify import Verification
 
 # A pipe has no width; tables must not be cut to fit one.

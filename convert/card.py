@@ -7,9 +7,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from prefold.convert.files import CARD
 from prefold.convert.folded import source_name, versions
-from prefold.convert.inspection import Worth
 from prefold.convert.model import Kind
 from prefold.convert.source import Source
+from prefold.convert.worth import Worth
 
 _LOAD = """from transformers import {auto_class}, AutoTokenizer
 

@@ -28,7 +28,7 @@ from prefold.convert.folded import (
     versions,
     write_config,
 )
-from prefold.convert.inspection import Inspection, Worth, weigh
+from prefold.convert.inspection import Inspection
 from prefold.convert.model import Kind, load_config, load_kind, require_text, resolve_dtype
 from prefold.convert.names import live_names
 from prefold.convert.output import output_folder, require_space
@@ -40,6 +40,7 @@ from prefold.convert.source import Source, add_weights, open_config
 from prefold.convert.study import AUTO, Study, Wanted, study_model
 from prefold.convert.table import added_tensors, chunk_size, table_rows
 from prefold.convert.weights import WeightPlan, plan_weights, untouched, write_index, write_shards
+from prefold.convert.worth import Worth, weigh
 
 
 class Watch:

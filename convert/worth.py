@@ -1,0 +1,211 @@
+"""What a fold gives and costs, and what becomes of every module of the first layer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from prefold.convert.cut import Cut
+from prefold.convert.model import Kind
+from prefold.convert.paper import PaperFigures, paper_figures
+from prefold.convert.reads import BATCHES, Census, Reads, break_even_batch, count_reads
+from prefold.convert.study import Choice, Study
+
+
+@dataclass(frozen=True)
+class FoldedModule:
+    """A module that leaves the checkpoint: values of its slice of a row, and of the weights that go with it."""
+
+    module: str
+    width: int
+    weights_eliminated: int
+
+
+@dataclass(frozen=True)
+class PossibleCut:
+    """A cut that could be made: values of the reads of one token that it saves, and bytes that it stores."""
+
+    name: str
+    side: str
+    columns: list[str]
+    reads_saved: int
+    table_bytes: int
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A module of the first layer with weights: what it sees, and what becomes of it."""
+
+    module: str
+    sees: str
+    becomes: str
+
+
+@dataclass(frozen=True)
+class FoldedSide:
+    """What folds where tokens enter; values.
+
+    Attributes:
+        side: the part of the model that they enter; empty for the whole.
+        residual: the slice that is not a folded module: embedding, or embedding and FFN.
+        columns: the folded modules.
+        dropped: modules that nobody reads any more; width 0.
+        look_ups: by the name of each other look-up, the values of the table that it gets beside its own.
+        rows: of the table.
+        row_width: in the layout that was asked for.
+    """
+
+    side: str
+    residual: FoldedModule
+    columns: list[FoldedModule]
+    dropped: list[FoldedModule]
+    look_ups: dict[str, int]
+    rows: int
+    row_width: int
+
+
+@dataclass(frozen=True)
+class Worth:
+    """The figures of a foldable model; values unless a name says bytes.
+
+    Attributes:
+        dtype: of the weights and the table.
+        step: what the reads of batch 1 are counted for.
+        sides: what folds, where.
+        unfolded: why a side does not fold where another does.
+        cuts: all that could be made.
+        modules: of the first layers, and what each of them sees.
+        exact: rows say what their source says, to the bit; if not, they see a sum of look-ups.
+        merged_width: values of the FFN that is merged into the residual, or could be; 0 where there is none.
+        is_merged: it is.
+        checkpoint_before: bytes of the source's tensors.
+        checkpoint_after: bytes of the folded checkpoint's tensors.
+        table_bytes: bytes of all that was computed.
+        reads: per batch size.
+        break_even_batch: the largest batch that gains; None where all do.
+        paper: the same as the paper counts it.
+        note: what the figures leave out of account; None where they leave out nothing.
+    """
+
+    dtype: torch.dtype
+    step: str
+    sides: list[FoldedSide]
+    unfolded: list[str]
+    cuts: list[PossibleCut]
+    modules: list[Explained]
+    exact: bool
+    merged_width: int
+    is_merged: bool
+    checkpoint_before: int
+    checkpoint_after: int
+    table_bytes: int
+    reads: list[Reads]
+    break_even_batch: int | None
+    paper: PaperFigures
+    note: str | None = None
+
+    @property
+    def columns(self) -> list[FoldedModule]:
+        """The folded modules of all sides."""
+        return [column for side in self.sides for column in side.columns]
+
+    @property
+    def weights_eliminated(self) -> int:
+        """Values of all weights that the tables replace, the embeddings' aside."""
+        parts = [part for side in self.sides for part in (side.residual, *side.columns, *side.dropped)]
+        return sum(part.weights_eliminated for part in parts)
+
+    @property
+    def layouts(self) -> dict[str, int]:
+        """The row widths of the exact layout and of the one with the FFN in the residual."""
+        width = sum(side.row_width for side in self.sides)
+        exact = width + (self.merged_width if self.is_merged else 0)
+        return {"exact": exact, "merged": exact - self.merged_width}
+
+
+def weigh(study: Study, kind: Kind, dtype: torch.dtype, quantized: str | None = None) -> Worth:
+    """Turn a study into figures for weights of ``dtype``, though the source's be ``quantized`` by some method."""
+    census, itemsize = study.census, dtype.itemsize
+    merged = sum(cut.merged.width for cut in study.cuts if cut.merged)
+    return Worth(
+        dtype=dtype,
+        step=_step(study, kind),
+        sides=[_side(census, cut) for cut in study.cuts],
+        unfolded=study.unfolded,
+        cuts=[_possible(choice, study, itemsize) for choice in study.choices],
+        modules=[explained for cut in study.cuts for explained in _explained(study, cut)],
+        exact=not any(cut.sum for cut in study.cuts),
+        merged_width=study.mergeable_width,
+        is_merged=merged > 0,
+        checkpoint_before=census.total * itemsize,
+        checkpoint_after=(census.total + census.made - census.gone) * itemsize,
+        table_bytes=census.made * itemsize,
+        reads=[count_reads(census, batch) for batch in BATCHES],
+        break_even_batch=break_even_batch(census),
+        paper=paper_figures(census),
+        note=f"weights are quantized ({quantized}): figures are those of unquantized ones" if quantized else None,
+    )
+
+
+def _possible(choice: Choice, study: Study, itemsize: int) -> PossibleCut:
+    cut = choice.cut
+    return PossibleCut(
+        name=cut.name,
+        side=cut.side.name,
+        columns=[column.module for column in cut.stored[1:]],
+        reads_saved=round(choice.saved),
+        table_bytes=choice.values * itemsize,
+        chosen=any((cut.side, cut.name) == (chosen.side, chosen.name) for chosen in study.cuts),
+    )
+
+
+def _explained(study: Study, cut: Cut) -> Iterator[Explained]:
+    choice = next(choice for choice in study.choices if choice.cut.side == cut.side)
+    for seen in choice.seen:
+        yield Explained(seen.module, seen.sees, _fate(cut, seen.module))
+
+
+def _fate(cut: Cut, module: str) -> str:
+    """Say what becomes of a module."""
+    separable = [column.module for column in cut.sum.columns] if cut.sum else []
+    others = [look_up.module for look_up in cut.sum.look_ups] if cut.sum else []
+    if module in others:
+        return "stays, and looks up what it adds to the columns"
+    if module == cut.embedding:
+        return "table"
+    if module in cut.eliminated and module not in [column.module for column in cut.stored]:
+        return "dropped: nobody reads it any more"
+    parent = next((name for name in cut.eliminated if module == name or module.startswith(f"{name}.")), None)
+    if parent is None:
+        return "stays"
+    kind = "column of a sum" if parent in separable else "column"
+    return kind if parent == module else f"part of the {kind} {parent}"
+
+
+def _step(study: Study, kind: Kind) -> str:
+    """Say what a step is: of a decoder a token, of an encoder a pass, of an encoder-decoder a pass through both."""
+    if not kind.model_class.can_generate():
+        return "by a pass over one token"
+    both = any(cut.side.sees_source for cut in study.cuts) and kind.model_class.main_input_name == "input_ids"
+    return "by a pass over one token on either side" if both else "per decoded token at batch 1"
+
+
+def _side(census: Census, cut: Cut) -> FoldedSide:
+    stored = {column.module: column.width for column in cut.stored}
+    gone = [module for module in cut.eliminated if module not in stored and module != cut.embedding]
+    look_ups = cut.sum.look_ups if cut.sum else []
+    return FoldedSide(
+        side=cut.side.name,
+        residual=_told(census, cut, cut.residual.module, cut.residual.width),
+        columns=[_told(census, cut, column.module, column.width) for column in cut.stored[1:]],
+        dropped=[_told(census, cut, module, 0) for module in gone],
+        look_ups={each.module: each.rows * cut.sum.width for each in look_ups if cut.sum},
+        rows=cut.rows,
+        row_width=cut.row_width,
+    )
+
+
+def _told(census: Census, cut: Cut, module: str, width: int) -> FoldedModule:
+    weights = 0 if module == cut.embedding else sum(p.values for p in census.inside(module))
+    return FoldedModule(module, width, weights)
