@@ -1,6 +1,7 @@
 """The page that tells what folds."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from benchmarks.page import table
@@ -34,6 +35,8 @@ refused.
 The share of the weights that the table replaces is that of the small model, whose sizes are nobody's: `prefold inspect`
 tells it of a real one.
 """
+# Written by hand, from what tests/convert/test_quantized.py saw.
+_QUANTIZED = Path(__file__).with_name("quantized.md")
 _TITLES = {"causal": "Causal", "masked": "Masked", "seq2seq": "Sequence-to-sequence"}
 _KINDS = ("exact", "as accurate", "close", "wrong", "refused", "crashed")
 
@@ -42,7 +45,7 @@ def page(results: list[dict[str, Any]]) -> str:
     """Write results as Markdown."""
     by_task = {task: [result for result in results if result["task"] == task] for task in _TITLES}
     parts = [_HEAD, _totals(by_task), *(part for task, some in by_task.items() if some for part in _task(task, some))]
-    return "\n\n".join(part.strip("\n") for part in [*parts, *_notes(results)]) + "\n"
+    return "\n\n".join(part.strip("\n") for part in [*parts, _QUANTIZED.read_text(), *_notes(results)]) + "\n"
 
 
 def _task(task: str, results: list[dict[str, Any]]) -> list[str]:
