@@ -228,7 +228,11 @@ def _with_idle(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]
 
 def _embedding(model: PreTrainedModel, side: Side) -> str:
     """Name the input embedding as the side calls it."""
-    embedding = model.get_submodule(side.name).get_input_embeddings()  # type: ignore[operator]
+    holder: Any = model.get_submodule(side.name)
+    try:
+        embedding = holder.get_input_embeddings()
+    except NotImplementedError as error:
+        raise UnsupportedModel(["it names no input embedding: several may make up a token's"]) from error
     names = [str(name) for name, module in model.named_modules(remove_duplicate=False) if module is embedding]
     if not names:
         raise UnsupportedModel(["what it names as its input embedding is no module that its tokens go through"])

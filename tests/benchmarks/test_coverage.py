@@ -52,7 +52,7 @@ REFUSED = {
     "masked/roc_bert": "no sum of the token's part and of what",
     "masked/squeezebert": "what calls forward alone is not seen",
     "seq2seq/canary": "adds for a position is computed",
-    "seq2seq/dia": "get_input_embeddings",
+    "seq2seq/dia": "names no input embedding",
     "seq2seq/fsmt": "takes the sequence before the batch",
     "seq2seq/pegasus_x": "takes 16 positions where there are 8 tokens",
     "seq2seq/t5gemma2": "is not what its tokens go through alone",
