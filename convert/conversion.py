@@ -33,7 +33,6 @@ from prefold.convert.model import Kind, load_config, load_kind, require_text, re
 from prefold.convert.names import live_names
 from prefold.convert.output import output_folder, require_space
 from prefold.convert.quantized import method_of, require_loadable, require_plain, require_token_pure
-from prefold.convert.reach import find_unreached
 from prefold.convert.shards import Outgoing, as_bytes, dtype_name, write_file
 from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, add_weights, open_config
@@ -264,9 +263,8 @@ class _Maker:
     def _model(self) -> PreTrainedModel:
         job, study = self._job, self._job.study
         model_class, device = job.kind.model_class, job.options.device
-        unreached = find_unreached(model_class, job.config, study.stacks, study.cuts)
         model = load_first_layer(
-            job.source, model_class, job.config, study.stacks, unreached, dtype=job.dtype, device=device
+            job.source, model_class, job.config, study.stacks, study.unreached, dtype=job.dtype, device=device
         )
         if job.options.adapter:
             model = merge_into_first_layer(model, job.options.adapter, modules_in_tables(study.cuts))

@@ -56,5 +56,12 @@ def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torc
     """Say whether an output is made of rows of ``values``, and these do not follow the tokens."""
     if output is None or not output.is_floating_point() or output.dim() < 2 or output.shape[-1] != values.shape[1]:
         return False
-    rows = output.flatten(0, -2).unique(dim=0)
-    return all(bool((values == row).all(1).any()) for row in rows) and not follows_tokens(output, moved)
+    if follows_tokens(output, moved):  # as the tokens' own embedding does, which is large
+        return False
+    return all(_holds(values, row) for row in output.flatten(0, -2).unique(dim=0))
+
+
+def _holds(values: torch.Tensor, row: torch.Tensor) -> bool:
+    """Say whether a row is among ``values``; those that begin as it does are compared whole."""
+    alike = values[values[:, 0] == row[0]]
+    return bool((alike == row).all(1).any())

@@ -4,19 +4,18 @@ A serial block's experts come after the last column; they are most of the block,
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut
 from prefold.convert.experiment import experiment_tokens
-from prefold.convert.skeleton import Stack, build_on_meta, materialize, prune
+from prefold.convert.skeleton import Stack
 from prefold.convert.table import compute_rows
 from prefold.convert.trace import hooks, stop
-
-_ROWS = 64
 
 
 class Unreached(nn.Module):
@@ -44,29 +43,34 @@ def leave_out(model: nn.Module, names: list[str]) -> None:
         model.set_submodule(name, Unreached(model.get_submodule(name)))
 
 
+@contextmanager
+def _left_out(model: nn.Module, names: list[str]) -> Iterator[None]:
+    modules = {name: model.get_submodule(name) for name in names}
+    leave_out(model, names)
+    try:
+        yield
+    finally:
+        for name, module in modules.items():
+            model.set_submodule(name, module)
+
+
 @torch.no_grad()
-def find_unreached(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, stacks: list[Stack], cuts: list[Cut]
-) -> list[str]:
+def find_unreached(skeleton: PreTrainedModel, stacks: list[Stack], cuts: list[Cut]) -> list[str]:
     """Name the modules of first blocks that no pass for a row enters; an experiment shows that rows do without them.
 
     Of a fold behind a sum, which runs more than that pass, none is named.
     """
     if any(cut.sum for cut in cuts):
         return []
-    skeleton = build_on_meta(model_class, config, torch.float32)
-    for stack in stacks:
-        prune(skeleton, stack, [0])
-    materialize(skeleton, _ROWS)
-    ids, entered = experiment_tokens(config), set[str]()
+    ids, entered = experiment_tokens(skeleton.config), set[str]()
     names = [name for name, _ in skeleton.named_modules()]
     with hooks(skeleton, {name: lambda *_, name=name: entered.add(name) for name in names}, {}):
         rows = [compute_rows(skeleton, cut, ids) for cut in cuts]
     stored = {module for cut in cuts for module in cut.eliminated}
     unreached = [name for stack in stacks for name in _outermost(skeleton, stack.first_block, entered, stored)]
-    leave_out(skeleton, unreached)
     try:
-        same = all(torch.equal(compute_rows(skeleton, cut, ids), one) for cut, one in zip(cuts, rows, strict=True))
+        with _left_out(skeleton, unreached):
+            same = all(torch.equal(compute_rows(skeleton, cut, ids), one) for cut, one in zip(cuts, rows, strict=True))
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
         same = False  # a weight is used by others than the module that holds it
     return unreached if same else []

@@ -13,6 +13,7 @@ from prefold.convert.discover import DEEPEST, Discovery, discover
 from prefold.convert.errors import UnsupportedModel, UsageError
 from prefold.convert.experiment import experiment_tokens
 from prefold.convert.explain import Seen
+from prefold.convert.reach import find_unreached
 from prefold.convert.reads import Census, take_census
 from prefold.convert.sides import Side, find_sides, whole_inputs
 from prefold.convert.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
@@ -67,6 +68,7 @@ class Study:
         cuts: what folds, on each side that folds.
         choices: all cuts that could be made, on each side that folds.
         unfolded: why a side does not fold where another does.
+        unreached: modules of first blocks that no pass for a row enters.
         census: what a step reads.
         ties: what is tied to the embeddings.
         mergeable_width: values of the column that could be merged into the residual, 0 where there is none.
@@ -76,6 +78,7 @@ class Study:
     cuts: list[Cut]
     choices: list[Choice]
     unfolded: list[str]
+    unreached: list[str]
     census: Census
     ties: Ties
     mergeable_width: int
@@ -125,10 +128,12 @@ def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted:
     chosen = choose([choices_of(choices, folds[0].cut.side) for folds in sides], wanted)
     folds = [fold for side in sides for fold in side if fold.cut in [choice.cut for choice in chosen]]
     cuts = _with_idle(model, [fold.cut for fold in folds], ties)
+    unreached = list[str]()
     if not wanted.assume_parallel:
+        unreached = find_unreached(model, stacks, cuts)
         _try_all(model, folds)
     mergeable = sum(each.width for fold in folds for each in fold.found.columns if each.name == fold.found.mergeable)
-    return Study(stacks, cuts, choices, unfolded, replace(census, cuts=cuts), ties, mergeable)
+    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, mergeable)
 
 
 @dataclass(frozen=True)

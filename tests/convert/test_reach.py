@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 
 from prefold.convert.first_layer import load_first_layer
-from prefold.convert.reach import find_unreached
 from prefold.convert.source import open_source
 from prefold.convert.study import study_model
 from tests.conftest import Checkpoint, random_model, small_config
@@ -15,8 +14,7 @@ FIRST = "model.layers.0"
 
 def unreached(model_type: str) -> list[str]:
     model = random_model(small_config(model_type))
-    study = study_model(type(model), model.config)
-    return find_unreached(type(model), model.config, study.stacks, study.cuts)
+    return study_model(type(model), model.config).unreached
 
 
 @pytest.mark.parametrize(
@@ -35,8 +33,7 @@ def test_a_serial_blocks_experts_are_not_loaded(checkpoint: Checkpoint):
     source = open_source(str(checkpoint("mixtral")))
     model = random_model(small_config("mixtral"))
     study = study_model(type(model), model.config)
-    names = find_unreached(type(model), model.config, study.stacks, study.cuts)
-    loaded = load_first_layer(source, type(model), model.config, study.stacks, names, dtype=torch.float32)
+    loaded = load_first_layer(source, type(model), model.config, study.stacks, study.unreached, dtype=torch.float32)
     held = {name for name, _ in loaded.named_parameters() if name.startswith(FIRST)}
     assert held == {f"{FIRST}.input_layernorm.weight", *(f"{FIRST}.self_attn.{part}_proj.weight" for part in "qkv")}
     assert not any(parameter.is_meta for parameter in loaded.parameters())
@@ -47,7 +44,7 @@ def test_a_table_is_the_same_without_what_is_not_loaded(checkpoint: Checkpoint, 
     source = checkpoint(model_type)
     without = fold(source, "without")
     assert unreached(model_type)
-    monkeypatch.setattr("prefold.convert.conversion.find_unreached", lambda *_: [])
+    monkeypatch.setattr("prefold.convert.study.find_unreached", lambda *_: [])
     with_all = fold(source, "with")
     tables = [load_file(folder / "prefold_table.safetensors") for folder in (without, with_all)]
     assert tables[0].keys() == tables[1].keys()
