@@ -55,12 +55,17 @@ def seen_in(one: torch.Tensor | None, there: torch.Tensor | None, near: torch.Te
         return TOKEN
     if not one.is_floating_point() or not one.numel():
         return OTHERS
-    if not are_rows(one):
-        # Of a decoder it may see an encoder's output, which has a length of its own.
-        return (PLACE if SEQ in one.shape[:2] else NEITHER) if same_rows(one, near) else OTHERS
-    if same_rows(one, one[:1].expand_as(one)):
-        return PLACE
+    if not are_rows(one) and not same_rows(one, near):
+        return OTHERS
+    if not are_rows(one) or same_rows(one, one[:1].expand_as(one)):
+        return PLACE if _changes_with_places(one) else NEITHER
     return PLACED if same_rows(neighbours_changed(one), near) else OTHERS
+
+
+def _changes_with_places(rows: torch.Tensor) -> bool:
+    """Say whether rows, the same for all tokens, differ by place; an encoder's output has a length of its own."""
+    places = rows[0] if rows.dim() > 2 else rows
+    return len(places) == SEQ and not same_rows(places, places[:1].expand_as(places))
 
 
 def _only(calls: list[Call]) -> Call | None:
