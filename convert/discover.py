@@ -80,7 +80,7 @@ def discover(
         separable = find_separable(model, side, first_block, ids, passes, pure, again)
         if separable is None:
             raise UnsupportedModel(reasons(model, first_block, passes, again))
-    experiment = _Experiment(model, side, first_block, ids, passes)
+    experiment = _Experiment(model, side, first_block, ids, passes, explain(model, first_block, passes))
     deepest = experiment.sorted_out(DEEPEST, pure, separable)
     return [deepest, *([] if separable else _shallower(experiment, pure, deepest))]
 
@@ -107,6 +107,7 @@ class _Experiment:
     first_block: str
     ids: torch.Tensor
     passes: Passes
+    seen: list[Seen]
 
     def behind(self, module: Pure, pure: list[Pure]) -> set[str]:
         """Name the token-pure modules whose output depends on a module's."""
@@ -150,7 +151,7 @@ class _Experiment:
             routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
             mergeable=None if separable else mergeable,
             separable=separable,
-            seen=explain(self.model, self.first_block, self.passes),
+            seen=self.seen,
             block_output=self.passes.here.block_output,
             padded_output=self.passes.padded.block_output,
         )
