@@ -162,17 +162,24 @@ def find_differences(blueprint: Blueprint, folded: Source) -> list[str]:
     return [*_tensor_problems(blueprint, folded), *_file_problems(blueprint, folded)]
 
 
-def _key_problems(loading: dict[str, Any]) -> Iterator[str]:
+def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
     for kind in ("missing", "unexpected", "mismatched"):
+        idle = before["unexpected_keys"] if kind == "unexpected" else []
         for name in loading[f"{kind}_keys"]:
-            yield f"{name}: {kind} when transformers loads it"
+            if name not in idle:
+                yield f"{name}: {kind} when transformers loads it"
     if not loading["module"].startswith("transformers_modules."):
         yield f"{loading['module']}.{loading['class']}: loaded in place of the module in the checkpoint's folder"
 
 
-def check_structure(blueprint: Blueprint, differences: list[str], loading: dict[str, Any]) -> Outcome:
-    """Judge what was found in the files, and which keys transformers missed or did not expect."""
-    problems = [*differences, *_key_problems(loading)]
+def check_structure(
+    blueprint: Blueprint, differences: list[str], loading: dict[str, Any], before: dict[str, Any]
+) -> Outcome:
+    """Judge what was found in the files, and which keys transformers missed or did not expect.
+
+    ``before`` tells the same of the source: what it holds for nobody, as heads of another task, passes through.
+    """
+    problems = [*differences, *_key_problems(loading, before)]
     untouched, copied = len(blueprint.untouched), len(side_files(blueprint.source.folder))
     summary = f"{untouched} untouched tensors and {copied} side files equal the source's, no key missing or unexpected"
     figures = {"untouched_tensors": untouched, "side_files": copied, "loaded_as": loading["class"]}

@@ -193,7 +193,9 @@ class _Comparison:
         logits = check_logits(before.outputs, after.outputs, self.dtype, truth)
         reads = self._check_reads(before.figures, after.figures)
         checks = {
-            "structure": check_structure(self.blueprint, differences, after.figures["loading"]),
+            "structure": check_structure(
+                self.blueprint, differences, after.figures["loading"], before.figures["loading"]
+            ),
             "rows": check_rows(before.figures["rows"], self.dtype),
             "logits": logits,
             "greedy": check_greedy(before.outputs, after.outputs, exact=logits.figures["exact"], truth=truth),

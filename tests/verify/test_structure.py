@@ -136,8 +136,8 @@ LOADING = {
     ],
 )
 def test_keys_and_module_that_transformers_did_not_find_fail(changes: dict[str, Any], line: str, blueprint: Blueprint):
-    assert check_structure(blueprint, [], LOADING).passed
-    outcome = check_structure(blueprint, [], LOADING | changes)
+    assert check_structure(blueprint, [], LOADING, LOADING).passed
+    outcome = check_structure(blueprint, [], LOADING | changes, LOADING)
     assert outcome.problems == [line]
     assert outcome.summary == "1 problem"
 
@@ -152,3 +152,11 @@ def test_a_cast_model_may_have_cast_tensors_and_no_others(llama: Pair, blueprint
     assert found == []
     assert all("not the source's bytes" in line for line in find_differences(blueprint, open_folder(pair.folded)))
     assert len(find_differences(blueprint, open_folder(pair.folded))) == len(blueprint.untouched)
+
+
+def test_what_the_source_holds_for_nobody_may_stay_unexpected(blueprint: Blueprint):
+    idle = LOADING | {"unexpected_keys": ["pooler.weight"]}
+    assert check_structure(blueprint, [], idle, idle).passed
+    assert not check_structure(blueprint, [], idle, LOADING).passed
+    missing = LOADING | {"missing_keys": ["pooler.weight"]}
+    assert not check_structure(blueprint, [], missing, missing).passed
