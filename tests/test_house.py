@@ -1,6 +1,7 @@
 """The house itself: who imports whom, and what a wheel brings."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -53,8 +54,10 @@ def test_no_code_asks_for_an_architecture_by_name():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Build a wheel as pip does, without asking any registry."""
+    """Build a wheel as pip does, without asking any registry; of a copy, since builds side by side share a folder."""
     out = tmp_path_factory.mktemp("wheel")
+    tree = out / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info"))
     build = [
         sys.executable,
         "-m",
@@ -64,7 +67,7 @@ def wheel(tmp_path_factory) -> Path:
         "--no-build-isolation",
         "--wheel-dir",
         str(out),
-        str(ROOT),
+        str(tree),
     ]
     subprocess.run(build, check=True, capture_output=True)
     return next(out.glob("*.whl"))
