@@ -217,7 +217,7 @@ class _Row:
         return placed
 
 
-def choose_cut(discovery: Discovery, place: Place, *, merge_residual: bool = False) -> Cut:
+def lay_out(discovery: Discovery, place: Place, *, merge_residual: bool = False) -> Cut:
     """Store every column that was found; with ``merge_residual`` the FFN in the residual (Graef 2024, section 1).
 
     Where no column can be added to the residual, as in a serial block, ``merge_residual`` changes nothing.

@@ -49,9 +49,9 @@ def find_sides(model: PreTrainedModel) -> list[Side]:
     return [Side(_name(model, encoder)), *sides] if model.main_input_name == "input_ids" else sides
 
 
-def whole_inputs(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, Any]:
+def whole_inputs(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
     """Return what the whole model's ``forward`` takes for a pass over ``[batch, seq]`` tokens, on every side."""
-    return find_sides(model)[0].inputs(model, ids, mask)
+    return find_sides(model)[0].inputs(model, ids)
 
 
 class _Encoded(BaseModelOutput):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prefold.convert.cut import Column, Cut, Place, choose_cut
+from prefold.convert.cut import Column, Cut, Place, lay_out
 from prefold.convert.discover import DEEPEST, Discovery, discover
 from prefold.convert.errors import UnsupportedModel, UsageError
 from prefold.convert.experiment import experiment_tokens
@@ -131,7 +131,8 @@ def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted:
     unreached = list[str]()
     if not wanted.assume_parallel:
         unreached = find_unreached(model, stacks, cuts)
-        _try_all(model, folds)
+        for fold in folds:
+            try_fold(model, fold.first_block, fold.cut, fold.found, fold.ids)
     mergeable = sum(each.width for fold in folds for each in fold.found.columns if each.name == fold.found.mergeable)
     return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, mergeable)
 
@@ -178,11 +179,6 @@ def choose(sides: list[list[Choice]], wanted: Wanted) -> list[Choice]:
     return list(max(small, key=lambda each: sum(choice.saved for choice in each)))
 
 
-def _try_all(model: PreTrainedModel, folds: list[_Fold]) -> None:
-    for fold in folds:
-        try_fold(model, fold.first_block, fold.cut, fold.found, fold.ids)
-
-
 def _sides(
     model: PreTrainedModel, stacks: list[Stack], entries: dict[str, list[int]], wanted: Wanted
 ) -> tuple[list[list[_Fold]], list[str]]:
@@ -218,7 +214,7 @@ def _side(
     place = Place(
         side, embedding, rows, _entered_before(embedding, entries), _idle_look_ups(model, side, embedding, entries)
     )
-    cuts = [choose_cut(each, place, merge_residual=wanted.merge_residual) for each in found]
+    cuts = [lay_out(each, place, merge_residual=wanted.merge_residual) for each in found]
     return [_Fold(stack.first_block, ids, each, cut) for each, cut in zip(found, cuts, strict=True)]
 
 

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from benchmarks.small import small_config as coverage_config
 from prefold.convert import BrokenCheckpoint, UnsupportedModel
-from prefold.convert.cut import Place, choose_cut
+from prefold.convert.cut import Place, lay_out
 from prefold.convert.discover import Discovery, discover
 from prefold.convert.experiment import experiment_tokens
 from prefold.convert.section import read_cuts
@@ -119,7 +119,7 @@ def test_a_trial_that_says_something_else_is_refused():
         try_fold(
             model,
             first_block,
-            choose_cut(found, Place(Side(), "model.embed_tokens", 97, begins=[""], unused=[])),
+            lay_out(found, Place(Side(), "model.embed_tokens", 97, begins=[""], unused=[])),
             found,
             ids,
         )
