@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 NEW_TOKENS = 64
+# As many values of what is said of a text fit well into memory.
+SAID_VALUES = 1 << 25
 READ_BATCHES = (1, 16, 256)
 TOP = 5  # vLLM's rule for a greedy token that differs: each side's must be among the other's five best
 
@@ -24,6 +26,7 @@ class Job:
         table_folder: a folded checkpoint whose every row is compared with this (source) model's first layer.
         made: by the parameter that it becomes, the name of every tensor there that was computed.
         with_text: run many random tokens, too, for a mean error.
+        passages: of text, to be run for a mean error of what a user might ask.
         only_outputs: leave its reads uncounted.
         speed_against: another checkpoint, to be timed in turn with this one.
         trust_remote_code: run the code that the checkpoint in ``folder`` brings.
@@ -40,6 +43,7 @@ class Job:
     table_folder: str | None = None
     made: dict[str, str] = field(default_factory=dict)
     with_text: bool = False
+    passages: list[list[int]] = field(default_factory=list)
     only_outputs: bool = False
     speed_against: str | None = None
     trust_remote_code: bool = True

@@ -20,13 +20,18 @@ _NMSE = 1e-4
 # A fold of a sum of look-ups rounds elsewhere than its source, and not more: so much, seen to suffice on every
 # architecture of docs/coverage.md, is left for chance.
 _TRUTH_FACTOR = 1.05
+# Whose positions make up a mean error, where there are such, beside cached steps.
+_PASSES = ("prefill", "padded", "text", "passages")
+
+Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
     """Judge the comparison of every row with the live first layer.
 
     16-bit rows must be equal where they were computed as they are compared: same kind of processor, threads and rows
-    at once. Elsewhere, and in fp32, they may differ by the rounding of a matrix product.
+    at once. Elsewhere, and in fp32, they may differ by the rounding of a matrix product. Of rows in fewer bytes the
+    bytes must be equal; elsewhere a code may be its neighbour, where rounding may bring it there.
     """
     worst = max(figures["max_abs_difference"].values())
     kind = "beyond_rounding" if dtype in _WIDE or not figures["same_circumstances"] else "unequal"
@@ -39,11 +44,22 @@ def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
         problems.append(
             f"{figures['not_finite']:,} rows are not finite, the first of tokens {figures['first_not_finite']}"
         )
+    if figures.get("padding_not_zero"):
+        padded, first = figures["padding_not_zero"], figures["first_padding_not_zero"]
+        problems.append(f"{padded:,} rows are not zero behind their values, the first of tokens {first}")
     summary = f"all {figures['rows']:,} rows equal the live first layer's"
     if figures["unequal"]:
         summary = f"{figures['unequal']:,} of {figures['rows']:,} rows differ, by at most {worst:.3g}"
         summary += "" if problems else ": rounding of a matrix product"
+    summary += f"; {_told_errors(figures['errors'])}" if "errors" in figures else ""
     return Outcome(not problems, summary, figures | {"max_abs": worst}, problems)
+
+
+def _told_errors(errors: dict[str, dict[str, float]]) -> str:
+    """Say which column lost most when rows were stored in fewer bytes."""
+    column = max(errors, key=lambda name: errors[name]["relative"])
+    relative, largest = errors[column]["relative"], errors[column]["max_abs"]
+    return f"stored in fewer bytes, {column} is furthest off: {relative:.2%}, max |Δ| {largest:.3g}"
 
 
 def _is_close(apart: Distance, floor: Distance, dtype: str) -> bool:
@@ -55,14 +71,17 @@ def _is_close(apart: Distance, floor: Distance, dtype: str) -> bool:
     return apart.nmse <= max(_NMSE, floor.nmse)
 
 
-def _complaint(one: torch.Tensor, other: torch.Tensor, far: Distance, floor: Distance) -> str:
+def what_is_broken(one: torch.Tensor, other: torch.Tensor) -> str | None:
+    """Tell why logits cannot be compared with the source's, which are ``one``; None where they can."""
     if one.shape != other.shape:
         return f"logits have shape {list(other.shape)}, the source's {list(one.shape)}"
     if not one.isfinite().all():
         return "the source's own logits are not finite, so nothing can be compared with them"
-    if not other.isfinite().all():
-        return "logits are not finite"
-    return f"{_told(far)}; the source's own noise floor is {_told(floor)}"
+    return None if other.isfinite().all() else "logits are not finite"
+
+
+def _complaint(one: torch.Tensor, other: torch.Tensor, far: Distance, floor: Distance) -> str:
+    return what_is_broken(one, other) or f"{far}; the source's own noise floor is {floor}"
 
 
 def check_logits(
@@ -109,20 +128,31 @@ def _pairs(
     return pairs
 
 
+def alike(
+    source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
+) -> dict[str, Three]:
+    """Return, by pass, what source and folded and a ``third`` model said of the same, ``[positions, vocab]`` each.
+
+    The third model has read the source's continuation: of that it says in one pass what the others say in steps.
+    """
+    parts = {name: (source[name], folded[name], third[name]) for name in _PASSES if name in source}
+    if "step" in source:
+        shared, steps = _shared_steps(source, folded), len(source["step"])
+        read = third["prefill"][-steps - 1 : -1][:shared]
+        parts["step"] = source["step"][:shared], folded["step"][:shared], read
+    flat = {name: [said.flatten(0, -2) for said in part] for name, part in parts.items()}
+    return {name: (one, two, three) for name, (one, two, three) in flat.items()}
+
+
 def _against_truth(
     source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]
 ) -> tuple[dict[str, Any], str, list[str]]:
     """Measure how far both are from float64 over all passes, cached steps among them, and from each other."""
-    parts = [[said[name] for said in (truth, source, folded)] for name in ("prefill", "padded", "text")]
-    if "step" in source:
-        shared, steps = _shared_steps(source, folded), len(source["step"])
-        parts.append([truth["prefill"][-steps - 1 : -1][:shared], source["step"][:shared], folded["step"][:shared]])
-    wrong = next((part for part in parts if part[1].shape != part[2].shape), None)
-    if wrong:
-        shapes = [list(said.shape) for said in wrong[1:]]
-        told = f"logits have shape {shapes[1]}, the source's {shapes[0]}"
-        return {"error_ratio": torch.inf}, told, [told]
-    exact, one, two = (torch.cat([said.flatten(0, -2).double() for said in part]) for part in zip(*parts, strict=True))
+    parts = alike(source, folded, truth)
+    for one, two, _ in parts.values():
+        if broken := what_is_broken(one, two):
+            return {"error_ratio": torch.inf}, broken, [broken]
+    one, two, exact = (torch.cat(said) for said in zip(*parts.values(), strict=True))
     errors = {"source_error": distance(exact, one), "folded_error": distance(exact, two), "between": distance(one, two)}
     ratio = errors["folded_error"].nmse / max(errors["source_error"].nmse, 1e-300)
     told = ", ".join(f"{name.replace('_', ' ')} {far.nmse:.3g}" for name, far in errors.items())
@@ -138,7 +168,7 @@ def _summary(apart: dict[str, Distance], floor: Distance) -> str:
     told = [f"{', '.join(equal)} equal bit for bit"] if equal else []
     if len(equal) < len(apart):
         name, worst = max(apart.items(), key=lambda named: named[1].max_abs)
-        told += [f"{words[name]} {_told(worst)}", f"the source, prefill against its own steps: {_told(floor)}"]
+        told += [f"{words[name]} {worst}", f"the source, prefill against its own steps: {floor}"]
     return "; ".join(told)
 
 
@@ -151,10 +181,6 @@ def _first_difference(one: torch.Tensor, other: torch.Tensor) -> int:
 def _shared_steps(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]) -> int:
     """Count the steps that continue the same text."""
     return _first_difference(source["tokens"][0], folded["tokens"][0]) + 1
-
-
-def _told(far: Distance) -> str:
-    return f"max |Δ| {far.max_abs:.3g}, NMSE {far.nmse:.3g}, mean KL {far.kl_mean:.3g}, top-1 {far.top1_agreement:.1%}"
 
 
 def check_greedy(

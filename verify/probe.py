@@ -5,7 +5,7 @@ checkpoint must run on the module that lies in its own folder.
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -13,32 +13,23 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from prefold.convert.adapter import merge_adapter
-from prefold.convert.cut import Cut
-from prefold.convert.folded import circumstances
-from prefold.convert.linear import Linear
 from prefold.convert.section import read_cuts
 from prefold.convert.sides import accepted, encoder_output, whole_inputs
 from prefold.convert.source import open_folder
-from prefold.convert.table import added_tensors, compute_rows
-from prefold.verify.job import TOP, Job, save_figures
+from prefold.verify.job import SAID_VALUES, TOP, Job, save_figures
 from prefold.verify.metering import measure_folded, measure_reads
+from prefold.verify.rows import compare_tables
 
 _PAD = 0
-_ROWS_AT_ONCE = 512
-# Random texts, and their length: positions enough for a mean error to settle within a few per cent, and no more values
-# of what is said than fit well into memory.
-_TEXTS, _TEXT_LENGTH, _TEXT_VALUES = 16, 64, 1 << 25
+# Random texts, and their length: positions enough for a mean error to settle within a few per cent.
+_TEXTS, _TEXT_LENGTH = 16, 64
 # Tokens that the decoder of an encoder-decoder is given beside a padded batch.
 _DECODED = 6
-# Relative, and absolute as part of a column's largest value: torch.testing's for wide types; for 16 bits one unit in
-# the last place, which a product takes that sums in another order (seen in 3e-4 of the values of one-row products).
-_ROUNDING = {torch.float64: (1e-7, 1e-7), torch.float32: (1.3e-6, 1e-5), torch.float16: (0, 2**-10)}
 _SPEED_TOKENS, _SPEED_ROUNDS = 32, 7
 
 
@@ -118,6 +109,7 @@ def measure_outputs(model: PreTrainedModel, job: Job) -> dict[str, torch.Tensor]
         "prefill": _said(model(**_forward(model, first, torch.ones_like(first), continued)))[0],
         "padded": _padded(model, ids, mask),
         **({"text": _text(model, job.longest)} if job.with_text else {}),
+        **({"passages": _passages(model, job.passages)} if job.passages else {}),
     }
 
 
@@ -125,9 +117,16 @@ def measure_outputs(model: PreTrainedModel, job: Job) -> dict[str, torch.Tensor]
 def _text(model: PreTrainedModel, longest: int) -> torch.Tensor:
     """Return what is said of many random tokens, ``[positions, ...]``: enough for a mean error to settle."""
     length, vocabulary = min(longest, _TEXT_LENGTH), model.config.get_text_config().vocab_size
-    texts = max(1, min(_TEXTS, _TEXT_VALUES // (length * vocabulary)))
+    texts = max(1, min(_TEXTS, SAID_VALUES // (length * vocabulary)))
     ids = torch.randint(vocabulary, (texts, length), generator=torch.Generator().manual_seed(1))
     return _said(model(**whole_inputs(model, ids))).flatten(0, -2)
+
+
+@torch.no_grad()
+def _passages(model: PreTrainedModel, passages: list[list[int]]) -> torch.Tensor:
+    """Return what is said of texts, one after the other, ``[positions, ...]``."""
+    said = [_said(model(**whole_inputs(model, torch.tensor([ids])))) for ids in passages]
+    return torch.cat([each.flatten(0, -2) for each in said])
 
 
 def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, continued: torch.Tensor) -> dict[str, Any]:
@@ -160,87 +159,6 @@ def _measure_steps(
         "top": best.indices,
         "margin": best.values[..., 0] - best.values[..., 1],
     }
-
-
-def _is_close(stored: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-    """Say of every row of a column whether it is within the rounding of its dtype.
-
-    The absolute part, for values that nearly cancel, is taken of the largest value that the column has for the token.
-    """
-    rtol, atol = _ROUNDING.get(stored.dtype, (0, 2**-7))
-    got, expected = stored.double(), live.double()
-    scale = expected.abs().amax(1, keepdim=True)
-    return (got - expected).abs().le(atol * scale + rtol * expected.abs()).all(1)
-
-
-@dataclass
-class RowCount:
-    """What a comparison of rows has found so far.
-
-    Attributes:
-        rows: compared.
-        unequal: numbers of those that differ.
-        beyond: numbers of those that differ by more than the rounding of a matrix product.
-        infinite: numbers of those that are not finite.
-        worst: the largest difference, by what was compared.
-    """
-
-    rows: int = 0
-    unequal: list[int] = field(default_factory=list)
-    beyond: list[int] = field(default_factory=list)
-    infinite: list[int] = field(default_factory=list)
-    worst: dict[str, float] = field(default_factory=dict)
-
-    def compare(self, start: int, stored: torch.Tensor, live: torch.Tensor, columns: dict[str, slice]) -> None:
-        """Compare ``[rows, width]``, the first of which is number ``start``, column by column."""
-        self.rows += len(stored)
-        finite = (stored.isfinite() & live.isfinite()).all(1)
-        self.infinite += (start + (~finite).nonzero().flatten()).tolist()
-        self.unequal += (start + stored.ne(live).any(1).nonzero().flatten()).tolist()
-        close = torch.stack([_is_close(stored[:, part], live[:, part]) for part in columns.values()]).all(0)
-        self.beyond += (start + (~close).nonzero().flatten()).tolist()
-        for name, part in columns.items():
-            apart = (stored[:, part].double() - live[:, part].double()).abs().nan_to_num(torch.inf)
-            self.worst[name] = max(self.worst.get(name, 0.0), float(apart.max()))
-
-    def figures(self) -> dict[str, Any]:
-        """Return the counts, and the first rows of each kind."""
-        counts = {"unequal": self.unequal, "beyond_rounding": self.beyond, "not_finite": self.infinite}
-        first = {f"first_{name}": numbers[:5] for name, numbers in counts.items()}
-        told = {name: len(numbers) for name, numbers in counts.items()}
-        return {"rows": self.rows} | told | first | {"max_abs_difference": self.worst}
-
-
-def measure_rows(model: PreTrainedModel, cut: Cut, table: Any, chunk_tokens: int, count: RowCount) -> None:
-    """Compare every row of a table with the live first layer of the source model.
-
-    As many rows are run at once as when the table was made: how a product rounds may depend on that.
-    """
-    linear = Linear(model, cut, cut.sum) if cut.sum else None
-    columns = {column.module: slice(column.start, column.start + column.width) for column in cut.stored}
-    for start in range(0, cut.rows, chunk_tokens):
-        stored = table[start : start + chunk_tokens]
-        live = compute_rows(model, cut, torch.arange(start, start + len(stored))[:, None])[:, 0]
-        if linear and cut.sum:
-            live = torch.cat([live, linear.token_parts(live[:, columns[cut.sum.token]]).to(live.dtype)], dim=1)
-        count.compare(start, stored, live, columns)
-
-
-def compare_tables(model: PreTrainedModel, folder: Path, made: dict[str, str]) -> dict[str, Any]:
-    """Open what a folded checkpoint has computed and compare it with ``model``, its source."""
-    folded = open_folder(folder)
-    cuts = read_cuts(folded.config)
-    said = folded.config["prefold"].get("computed", {})
-    chunks = said.get("chunk_tokens", [_ROWS_AT_ONCE] * len(cuts))
-    count = RowCount()
-    for cut, chunk_tokens in zip(cuts, chunks, strict=True):
-        name = made[f"{cut.embedding}.weight"]
-        with safe_open(folded.entries[name].file, framework="pt") as file:
-            measure_rows(model, cut, file.get_slice(name), chunk_tokens, count)
-            for parameter, live in added_tensors(model, cut, model.dtype):
-                stored = file.get_tensor(made[parameter])
-                count.compare(0, stored, live, {parameter: slice(None)})
-    return count.figures() | {"same_circumstances": said == circumstances("cpu", chunks)}
 
 
 @torch.no_grad()

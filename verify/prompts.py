@@ -1,6 +1,6 @@
 """What the two models are asked to continue."""
 
-from itertools import compress
+from itertools import accumulate, compress
 from operator import not_
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from transformers import AutoTokenizer
 
 from prefold.convert.errors import UsageError
 from prefold.convert.first_layer import quiet_loading
+from prefold.verify.job import SAID_VALUES
+from prefold.verify.passages import PASSAGES
 
 TEXTS = (
     "In the beginning there was a small town by the sea, and in the town",
@@ -16,7 +18,7 @@ TEXTS = (
     "def fibonacci(n: int) -> int:\n",
     "Dear Sir or Madam,",
 )
-LONGEST = 64
+LONGEST, LONGEST_PASSAGE = 64, 256
 _RANDOM_LENGTHS = (48, 7)
 
 
@@ -53,15 +55,44 @@ def token_prompts(
     generator = torch.Generator().manual_seed(0)
     lengths = [min(length, longest) for length in _RANDOM_LENGTHS]
     made = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+    written = _tokenized(folder, texts, TEXTS, longest, trust_remote_code=trust_remote_code)
+    usable = [bool(ids) and max(ids) < vocabulary for ids in written]
+    for text in compress(texts or (), map(not_, usable)):
+        raise UsageError(f"{text!r}: the source has no tokens for this prompt")
+    return [*compress(written, usable), *made]
+
+
+def token_passages(
+    folder: Path,
+    vocabulary: int,
+    texts: tuple[str, ...] | None,
+    *,
+    longest: int,
+    trust_remote_code: bool = False,
+) -> list[list[int]]:
+    """Tokenize ``texts``, or text of several kinds where there are none; nothing where there is no tokenizer.
+
+    None has more than ``longest`` tokens; and what a model says of all of them together fits well into memory.
+
+    Raises:
+        UsageError: as ``token_prompts``.
+    """
+    written = _tokenized(folder, texts, PASSAGES, longest, trust_remote_code=trust_remote_code)
+    usable = [ids for ids in written if ids and max(ids) < vocabulary]
+    before = accumulate(map(len, usable), initial=0)
+    room = SAID_VALUES // vocabulary
+    return [ids[: room - start] for ids, start in zip(usable, before, strict=False) if start < room]
+
+
+def _tokenized(
+    folder: Path, texts: tuple[str, ...] | None, default: tuple[str, ...], longest: int, *, trust_remote_code: bool
+) -> list[list[int]]:
+    """Return the first tokens of each text, or of each default one where there is a tokenizer for them."""
     try:
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         if texts:
             raise UsageError(f"{folder}: its tokenizer does not load, so prompts cannot be read: {error}") from error
-        return made
-    written = [tokenizer(text)["input_ids"][:longest] for text in texts or TEXTS]
-    usable = [bool(ids) and max(ids) < vocabulary for ids in written]
-    for text in compress(texts or (), map(not_, usable)):
-        raise UsageError(f"{text!r}: the source has no tokens for this prompt")
-    return [*compress(written, usable), *made]
+        return []
+    return [tokenizer(text)["input_ids"][:longest] for text in texts or default]

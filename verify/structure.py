@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from prefold.convert.files import CARD, CONFIG, REPORT, RUNTIME, copied_name, side_files
+from prefold.convert.files import CARD, CONFIG, REPORT, RUNTIMES, copied_name, side_files
 from prefold.convert.shards import Entry, Outgoing, cast, dtype_name, passed_through
 from prefold.convert.source import Source
 from prefold.convert.study import Study
-from prefold.convert.weights import made_tensors, untouched
+from prefold.convert.weights import Made, made_tensors, untouched
 from prefold.verify.checks import Outcome
 
 # What a config may say otherwise: where the source was found, and what wrote the table when.
-_FREE = {f"prefold.{key}" for key in ("source", "revision", "runtime_sha256")}
-_CIRCUMSTANCES = ("prefold.versions.", "prefold.computed", "prefold.made")
+_FREE = {f"prefold.{key}" for key in ("source", "revision")}
+_CIRCUMSTANCES = ("prefold.versions.", "prefold.computed", "prefold.made", "prefold.runtime_sha256")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Blueprint:
     adapter: dict[str, bytes] = field(default_factory=dict)
 
     @property
-    def made(self) -> dict[str, tuple[str, list[int]]]:
-        """The computed tensors' parameters, their own names, and their shapes."""
+    def made(self) -> dict[str, Made]:
+        """The computed tensors, by their parameters."""
         return made_tensors(self.live, self.study.cuts)
 
     @property
@@ -79,25 +79,25 @@ def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
 
 def _code_problems(blueprint: Blueprint, folded: Source, *, trusted: bool) -> Iterator[str]:
     said = folded.config["prefold"].get("runtime_sha256")
+    said = said if isinstance(said, dict) else {}
     for name, ours in blueprint.code.items():
         path = folded.folder / name
         found = path.read_bytes() if path.is_file() else None
         if found is None:
             yield f"{name}: missing"
-        elif sha256([found]) != (said if name == RUNTIME else sha256([ours])):
+        elif sha256([found]) != (said.get(name) if name in RUNTIMES else sha256([ours])):
             yield f"{name}: not the file that was written (its hash differs)"
         elif found != ours and not trusted:
             yield f"{name}: not the one that this version writes: read it, then pass --trust-remote-code to run it"
 
 
 def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
-    dtype = dtype_name(blueprint.dtype)
-    for name, shape in blueprint.made.values():
-        table = folded.entries.get(name)
+    for made in blueprint.made.values():
+        table, dtype = folded.entries.get(made.name), dtype_name(made.kind(blueprint.dtype))
         if table is None:
-            yield f"{name}: the table is missing"
-        elif (table.dtype, table.shape) != (dtype, shape):
-            yield f"{name}: the table is {table.dtype} {table.shape}, should be {dtype} {shape}"
+            yield f"{made.name}: the table is missing"
+        elif (table.dtype, table.shape) != (dtype, made.shape):
+            yield f"{made.name}: the table is {table.dtype} {table.shape}, should be {dtype} {made.shape}"
 
 
 def find_refusals(blueprint: Blueprint, folded: Source, *, trusted: bool) -> list[str]:
@@ -123,7 +123,7 @@ def _is_untouched(source: Entry, folded: Entry, dtype: torch.dtype) -> bool:
 
 
 def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
-    expected, made = blueprint.untouched, [name for name, _ in blueprint.made.values()]
+    expected, made = blueprint.untouched, [made.name for made in blueprint.made.values()]
     for name, entry in expected.items():
         if name not in folded.entries:
             yield f"{name}: missing"

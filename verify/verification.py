@@ -1,20 +1,16 @@
 """Compare a folded checkpoint, as it lies on disk, with its source."""
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.convert.adapter import modules_in_tables, remaining_adapter
-from prefold.convert.errors import BrokenCheckpoint, PrefoldError, UnsupportedModel, UsageError
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
 from prefold.convert.files import ADAPTER_FOLDER, CONFIG
 from prefold.convert.folded import copy_runtime, folded_config
 from prefold.convert.model import load_config, load_kind, require_text
@@ -25,19 +21,19 @@ from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, open_folder, open_source
 from prefold.convert.study import AUTO, Study, Wanted, study_model
 from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
-from prefold.verify.job import NEW_TOKENS, Job, load_figures
+from prefold.verify.claims import claimed_fold, claimed_placement
+from prefold.verify.divergence import check_divergence, other_width
+from prefold.verify.job import NEW_TOKENS, Job
+from prefold.verify.measuring import Measured, ProbeFailed, measure
 from prefold.verify.metering import check_packed_reads, is_packed
 from prefold.verify.outputs import check_greedy, check_logits, check_reads, check_rows, check_speed
-from prefold.verify.prompts import LONGEST, token_prompts
+from prefold.verify.prompts import LONGEST, LONGEST_PASSAGE, token_passages, token_prompts
 from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals, told
 
 Progress = Callable[[str], None]
+Outputs = dict[str, torch.Tensor]
 
 _FLOATS = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point)
-
-
-class ProbeFailed(PrefoldError):
-    """A checkpoint could not be loaded or run."""
 
 
 class _Unfit(Exception):
@@ -46,12 +42,6 @@ class _Unfit(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__(*problems)
         self.problems = problems
-
-
-@dataclass(frozen=True)
-class _Measured:
-    figures: dict[str, Any]
-    outputs: dict[str, torch.Tensor]
 
 
 def verify_checkpoint(
@@ -161,11 +151,14 @@ class _Comparison:
         self.kind = load_kind(source, config)
         self.dtype: str = folded.config["dtype"]
         dtype: torch.dtype = getattr(torch, self.dtype)
-        self.study = _study(self.kind.model_class, config, _wanted(folded))
+        self.study = _study(self.kind.model_class, config, claimed_fold(folded.config["prefold"], dtype))
         live = live_names(build_on_meta(self.kind.model_class, config, dtype), source.entries)
         text_only = bool(folded.config["prefold"].get("refused_inputs"))
         require_text(self.kind, text_only=text_only)
-        expected = folded_config(source, config, self.kind, self.study, dtype=dtype, text_only=text_only)
+        placement = claimed_placement(folded.config["prefold"])
+        expected = folded_config(
+            source, config, self.kind, self.study, live, dtype=dtype, placement=placement, text_only=text_only
+        )
         expected.pop("torch_dtype", None)
         code = _code(config, self.kind.model_class)
         self.blueprint = Blueprint(source, expected, live, self.study, dtype, code, _remaining(adapter, self.study))
@@ -173,13 +166,12 @@ class _Comparison:
         self.adapters = {source.folder: adapter, folded.folder: rest if self.blueprint.adapter else None}
         context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or LONGEST + NEW_TOKENS
         self.new_tokens = min(NEW_TOKENS, context // 2)
-        longest = min(LONGEST, context - self.new_tokens)
-        self.prompts = token_prompts(
-            source.folder,
-            min(cut.rows for cut in self.study.cuts),
-            texts,
-            longest=longest,
-            trust_remote_code=trust_remote_code,
+        self.is_smaller = any(cut.encoding for cut in self.study.cuts)
+        given = (source.folder, min(cut.rows for cut in self.study.cuts), texts)
+        longest, passage = min(LONGEST, context - self.new_tokens), min(LONGEST_PASSAGE, context // 2)
+        self.prompts = token_prompts(*given, longest=longest, trust_remote_code=trust_remote_code)
+        self.passages = (
+            token_passages(*given, longest=passage, trust_remote_code=trust_remote_code) if self.is_smaller else []
         )
 
     def run(self, *, speed: bool) -> dict[str, Outcome]:
@@ -189,8 +181,7 @@ class _Comparison:
         self.progress("comparing files")
         differences = find_differences(self.blueprint, self.folded)
         before, after = self._measure(differences)
-        truth = self._truth(before) if any(cut.sum for cut in self.study.cuts) else None
-        logits = check_logits(before.outputs, after.outputs, self.dtype, truth)
+        logits, truth = self._check_logits(before, after.outputs)
         reads = self._check_reads(before.figures, after.figures)
         checks = {
             "structure": check_structure(
@@ -208,7 +199,7 @@ class _Comparison:
             against = self._job(self.folded)
             job = self._job(self.source, speed_against=against.folder, adapter_against=against.adapter)
             measured = before.figures["reads"], after.figures["reads"]
-            checks["speed"] = check_speed(self._probe(job).figures["speed"], *measured)
+            checks["speed"] = check_speed(measure(job).figures["speed"], *measured)
         return checks
 
     def _check_reads(self, before: dict[str, Any], after: dict[str, Any]) -> Outcome:
@@ -217,52 +208,51 @@ class _Comparison:
             return check_packed_reads(*reads, before["folded"], *expected)
         return check_reads(*reads, *expected)
 
-    def _measure(self, differences: list[str]) -> tuple[_Measured, _Measured]:
+    def _measure(self, differences: list[str]) -> tuple[Measured, Measured]:
         """Run the source and then the folded checkpoint, which may not run at all: then nothing else is checked."""
         self.progress("running the source")
-        made = {parameter: name for parameter, (name, _) in self.blueprint.made.items()}
+        made = {parameter: made.name for parameter, made in self.blueprint.made.items()}
         table = {"table_folder": str(self.folded.folder.absolute()), "made": made}
-        before = self._probe(self._job(self.source, **table))
+        before = measure(self._job(self.source, **table))
         self.progress("running the folded model")
         continued = before.outputs["continued"].tolist()
         try:
-            return before, self._probe(self._job(self.folded, continued=continued, trust_remote_code=True))
+            return before, measure(self._job(self.folded, continued=continued, trust_remote_code=True))
         except ProbeFailed as problem:
             raise _Unfit([*differences, str(problem)]) from problem
 
-    def _truth(self, before: _Measured) -> dict[str, torch.Tensor]:
-        """Run the source in float64, where rounding does not count."""
-        self.progress("running the source in float64")
+    def _check_logits(self, before: Measured, after: Outputs) -> tuple[Outcome, Outputs | None]:
+        """Return the check, and what the source says in float64 where that is of use."""
+        if self.is_smaller:
+            kind = {"has_logits": self.kind.auto_class != "AutoModel"}
+            return check_divergence(before.outputs, after, self._other(before), self.dtype, **kind), None
+        truth = self._source_in("float64", before) if any(cut.sum for cut in self.study.cuts) else None
+        return check_logits(before.outputs, after, self.dtype, truth), truth
+
+    def _other(self, before: Measured) -> Outputs | None:
+        try:
+            return self._source_in(other_width(self.dtype), before)
+        except ProbeFailed:
+            return None  # as of quantized weights, which may be multiplied in one type alone
+
+    def _source_in(self, dtype: str, before: Measured) -> Outputs:
+        """Return what the source says in another type."""
+        self.progress(f"running the source in {dtype}")
         continued = before.outputs["continued"].tolist()
-        return self._probe(self._job(self.source, dtype="float64", continued=continued, only_outputs=True)).outputs
+        return measure(self._job(self.source, dtype=dtype, continued=continued, only_outputs=True)).outputs
 
     def _job(self, checkpoint: Source, **more: Any) -> Job:
-        sums = any(cut.sum for cut in self.study.cuts)
         adapter = self.adapters[checkpoint.folder]
         common: dict[str, Any] = {
             "dtype": self.dtype,
             "adapter": str(adapter.absolute()) if adapter else None,
             "trust_remote_code": self.trust,
             "new_tokens": self.new_tokens,
-            "with_text": sums,
+            "with_text": self.is_smaller or any(cut.sum for cut in self.study.cuts),
+            "passages": self.passages,
         }
         folder, auto_class = str(checkpoint.folder.absolute()), self.kind.auto_class
         return Job(folder, auto_class=auto_class, prompts=self.prompts, **(common | more))
-
-    def _probe(self, job: Job) -> _Measured:
-        """Measure in a fresh process with an empty cache of remote code; nothing of this process is shared."""
-        with tempfile.TemporaryDirectory(prefix="prefold-") as scratch:
-            folder = Path(scratch)
-            job.save(folder)
-            environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(
-                [sys.executable, "-P", "-m", "prefold.verify.probe", str(folder)],
-                env=environment, capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                raise ProbeFailed(f"{Path(job.folder).name}: does not run: {_last_line(done.stderr)}")
-            outputs = folder / "outputs.safetensors"
-            return _Measured(load_figures(folder), load_file(outputs) if outputs.exists() else {})
 
 
 def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted: Wanted) -> Study:
@@ -271,14 +261,6 @@ def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted:
         return study_model(model_class, config, wanted)
     except UsageError:
         return study_model(model_class, config, replace(wanted, cut=AUTO))
-
-
-def _wanted(folded: Source) -> Wanted:
-    """Return what a checkpoint was folded as; where it does not say, what most are folded as: then it will differ."""
-    said = folded.config["prefold"].get("folds")
-    folds = [fold for fold in said if isinstance(fold, dict)] if isinstance(said, list) else []
-    names = [str(fold["cut"]) for fold in folds if fold.get("cut")]
-    return Wanted(merge_residual=any(fold.get("merged") for fold in folds), cut=",".join(names) or AUTO)
 
 
 def _code(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> dict[str, bytes]:
@@ -294,8 +276,3 @@ def _remaining(adapter: Path | None, study: Study) -> dict[str, bytes]:
         folder = Path(scratch) / ADAPTER_FOLDER
         left = adapter is not None and remaining_adapter(adapter, modules_in_tables(study.cuts), folder)
         return {f"{ADAPTER_FOLDER}/{path.name}": path.read_bytes() for path in folder.iterdir()} if left else {}
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it was killed"

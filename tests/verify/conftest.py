@@ -5,12 +5,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from prefold.convert import convert_checkpoint
+from prefold.convert import Options, convert_checkpoint
+from prefold.demo import CHECKPOINT
 from tests.conftest import random_model, small_config
+from tests.verify.tokenizer import save_tokenizer
 
 # Measuring processes inherit it: two of them at once would wait for each other's threads over these small models.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +28,8 @@ class Pair:
 
 
 MakePair = Callable[..., Pair]
+MakeFolds = Callable[..., Pair]
+Breakable = Callable[[Pair], Pair]
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +54,30 @@ def llama(make_pair: MakePair) -> Pair:
 def gpt_neox(make_pair: MakePair) -> Pair:
     """Return a parallel model."""
     return make_pair("gpt_neox")
+
+
+@pytest.fixture(scope="session")
+def make_folds(tmp_path_factory: pytest.TempPathFactory) -> MakeFolds:
+    """Return a function that folds a small source with a tokenizer, made once for each type and shape."""
+    sources: dict[tuple[Any, ...], Path] = {}
+
+    def make(model_type: str, dtype: torch.dtype, changes: dict[str, Any] | None = None, **options: Any) -> Pair:
+        key = (model_type, dtype, *(changes or {}).items())
+        if key not in sources:
+            sources[key] = tmp_path_factory.mktemp(model_type) / "source"
+            random_model(small_config(model_type, **(changes or {})), dtype).save_pretrained(sources[key])
+            save_tokenizer(sources[key])
+        out = tmp_path_factory.mktemp("folds") / "folded"
+        return Pair(sources[key], convert_checkpoint(str(sources[key]), out, options=Options(**options)).out)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Return the trained model that comes with prefold, folded in int8."""
+    out = tmp_path_factory.mktemp("trained") / "int8"
+    return Pair(CHECKPOINT, convert_checkpoint(str(CHECKPOINT), out, options=Options(table_dtype=torch.int8)).out)
 
 
 @pytest.fixture

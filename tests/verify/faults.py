@@ -15,6 +15,7 @@ from prefold.convert.files import CONFIG, INDEX, RUNTIME, TABLE
 from prefold.convert.section import read_cuts
 from prefold.convert.shards import read_header
 from prefold.convert.table import table_rows
+from prefold.verify.structure import sha256
 from tests.conftest import load
 
 SHARD = "model-00001-of-00001.safetensors"
@@ -44,7 +45,7 @@ def folded_cut(folded: Path) -> Cut:
 
 def hide(folded: Path) -> None:
     """Write the hashes of what was computed, as it is now, so that only its rows can give the fault away."""
-    hashes = {name: hashlib.sha256(b"".join(e.chunks())).hexdigest() for name, e in read_header(folded / TABLE).items()}
+    hashes = {name: sha256(entry.chunks()) for name, entry in read_header(folded / TABLE).items()}
     with edited_json(folded / CONFIG) as config:
         assert config["prefold"]["made"].keys() == hashes.keys()
         config["prefold"]["made"] = hashes
@@ -171,7 +172,7 @@ def edit_runtime(folded: Path, *, hidden: bool = False) -> None:
     module.write_text(module.read_text() + "\n# changed\n")
     if hidden:
         with edited_json(folded / CONFIG) as config:
-            config["prefold"]["runtime_sha256"] = hashlib.sha256(module.read_bytes()).hexdigest()
+            config["prefold"]["runtime_sha256"][RUNTIME] = hashlib.sha256(module.read_bytes()).hexdigest()
 
 
 def edit_config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

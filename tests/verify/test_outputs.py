@@ -251,6 +251,27 @@ def test_rows_that_are_not_finite_fail_even_where_they_equal_the_source(dtype: s
     assert outcome.problems == ["1 rows are not finite, the first of tokens [6]"]
 
 
+def encoded(**changes: Any) -> dict[str, Any]:
+    """Return the figures of a comparison of rows in fewer bytes that found nothing."""
+    errors = {"e": {"max_abs": 0.0, "relative": 0.0}, "b.0.q": {"max_abs": 0.125, "relative": 0.0123}}
+    return rows(padding_not_zero=0, first_padding_not_zero=[], errors=errors) | changes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_in_fewer_bytes_pass_with_the_column_told_that_lost_most(dtype: str):
+    outcome = check_rows(encoded(), dtype)
+    assert outcome.passed
+    assert outcome.summary.endswith("; stored in fewer bytes, b.0.q is furthest off: 1.23%, max |Δ| 0.125")
+    assert outcome.figures["errors"]["b.0.q"] == {"max_abs": 0.125, "relative": 0.0123}
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_padding_that_is_not_zero_fails_wherever_rows_were_made(dtype: str, same: bool):
+    outcome = check_rows(encoded(padding_not_zero=1, first_padding_not_zero=[3], same_circumstances=same), dtype)
+    assert outcome.problems == ["1 rows are not zero behind their values, the first of tokens [3]"]
+
+
 def test_speed_is_a_figure_beside_the_one_that_reads_predict():
     measured = {"ratio": 0.5, "source_tokens_per_second": 2.0, "folded_tokens_per_second": 1.0}
     outcome = check_speed(measured, {"1": 300}, {"1": 200})

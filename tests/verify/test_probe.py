@@ -11,7 +11,8 @@ import torch
 
 from prefold.convert.table import table_rows
 from prefold.verify.job import NEW_TOKENS, Job, load_figures
-from prefold.verify.probe import RowCount, left_padded, measure_rows
+from prefold.verify.probe import left_padded
+from prefold.verify.rows import RowCount, measure_rows
 from tests.conftest import load
 from tests.verify.conftest import Pair
 from tests.verify.faults import folded_cut

@@ -6,7 +6,8 @@ import pytest
 
 from prefold.convert import UsageError
 from prefold.verify import read_prompts
-from prefold.verify.prompts import TEXTS, token_prompts
+from prefold.verify.passages import PASSAGES
+from prefold.verify.prompts import TEXTS, token_passages, token_prompts
 from tests.verify.tokenizer import save_tokenizer
 
 
@@ -63,3 +64,27 @@ def test_a_text_with_no_token_of_the_model_is_refused_and_not_left_out(tmp_path:
     save_tokenizer(tmp_path)
     with pytest.raises(UsageError, match="'not'"):
         token_prompts(tmp_path, 6, ("to be", "not"))
+
+
+def test_passages_are_text_of_several_kinds_or_what_was_given(tmp_path: Path):
+    save_tokenizer(tmp_path)
+    own = token_passages(tmp_path, 97, None, longest=50)
+    assert [len(ids) for ids in own] == [50] * len(PASSAGES)
+    assert token_passages(tmp_path, 97, ("to be", "or not"), longest=50) == [[3, 4], [5, 6]]
+
+
+def test_passages_without_a_tokenizer_are_none_and_given_ones_are_refused(tmp_path: Path):
+    assert token_passages(tmp_path, 97, None, longest=50) == []
+    with pytest.raises(UsageError, match="its tokenizer does not load"):
+        token_passages(tmp_path, 97, ("to be",), longest=50)
+
+
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(1 << 20, 32), (1 << 22, 8), (1 << 18, 128)])
+def test_of_a_large_vocabulary_fewer_positions_are_asked_for(tmp_path: Path, vocabulary: int, tokens: int):
+    save_tokenizer(tmp_path)
+    assert sum(map(len, token_passages(tmp_path, vocabulary, None, longest=50))) == tokens
+
+
+def test_passages_that_are_no_tokens_of_the_model_are_left_out(tmp_path: Path):
+    save_tokenizer(tmp_path)
+    assert token_passages(tmp_path, 6, ("to be", "not"), longest=50) == [[3, 4]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from prefold.convert.files import CARD, REPORT, RUNTIME
+from prefold.convert.files import CARD, REPORT, RUNTIMES
 from prefold.convert.folded import folded_config
 from prefold.convert.model import load_config, load_kind
 from prefold.convert.names import live_names
@@ -31,8 +31,8 @@ def blueprint(llama: Pair) -> Blueprint:
     kind = load_kind(source, config)
     study = study_model(kind.model_class, config)
     live = live_names(build_on_meta(kind.model_class, config, torch.float32), source.entries)
-    expected = folded_config(source, config, kind, study, dtype=torch.float32)
-    code = {RUNTIME: (llama.folded / RUNTIME).read_bytes()}
+    expected = folded_config(source, config, kind, study, live, dtype=torch.float32)
+    code = {name: (llama.folded / name).read_bytes() for name in RUNTIMES}
     return Blueprint(source, expected, live, study, torch.float32, code)
 
 
