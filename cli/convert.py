@@ -12,11 +12,16 @@ from prefold.cli.options import (
     Json,
     MaxTable,
     MergeResidual,
+    Placement,
+    QuantizeResidual,
     Revision,
+    TableDType,
     TextOnly,
     TrustRemoteCode,
     parse_dtype,
+    parse_placement,
     parse_size,
+    parse_table_dtype,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +47,9 @@ def convert(
     max_table: MaxTable = None,
     text_only: TextOnly = False,
     adapter: Adapter = None,
+    placement: Placement = "device",
+    table_dtype: TableDType = None,
+    quantize_residual: QuantizeResidual = False,
     trust_remote_code: TrustRemoteCode = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload the result as org/name.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
@@ -68,6 +76,9 @@ def convert(
         max_table=parse_size(max_table, "--max-table"),
         text_only=text_only,
         adapter=adapter,
+        placement=parse_placement(placement),
+        table_dtype=parse_table_dtype(table_dtype),
+        quantize_residual=quantize_residual,
     )
     if push_to_hub:
         open_repository(push_to_hub, private=private)

@@ -11,11 +11,14 @@ from prefold.cli.options import (
     Json,
     MaxTable,
     MergeResidual,
+    QuantizeResidual,
     Revision,
+    TableDType,
     TextOnly,
     TrustRemoteCode,
     parse_dtype,
     parse_size,
+    parse_table_dtype,
 )
 
 
@@ -30,6 +33,8 @@ def inspect(
     cut: Cut = "auto",
     max_table: MaxTable = None,
     text_only: TextOnly = False,
+    table_dtype: TableDType = None,
+    quantize_residual: QuantizeResidual = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -50,6 +55,8 @@ def inspect(
         cut=cut,
         max_table=parse_size(max_table, "--max-table"),
         text_only=text_only,
+        table_dtype=parse_table_dtype(table_dtype),
+        quantize_residual=quantize_residual,
     )
     if as_json:
         show_json(inspection.as_json())

@@ -42,6 +42,25 @@ Adapter = Annotated[
         help="A LoRA of the source: merged into the table where modules fold, kept in OUT/adapter where they do not.",
     ),
 ]
+TableDType = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="Store columns smaller: int8, float8_e4m3fn or bfloat16. No longer equal; the error is measured and"
+        " printed. As values of the model's own type if not given.",
+    ),
+]
+QuantizeResidual = Annotated[
+    bool, typer.Option("--quantize-residual", help="With --table-dtype, store the residual slice so, too.")
+]
+Placement = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE",
+        help="Where the table is to lie when the result runs: device, host (memory) or disk (mapped from its file)."
+        " Who loads it may choose another place.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -57,6 +76,27 @@ def parse_dtype(name: str | None) -> "torch.dtype | None":
     if name not in known:
         raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint="--dtype")
     return known[name]
+
+
+def parse_table_dtype(name: str | None) -> "torch.dtype | None":
+    """Return the torch dtype that columns are to be stored in; None for None."""
+    if name is None:
+        return None
+    from prefold.convert.encoding import TABLE_DTYPES
+
+    if name not in TABLE_DTYPES:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(TABLE_DTYPES)}", param_hint="--table-dtype")
+    dtype: torch.dtype = TABLE_DTYPES[name]
+    return dtype
+
+
+def parse_placement(name: str) -> str:
+    """Return the placement of that name."""
+    from prefold.runtime.storage_prefold import PLACEMENTS
+
+    if name not in PLACEMENTS:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(PLACEMENTS)}", param_hint="--placement")
+    return name
 
 
 def require_page(file: Path | None) -> None:

@@ -102,6 +102,9 @@ def _look_ups(side: "FoldedSide") -> str:
 
 
 def _layouts(worth: "Worth") -> str:
+    if worth.table_dtype:
+        native = sum(side.rows * side.row_width for side in worth.sides) * worth.dtype.itemsize
+        return f"columns as {worth.table_dtype}: not equal, within a measured error; equal rows {_gigabytes(native)}"
     if not worth.exact:
         return "a sum of look-ups: as accurate as the source, not equal to the bit"
     if not worth.merged_width:

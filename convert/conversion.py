@@ -16,6 +16,7 @@ from prefold.convert.adapter import check_adapter, merge_into_first_layer, modul
 from prefold.convert.ahead import ahead
 from prefold.convert.card import write_card
 from prefold.convert.cut import Cut
+from prefold.convert.encoding import asked_for
 from prefold.convert.errors import BrokenCheckpoint, StorageError, UsageError
 from prefold.convert.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE, side_files
 from prefold.convert.first_layer import load_first_layer, require_device
@@ -81,6 +82,9 @@ class Options:
         max_table: bytes that ``auto`` may store; None for no limit.
         text_only: fold a model that takes images or sounds, too, for token ids alone.
         adapter: a LoRA to merge into the table; what it does elsewhere becomes an adapter of the folded checkpoint.
+        placement: where tables are to lie when the folded checkpoint runs: ``device``, ``host`` or ``disk``.
+        table_dtype: store columns in it, no longer equal; as values of the model's own type where None.
+        quantize_residual: store the residual slice so, too.
     """
 
     merge_residual: bool = False
@@ -94,6 +98,23 @@ class Options:
     max_table: int | None = None
     text_only: bool = False
     adapter: Path | None = None
+    placement: str = "device"
+    table_dtype: torch.dtype | None = None
+    quantize_residual: bool = False
+
+    def wanted(self, dtype: torch.dtype) -> Wanted:
+        """Return what a study of a model of ``dtype`` has to look for.
+
+        Raises:
+            UsageError: the residual slice is to be smaller, and columns are not.
+        """
+        return Wanted(
+            self.merge_residual,
+            cut=self.cut,
+            max_values=None if self.max_table is None else self.max_table // dtype.itemsize,
+            dtype=dtype,
+            smaller=asked_for(self.table_dtype, residual=self.quantize_residual),
+        )
 
 
 @dataclass(frozen=True)
@@ -178,8 +199,7 @@ def _prepare(model: str, revision: str | None, options: Options, watch: Watch) -
     kind = load_kind(opened, config)
     require_text(kind, text_only=options.text_only)
     said = resolve_dtype(opened, config, options.dtype)
-    limit = None if options.max_table is None else options.max_table // said.itemsize
-    study = study_model(kind.model_class, config, Wanted(options.merge_residual, cut=options.cut, max_values=limit))
+    study = study_model(kind.model_class, config, options.wanted(said))
     require_plain(config, study.cuts, [f"--{name}" for name in ("dtype", "adapter") if getattr(options, name)])
     if options.adapter:
         whole = build_on_meta(kind.model_class, config, torch.float32)
@@ -220,7 +240,9 @@ def _write(job: _Job, folder: Path) -> None:
         job.config,
         job.kind,
         study,
+        job.live,
         dtype=job.dtype,
+        placement=options.placement,
         text_only=job.options.text_only,
         made={name: digest.hexdigest() for name, digest in maker.digests.items()},
         computed=circumstances(job.options.device, [job.chunk_tokens(cut) for cut in study.cuts]),
@@ -237,7 +259,7 @@ class _Maker:
 
     def __init__(self, job: _Job, plan: WeightPlan) -> None:
         self._job = job
-        self.digests = {name: hashlib.sha256() for name, _ in plan.made.values()}
+        self.digests = {made.name: hashlib.sha256() for made in plan.made.values()}
         self.outgoing: dict[str, Outgoing] = {}
         self._ready: dict[str, torch.Tensor] = {}
         for cut in job.study.cuts:
@@ -246,15 +268,13 @@ class _Maker:
                 self._announce(plan, parameter, partial(self._added, cut, parameter))
 
     def _announce(self, plan: WeightPlan, parameter: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> None:
-        name, shape = plan.made[parameter]
-        size = prod(shape) * self._job.dtype.itemsize
-        chunks = partial(self._hashed, name, pieces)
-        self.outgoing[name] = Outgoing(dtype_name(self._job.dtype), shape, size, chunks)
+        made = plan.made[parameter]
+        kind = made.kind(self._job.dtype)
+        chunks = partial(self._hashed, made.name, pieces)
+        self.outgoing[made.name] = Outgoing(dtype_name(kind), made.shape, prod(made.shape) * kind.itemsize, chunks)
 
     def _hashed(self, name: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> Iterator[memoryview]:
         for rows in pieces():
-            if rows.dtype != self._job.dtype:
-                raise BrokenCheckpoint(f"the first layer answers in {rows.dtype}, not in the model's {self._job.dtype}")
             piece = as_bytes(rows)
             self.digests[name].update(piece)
             yield piece
@@ -274,7 +294,13 @@ class _Maker:
         return model
 
     def _table(self, cut: Cut) -> Iterator[torch.Tensor]:
-        return ahead(table_rows(self._model, cut, self._job.chunk_tokens(cut)))
+        return ahead(self._stored(cut))
+
+    def _stored(self, cut: Cut) -> Iterator[torch.Tensor]:
+        for rows in table_rows(self._model, cut, self._job.chunk_tokens(cut)):
+            if rows.dtype != self._job.dtype:
+                raise BrokenCheckpoint(f"the first layer answers in {rows.dtype}, not in the model's {self._job.dtype}")
+            yield cut.encoding.encode(rows) if cut.encoding else rows
 
     def _added(self, cut: Cut, parameter: str) -> list[torch.Tensor]:
         if parameter not in self._ready:
@@ -292,6 +318,9 @@ def _command(job: _Job) -> str:
     parts += [f"--max-table {options.max_table}"] if options.max_table else []
     parts += ["--text-only"] if options.text_only else []
     parts += [f"--dtype {str(options.dtype).removeprefix('torch.')}"] if options.dtype else []
+    parts += [f"--placement {options.placement}"] if options.placement != "device" else []
+    parts += [f"--table-dtype {str(options.table_dtype).removeprefix('torch.')}"] if options.table_dtype else []
+    parts += ["--quantize-residual"] if options.quantize_residual else []
     parts += [f"--adapter {options.adapter.resolve().name}"] if options.adapter else []
     parts += [f"--device {options.device}"] if options.device != "cpu" else []
     parts += [f"--chunk-tokens {options.chunk_tokens}"] if options.chunk_tokens else []

@@ -1,11 +1,12 @@
 """Which modules become columns, and where each lies in a row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from prefold.convert.discover import Discovery
+from prefold.convert.encoding import Encoding, Smaller, encoding_of
 from prefold.convert.lookups import LookUp
 from prefold.convert.norm import Norm
 from prefold.convert.pure import Pure
@@ -122,6 +123,7 @@ class Cut:
         dropped: modules whose output nobody reads any more.
         merged: the module that is added to the residual slice beforehand, or None.
         sum: the columns that see a sum of look-ups, or None.
+        encoding: how rows are stored, where not as values of the model's own type.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Cut:
     dropped: list[Column]
     merged: Column | None = None
     sum: Sum | None = None
+    encoding: Encoding | None = None
 
     @property
     def side(self) -> Side:
@@ -153,6 +156,20 @@ class Cut:
         """Values in a row."""
         pure = self.residual.width + sum(column.width for column in self.columns)
         return pure + (self.sum.width if self.sum else 0)
+
+    @property
+    def stored_width(self) -> int:
+        """How many values of the model's own type a stored row is as long as."""
+        return self.encoding.width if self.encoding else self.row_width
+
+    def encoded(self, native: torch.dtype, smaller: Smaller | None) -> "Cut":
+        """Return the same cut of rows that are stored smaller than in the model's ``native`` type, if they are to be.
+
+        Raises:
+            UsageError: that would not be smaller.
+        """
+        widths = [column.width for column in self.stored]
+        return replace(self, encoding=encoding_of(widths, native, smaller) if smaller else None)
 
     @property
     def computed(self) -> list[Column]:
@@ -178,8 +195,8 @@ class Cut:
         tables = {f"{each.module}.prefold.{each.weight}": [each.rows, self.sum.width] for each in self.sum.look_ups}
         return tables | {f"{column.module}.bias": [self.sum.steps, column.width] for column in self.sum.columns}
 
-    def section(self) -> dict[str, Any]:
-        """Describe the cut as the runtime module reads it from ``config.json``."""
+    def section(self, tensor: str | None = None) -> dict[str, Any]:
+        """Describe the cut as the runtime module reads it from ``config.json``; ``tensor`` names the table there."""
         bare = self.residual.module == self.embedding
         read = self.columns if bare else [self.residual, *self.columns]
         return {
@@ -190,10 +207,12 @@ class Cut:
             "unused": self.place.unused,
             "table": {
                 "module": self.embedding,
+                "tensor": tensor or f"{self.embedding}.weight",
                 "rows": self.rows,
                 "row_width": self.row_width,
                 "start": self.residual.start if bare else None,
                 "width": self.embedding_width,
+                "stored": self.encoding.section() if self.encoding else None,
             },
             "columns": [_entry(column) for column in read],
             "dropped": [{"module": c.module, "shape": c.shape} for c in self.dropped if c.module != self.embedding],

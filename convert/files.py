@@ -7,6 +7,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TABLE = "prefold_table.safetensors"
 RUNTIME = "modeling_prefold.py"
+RUNTIMES = (RUNTIME, "columns_prefold.py", "storage_prefold.py")
 REMOTE_RUNTIME = "modeling_prefold_source.py"
 CARD = "README.md"
 SOURCE_CARD = "README.source.md"

@@ -12,10 +12,11 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from prefold.convert.files import CONFIG, REMOTE_RUNTIME, RUNTIME, copied_name, side_files
+from prefold.convert.files import CONFIG, REMOTE_RUNTIME, RUNTIME, RUNTIMES, copied_name, side_files
 from prefold.convert.model import Kind
 from prefold.convert.source import Source
 from prefold.convert.study import Study
+from prefold.convert.weights import made_tensors
 
 
 def folded_config(
@@ -23,21 +24,25 @@ def folded_config(
     config: PreTrainedConfig,
     kind: Kind,
     study: Study,
+    live: dict[str, str],
     *,
     dtype: torch.dtype,
+    placement: str = "device",
     text_only: bool = False,
     made: dict[str, str] | None = None,
     computed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it.
 
-    ``made`` are the hashes of the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
+    ``live`` are the parameters that the source's tensors become; ``placement`` is where tables are to lie; ``made`` are
+    the hashes of the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
     """
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
     from prefold.runtime.modeling_prefold import FORMAT, folded_name
 
     architecture = folded_name(kind.model_class, type(config))
     module = (RUNTIME if is_native(kind.model_class) else REMOTE_RUNTIME).removesuffix(".py")
+    tensors = made_tensors(live, study.cuts)
     untied = {} if study.ties.others else {"tie_word_embeddings": False}
     return source.config | {
         "model_type": f"prefold_{config.model_type}",
@@ -54,10 +59,11 @@ def folded_config(
             "source": source_name(source),
             "revision": source.revision,
             "source_model_type": config.model_type,
-            "folds": [cut.section() for cut in study.cuts],
+            "placement": placement,
+            "folds": [cut.section(tensors[f"{cut.embedding}.weight"].name) for cut in study.cuts],
             "refused_inputs": kind.other_inputs if text_only else [],
             "made": made or {},
-            "runtime_sha256": hashlib.sha256(_runtime()).hexdigest(),
+            "runtime_sha256": {name: hashlib.sha256(_runtime(name)).hexdigest() for name in RUNTIMES},
             "computed": computed or {},
             "versions": versions(),
         },
@@ -96,11 +102,12 @@ def is_native(kind: type[Any]) -> bool:
 
 
 def copy_runtime(folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
-    """Copy the module that runs a folded checkpoint, verbatim.
+    """Copy the modules that run a folded checkpoint, verbatim.
 
     A source that brings its own code, which is among its side files, gets a module beside it that joins the two.
     """
-    (folder / RUNTIME).write_bytes(_runtime())
+    for name in RUNTIMES:
+        (folder / name).write_bytes(_runtime(name))
     if is_native(model_class):
         return
     kinds: list[type[Any]] = [type(config), model_class]
@@ -110,8 +117,8 @@ def copy_runtime(folder: Path, config: PreTrainedConfig, model_class: type[PreTr
     (folder / REMOTE_RUNTIME).write_text("\n".join([*imports, f"from .{runtime} import derive", "", *derived]) + "\n")
 
 
-def _runtime() -> bytes:
-    return files("prefold.runtime").joinpath(RUNTIME).read_bytes()
+def _runtime(name: str) -> bytes:
+    return files("prefold.runtime").joinpath(name).read_bytes()
 
 
 def copy_side_files(source: Source, folder: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from prefold.convert.encoding import asked_for
 from prefold.convert.errors import UnsupportedModel
 from prefold.convert.model import load_config, load_kind, require_text, resolve_dtype
 from prefold.convert.quantized import method_of
@@ -73,6 +74,7 @@ def _worth_json(worth: Worth) -> dict[str, Any]:
         "dtype": str(worth.dtype).removeprefix("torch."),
         "step": worth.step,
         "exact": worth.exact,
+        "table_dtype": worth.table_dtype,
         "note": worth.note,
         "sides": [asdict(side) for side in worth.sides],
         "unfolded": worth.unfolded,
@@ -125,12 +127,14 @@ def inspect_checkpoint(
     max_table: int | None = None,
     trust_remote_code: bool = False,
     text_only: bool = False,
+    table_dtype: torch.dtype | None = None,
+    quantize_residual: bool = False,
 ) -> Inspection:
     """Say what folding would give and cost, from the config alone.
 
     ``model`` is a folder, a ``config.json`` or a hub id. ``assume_parallel`` asks what a parallel block of
     the same shape would give (the paper's hypothetical Mixtral). ``cut`` and ``max_table``, in bytes, are as for a
-    conversion.
+    conversion, and so are ``table_dtype`` and ``quantize_residual``.
 
     Raises:
         UsageError: there is no such checkpoint.
@@ -144,7 +148,9 @@ def inspect_checkpoint(
         require_text(kind, text_only=text_only)
         dtype = resolve_dtype(source, config, dtype)
         limit = None if max_table is None else max_table // dtype.itemsize
-        study = study_model(kind.model_class, config, Wanted(merge_residual, assume_parallel, cut, limit))
+        smaller = asked_for(table_dtype, residual=quantize_residual)
+        wanted = Wanted(merge_residual, assume_parallel, cut, limit, dtype, smaller)
+        study = study_model(kind.model_class, config, wanted)
     except UnsupportedModel as refusal:
         return Inspection(model, source.revision if source else None, refusal.reasons)
     worth = weigh(study, kind, dtype, method_of(config))

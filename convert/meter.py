@@ -25,7 +25,7 @@ class Meter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
+        self._names = {p.untyped_storage().data_ptr(): name for name, p in _weights(model)}
         self._whole: dict[str, set[tuple[int, int]]] = defaultdict(set)
         self.gathered: dict[str, int] = defaultdict(int)
 
@@ -59,6 +59,15 @@ class Meter(TorchDispatchMode):
             self.gathered[name] += rows * argument[0].numel() * argument.element_size()
         else:
             self._whole[name].add((int(argument.storage_offset()), _distinct(argument) * argument.element_size()))
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a model's parameters, and the tables of a folded one that are none since they are not on its device."""
+    yield from model.named_parameters()
+    for name, module in model.named_modules():
+        table = getattr(getattr(module, "rows", None), "table", None)
+        if isinstance(table, torch.Tensor):
+            yield f"{name}.weight", table
 
 
 def _distinct(argument: torch.Tensor) -> int:

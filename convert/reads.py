@@ -106,7 +106,7 @@ class Census:
     @property
     def made(self) -> int:
         """Values of all that is stored in their place."""
-        tables = sum(cut.rows * cut.row_width for cut in self.cuts)
+        tables = sum(cut.rows * cut.stored_width for cut in self.cuts)
         return tables + sum(prod(shape) for cut in self.cuts for shape in cut.added.values())
 
     def is_router(self, parameter: Parameter) -> bool:
@@ -121,7 +121,7 @@ class Census:
 
     def read_after(self, batch: int) -> float:
         """Values that one step reads in its place."""
-        return batch * sum(cut.row_width for cut in self.cuts) + sum(
+        return batch * sum(cut.stored_width for cut in self.cuts) + sum(
             self._read_of_sum(cut.sum, batch) for cut in self.cuts if cut.sum
         )
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from prefold.convert.cut import Column, Cut, Place, Sum
+from prefold.convert.encoding import Encoding
 from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.lookups import LookUp
 from prefold.convert.norm import Norm
@@ -51,6 +52,7 @@ def _cut(fold: dict[str, Any]) -> Cut:
         dropped=dropped,
         merged=merged[0] if merged else None,
         sum=_sum(fold["sum"]) if fold["sum"] else None,
+        encoding=Encoding.read(table["stored"]) if table["stored"] else None,
     )
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.convert.cut import Column, Cut, Place, lay_out
 from prefold.convert.discover import DEEPEST, Discovery, discover
+from prefold.convert.encoding import Smaller
 from prefold.convert.errors import UnsupportedModel, UsageError
 from prefold.convert.experiment import experiment_tokens
 from prefold.convert.explain import Seen
@@ -51,12 +52,16 @@ class Wanted:
         assume_parallel: ask what would fold if attention and FFN were parallel.
         cut: the name of a cut, or several for several sides, with commas; ``auto`` for those that save most reads.
         max_values: that ``auto`` may store; None for no limit.
+        dtype: the model's own.
+        smaller: how rows are to be stored, where not in that.
     """
 
     merge_residual: bool = False
     assume_parallel: bool = False
     cut: str = AUTO
     max_values: int | None = None
+    dtype: torch.dtype = torch.float32
+    smaller: Smaller | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def study_model(
 
     Raises:
         UnsupportedModel: nothing folds, or the model cannot be run from token ids; the reasons say why.
-        UsageError: there is no cut of the name that is wanted, or none as small.
+        UsageError: there is no cut of the name that is wanted, or none as small, or rows would not be smaller.
     """
     try:
         return _study(model_class, config, wanted)
@@ -132,7 +137,7 @@ def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted:
     if not wanted.assume_parallel:
         unreached = find_unreached(model, stacks, cuts)
         for fold in folds:
-            try_fold(model, fold.first_block, fold.cut, fold.found, fold.ids)
+            try_fold(model, fold.first_block, replace(fold.cut, encoding=None), fold.found, fold.ids)
     mergeable = sum(each.width for fold in folds for each in fold.found.columns if each.name == fold.found.mergeable)
     return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, mergeable)
 
@@ -215,6 +220,7 @@ def _side(
         side, embedding, rows, _entered_before(embedding, entries), _idle_look_ups(model, side, embedding, entries)
     )
     cuts = [lay_out(each, place, merge_residual=wanted.merge_residual) for each in found]
+    cuts = [cut.encoded(wanted.dtype, wanted.smaller) for cut in cuts]
     return [_Fold(stack.first_block, ids, each, cut) for each, cut in zip(found, cuts, strict=True)]
 
 

@@ -15,16 +15,29 @@ from prefold.convert.ties import Ties
 
 
 @dataclass(frozen=True)
+class Made:
+    """A tensor that is computed: its name, its shape, and whether it holds bytes and not the model's own values."""
+
+    name: str
+    shape: list[int]
+    is_encoded: bool = False
+
+    def kind(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type of its values in a model of ``dtype``."""
+        return torch.uint8 if self.is_encoded else dtype
+
+
+@dataclass(frozen=True)
 class WeightPlan:
     """The files to be written.
 
     Attributes:
         shards: the untouched tensors, by file.
-        made: by the parameter that it is loaded into, the name and the shape of every tensor that is computed.
+        made: every tensor that is computed, by the parameter that it is loaded into.
     """
 
     shards: dict[str, dict[str, Outgoing]]
-    made: dict[str, tuple[str, list[int]]]
+    made: dict[str, Made]
 
     @property
     def shard_bytes(self) -> int:
@@ -45,16 +58,17 @@ def untouched(entries: dict[str, Entry], live: dict[str, str], cuts: list[Cut], 
     return kept | {heir: own for heir in ties.heirs if own and heir not in live.values()}
 
 
-def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, tuple[str, list[int]]]:
-    """Return the tensors that are computed: the names of their parameters, their own, and their shapes.
+def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, Made]:
+    """Return the tensors that are computed, by the names of their parameters.
 
     What takes the place of a tensor of the source takes its name, too.
     """
-    shapes: dict[str, list[int]] = {}
+    named, made = {parameter: name for name, parameter in live.items()}, dict[str, Made]()
     for cut in cuts:
-        shapes |= {f"{cut.embedding}.weight": [cut.rows, cut.row_width], **cut.added}
-    named = {parameter: name for name, parameter in live.items()}
-    return {parameter: (named.get(parameter, parameter), shape) for parameter, shape in shapes.items()}
+        table, width = f"{cut.embedding}.weight", cut.encoding.row_bytes if cut.encoding else cut.row_width
+        made[table] = Made(named.get(table, table), [cut.rows, width], cut.encoding is not None)
+        made |= {parameter: Made(named.get(parameter, parameter), shape) for parameter, shape in cut.added.items()}
+    return made
 
 
 def plan_weights(

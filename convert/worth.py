@@ -54,6 +54,7 @@ class FoldedSide:
         look_ups: by the name of each other look-up, the values of the table that it gets beside its own.
         rows: of the table.
         row_width: in the layout that was asked for.
+        row_bytes: that a row takes.
     """
 
     side: str
@@ -63,6 +64,7 @@ class FoldedSide:
     look_ups: dict[str, int]
     rows: int
     row_width: int
+    row_bytes: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Worth:
         unfolded: why a side does not fold where another does.
         cuts: all that could be made.
         modules: of the first layers, and what each of them sees.
-        exact: rows say what their source says, to the bit; if not, they see a sum of look-ups.
+        exact: rows say what their source says, to the bit; if not, they see a sum of look-ups, or are stored smaller.
+        table_dtype: what rows are stored as, as torch spells it, where not in the model's own type.
         merged_width: values of the FFN that is merged into the residual, or could be; 0 where there is none.
         is_merged: it is.
         checkpoint_before: bytes of the source's tensors.
@@ -95,6 +98,7 @@ class Worth:
     cuts: list[PossibleCut]
     modules: list[Explained]
     exact: bool
+    table_dtype: str | None
     merged_width: int
     is_merged: bool
     checkpoint_before: int
@@ -131,11 +135,12 @@ def weigh(study: Study, kind: Kind, dtype: torch.dtype, quantized: str | None = 
     return Worth(
         dtype=dtype,
         step=_step(study, kind),
-        sides=[_side(census, cut) for cut in study.cuts],
+        sides=[_side(census, cut, itemsize) for cut in study.cuts],
         unfolded=study.unfolded,
         cuts=[_possible(choice, study, itemsize) for choice in study.choices],
         modules=[explained for cut in study.cuts for explained in _explained(study, cut)],
-        exact=not any(cut.sum for cut in study.cuts),
+        exact=not any(cut.sum or cut.encoding for cut in study.cuts),
+        table_dtype=next((cut.encoding.slices[-1].dtype for cut in study.cuts if cut.encoding), None),
         merged_width=study.mergeable_width,
         is_merged=merged > 0,
         checkpoint_before=census.total * itemsize,
@@ -191,7 +196,7 @@ def _step(study: Study, kind: Kind) -> str:
     return "by a pass over one token on either side" if both else "per decoded token at batch 1"
 
 
-def _side(census: Census, cut: Cut) -> FoldedSide:
+def _side(census: Census, cut: Cut, itemsize: int) -> FoldedSide:
     stored = {column.module: column.width for column in cut.stored}
     gone = [module for module in cut.eliminated if module not in stored and module != cut.embedding]
     look_ups = cut.sum.look_ups if cut.sum else []
@@ -203,6 +208,7 @@ def _side(census: Census, cut: Cut) -> FoldedSide:
         look_ups={each.module: each.rows * cut.sum.width for each in look_ups if cut.sum},
         rows=cut.rows,
         row_width=cut.row_width,
+        row_bytes=cut.stored_width * itemsize,
     )
 
 

@@ -6,9 +6,10 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
 from prefold.runtime import modeling_prefold
-from prefold.runtime.modeling_prefold import FoldedInputError
+from prefold.runtime.columns_prefold import FoldedInputError
+from prefold.runtime.storage_prefold import TableError
 
-__all__ = ["FoldedInputError", "register"]
+__all__ = ["FoldedInputError", "TableError", "register"]
 
 _PREFIX = f"{modeling_prefold.PREFIX.lower()}_"
 

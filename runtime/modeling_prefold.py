@@ -1,238 +1,45 @@
 """Run a folded checkpoint: the first layer's token-pure modules become slices of one looked-up row.
 
-This file travels in every folded checkpoint and needs torch and transformers alone. ``PrefoldX`` is
-derived from transformers' own ``X`` the moment it is asked for, so one file serves every architecture.
+This file travels in every folded checkpoint, with ``columns_prefold.py`` and ``storage_prefold.py``; the three need
+torch and transformers alone. ``PrefoldX`` is derived from transformers' own ``X`` the moment it is asked for, so they
+serve every architecture.
 """
 
 import copy
+import os
 import re
-import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.utils import logging
+
+from .columns_prefold import Column, Dropped, Folded, FoldedInputError, Merged, Row, Scale, Shown, SumColumn, Table
+from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
 
 PREFIX = "Prefold"
-FORMAT = 2
+FORMAT = 3
+# Says where tables are to lie, for programs whose code does not.
+PLACEMENT_VARIABLE = "PREFOLD_PLACEMENT"
 # Where generation asks a model's type: decoders of some begin with tokens of their own.
 _DECODER_START = "_prepare_decoder_input_ids_for_generation"
 
 
-class FoldedInputError(ValueError):
-    """A folded model was asked for something that only the unfolded source can do."""
+# By this name in whichever folder the file lies: what is to be said once is said once for all of them.
+_logger = logging.get_logger(f"transformers.{PREFIX.lower()}")
 
 
-class Row:
-    """The looked-up rows of the forward pass under way, ``[batch, seq, row_width]``, or None between passes.
-
-    Where the first layer sees a sum of look-ups, ``others`` is what the other look-ups add to the last columns, and
-    ``scales`` are the scales of the norms that the sum goes through. Every thread has its own, so that passes side by
-    side do not read each other's.
-    """
-
-    def __init__(self, *, adds: bool) -> None:
-        """``adds`` says that rows of one pass may be added up: what they are stored for is linear in them."""
-        self.adds = adds
-        self._of_thread = threading.local()  # not a base class: writes of compiled code would miss its storage
-
-    def __reduce__(self) -> Any:
-        return partial(Row, adds=self.adds), ()  # a copy of a model starts between passes
-
-    @property
-    def values(self) -> torch.Tensor | None:
-        """The rows that the calling thread looked up."""
-        return getattr(self._of_thread, "values", None)
-
-    @property
-    def others(self) -> torch.Tensor | None:
-        """What look-ups of anything but the token add to the last columns, ``[..., seq, width]``."""
-        return getattr(self._of_thread, "others", None)
-
-    @property
-    def scales(self) -> tuple[torch.Tensor, ...]:
-        """The scales of the norms passed so far, ``[batch, seq, 1]`` each."""
-        return getattr(self._of_thread, "scales", ())
-
-    def add(self, values: torch.Tensor) -> None:
-        """Keep rows; those of a second look-up in the same table, as of token types, are added."""
-        if self.values is not None and not self.adds:
-            raise FoldedInputError("a second look-up in one pass, as of token types: rows of this model do not add up")
-        self._of_thread.values = values if self.values is None else self.values + values
-
-    def add_others(self, values: torch.Tensor) -> None:
-        """Keep what another look-up adds."""
-        self._of_thread.others = values if self.others is None else self.others + values
-
-    def add_scale(self, scale: torch.Tensor) -> None:
-        """Keep a norm's scale."""
-        self._of_thread.scales = (*self.scales, scale)
-
-    def forget(self, *_: Any) -> None:
-        """Drop what an interrupted pass left; a hook that runs before every pass."""
-        self._of_thread.values = self._of_thread.others = None
-        self._of_thread.scales = ()
-
-    def read(self) -> torch.Tensor:
-        """Return the rows."""
-        values = self.values
-        if values is None:
-            raise FoldedInputError(
-                "no token ids were looked up in this forward pass: a folded model takes input_ids, not inputs_embeds"
-            )
-        return values
-
-
-class Folded(nn.Module):
-    """Common to all stand-ins: empty weights, for callers that ask a module for its dtype or initialize it."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        for part in ("weight", "bias"):
-            self.register_buffer(part, torch.empty(0), persistent=False)
-
-    def extra_repr(self) -> str:
-        """Say what became of the module, since adapters print this when they refuse it."""
-        return f"{self.name} is folded into the table: it has no weights to train or to adapt"
-
-
-class Table(Folded):
-    """Stands for the input embedding: fetches whole rows and returns their residual slice."""
-
-    def __init__(self, name: str, row: Row, rows: int, row_width: int, start: int | None, width: int) -> None:
-        """``start`` is None where nobody reads the embedding itself, only what was made of it."""
-        super().__init__(name)
-        self.row, self.start, self.width = row, start, width
-        self.weight = nn.Parameter(torch.empty(rows, row_width), requires_grad=False)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Look up ``[batch, seq]`` ids; returns ``[batch, seq, width]``."""
-        if self.training:
-            raise FoldedInputError("a folded model cannot be trained: call eval(), or train the source and fold again")
-        values = functional.embedding(input_ids, self.weight)
-        self.row.add(values)
-        if self.start is None:
-            return values.new_empty(*input_ids.shape, self.width)
-        return values[..., self.start : self.start + self.width]
-
-
-class Column(Folded):
-    """Stands for a folded module: returns its slice of the row instead of computing it."""
-
-    def __init__(self, name: str, row: Row, start: int, shape: list[int], *, masked: bool, last: bool) -> None:
-        """``last`` is the last reader: it lets go of the row, so that none outlives its forward pass."""
-        super().__init__(name)
-        self.row, self.start, self.shape, self.masked, self.last = row, start, shape, masked, last
-        self.stop = start + int(torch.Size(shape).numel())
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Return ``[batch, seq, *shape]``; of the input only its zeros at padded positions count, if ``masked``."""
-        values = self.slice()
-        if self.last:
-            self.row.forget()
-        values = values.to(self.weight.device)
-        if self.masked:
-            values = torch.where(hidden_states.ne(0).any(-1, keepdim=True), values, self.hidden(values))
-        return values.unflatten(-1, self.shape) if len(self.shape) > 1 else values
-
-    def hidden(self, values: torch.Tensor) -> torch.Tensor:
-        """Return what padded positions get, in the type of ``values``: zeros."""
-        return values.new_zeros(())
-
-    def slice(self) -> torch.Tensor:
-        """Return the column's part of the row, ``[batch, seq, width]``."""
-        return self.row.read()[..., self.start : self.stop]
-
-
-class SumColumn(Column):
-    """Stands for a module that was linear in a sum of look-ups behind norms (docs/how-it-works.md)."""
-
-    def __init__(self, row: Row, entry: dict[str, Any], *, steps: int, first: int, last: bool) -> None:
-        """``first`` is where the columns of this kind begin in a row; ``steps`` counts the norms, or is 1."""
-        super().__init__(entry["module"], row, entry["start"], entry["shape"], masked=entry["masked"], last=last)
-        self.first, self.steps = first, steps
-        del self.bias
-        self.bias = nn.Parameter(torch.empty(steps + self.masked, self.stop - self.start), requires_grad=False)
-
-    def slice(self) -> torch.Tensor:
-        """Add the look-ups' parts up in float32 at least, and apply the norms' scales and biases in turn."""
-        token, others = self.row.read(), self.row.others
-        wide, device = torch.promote_types(token.dtype, torch.float32), self.bias.device
-        total = token[..., self.start : self.stop].to(device, wide)
-        if others is not None:
-            total = total + others[..., self.start - self.first : self.stop - self.first].to(device, wide)
-        scales = self.row.scales
-        for step, bias in enumerate(self.bias[: self.steps].to(wide)):
-            total = (total * scales[step].to(device, wide) if scales else total) + bias
-        return total.to(token.dtype)
-
-    def hidden(self, values: torch.Tensor) -> torch.Tensor:
-        """Return what padded positions get, ``[width]``: what a sum of zero becomes."""
-        return self.bias[-1].to(values.dtype)
-
-
-class Scale(Folded):
-    """Measures the scale of a norm for the columns behind it, and stands for the norm where nobody else reads it."""
-
-    def __init__(self, name: str, row: Row, eps: float, *, centred: bool) -> None:
-        super().__init__(name)
-        self.row, self.eps, self.centred = row, eps, centred
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Keep the scale of ``[batch, seq, width]``, and return it as it came."""
-        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        if self.centred:
-            wide = wide - wide.mean(-1, keepdim=True)
-        self.row.add_scale(torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps))
-        return hidden_states
-
-
-class Dropped(Folded):
-    """Stands for a module whose output nobody reads any more: returns something of its shape, for free."""
-
-    def __init__(self, name: str, shape: list[int]) -> None:
-        super().__init__(name)
-        self.shape = shape
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Return ``[batch, seq, *shape]``, neither read nor written: memory of its own, since models scale in place."""
-        return hidden_states.new_empty(*hidden_states.shape[:2], *self.shape)
-
-
-class Shown(Dropped):
-    """Stands for a dropped norm in a block that zeroes padded positions behind it: tells columns which those are."""
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Return ones, ``[batch, seq, *shape]``."""
-        return hidden_states.new_ones(()).expand(*hidden_states.shape[:2], *self.shape)
-
-
-class Merged(Dropped):
-    """Stands for an FFN that is part of the residual slice already: adds nothing."""
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Return zeros, ``[batch, seq, *shape]``: memory of their own, for blocks that add to them in place."""
-        return hidden_states.new_zeros(*hidden_states.shape[:2], *self.shape)
-
-
-def fold_modules(model: nn.Module, fold: dict[str, Any]) -> Row:
+def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "device") -> Row:
     """Replace the modules that one entry of a folded ``config.json`` names; returns the row that they share."""
     row, table, columns = Row(adds=fold["sum"] is not None), fold["table"], fold["columns"]
-    stand_ins: dict[str, nn.Module] = {
-        table["module"]: Table(table["module"], row, table["rows"], table["row_width"], table["start"], table["width"])
-    }
+    stand_ins: dict[str, nn.Module] = {table["module"]: Table(table, row, placement)}
     for column in columns:
         name, last = column["module"], column is columns[-1] and not fold["sum"]
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
@@ -323,8 +130,70 @@ def _names_any(weights: list[str], *patterns: str) -> bool:
     return any(re.match(pattern, weight) for pattern in patterns for weight in weights)
 
 
+def _placement(asked: str | None, config: Any) -> str:
+    """Say where tables are to lie: as a program asks, or its environment, or as the checkpoint was made."""
+    placement = asked or os.environ.get(PLACEMENT_VARIABLE) or config.prefold["placement"]
+    if placement not in PLACEMENTS:
+        raise ValueError(f"prefold_placement {placement!r} is none of {', '.join(PLACEMENTS)}")
+    if placement == "host" and not torch.accelerator.is_available():
+        _logger.warning_once("prefold_placement 'host': there is no accelerator, so all of the model is in host memory")
+    return str(placement)
+
+
+def _loader_of(source: type[PreTrainedModel]) -> Any:
+    """Derive how weights are loaded: as the source's, and tables straight to where they are to lie."""
+
+    def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
+        absent = [table for table in _tables(model) if not table.is_on_device and table.rows is None]
+        # First, since only this tells which file is broken; kept until the rest is loaded, which has no table.
+        rows = [_rows(model, table, state_dict, checkpoint_files) for table in absent]
+        loaded = source._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        for table, found in zip(absent, rows, strict=True):
+            table.rows = found
+        return loaded
+
+    return staticmethod(_load_pretrained_model)
+
+
+def _tables(model: Any) -> list[Table]:
+    return [model.get_submodule(fold["table"]["module"]) for fold in model.config.prefold["folds"]]
+
+
+def _rows(model: Any, table: Table, state_dict: Any, files: list[str] | None) -> HostRows | DiskRows:
+    name, placement = table.entry["tensor"], model.prefold_placement
+    names = [name, f"{table.entry['module']}.weight"]
+    if state_dict is not None and placement == "disk":
+        raise TableError("prefold_placement 'disk': weights were given as tensors, and no file to map a table from")
+    if state_dict is not None:
+        given = [state_dict[each].to("cpu") for each in names if each in state_dict]
+        if not given or given[0].shape != table.shape:
+            raise TableError(f"{name}: no tensor {list(table.shape)} of this name was given")
+        return HostRows(given[0])
+    extent, sha256 = find_extent(files or [], names), model.config.prefold.get("made", {}).get(name)
+    if sha256 is None or extent.shape != table.shape:
+        raise TableError(f"{extent.path}: config.json tells of no table {list(extent.shape)} with a hash")
+    return (DiskRows if placement == "disk" else HostRows).load(extent, sha256)
+
+
+def _saver_of(source: type[PreTrainedModel]) -> Any:
+    """Derive how a model is saved: as the source's, with the hashes of its tables as they are now."""
+
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        for table in _tables(self):
+            if isinstance(table.rows, DiskRows):
+                table.rows.require_elsewhere(save_directory)
+        there = [table for table in _tables(self) if not table.values.is_meta]  # else as it was loaded, by accelerate
+        made = {table.entry["tensor"]: hash_of(table.values) for table in there}
+        self.config.prefold = self.config.prefold | {"made": self.config.prefold.get("made", {}) | made}
+        source.save_pretrained(self, save_directory, *args, **kwargs)
+
+    return save_pretrained
+
+
 def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
-    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(  # noqa: N807
+        self: Any, config: Any, *args: Any, prefold_placement: str | None = None, **kwargs: Any
+    ) -> None:
         if config.prefold["format"] != FORMAT:
             raise ValueError(
                 f"a folded checkpoint of format {config.prefold['format']}: this module runs format {FORMAT}"
@@ -333,10 +202,14 @@ def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
             raise ValueError(f"folded as {config.architectures[0]}: it cannot be loaded as {type(self).__name__}")
         source.__init__(self, config, *args, **kwargs)
         self._auto_class = next(name for name in config.auto_map if name.startswith("AutoModel"))
-        self.prefold_rows = [fold_modules(self, fold) for fold in config.prefold["folds"]]
+        self.prefold_placement = _placement(prefold_placement, config)
+        self.prefold_rows = [fold_modules(self, fold, self.prefold_placement) for fold in config.prefold["folds"]]
         self.register_forward_pre_hook(_refuse_inputs, with_kwargs=True)
-        _untie(self, [fold["table"]["module"] for fold in config.prefold["folds"]])
+        tables = [fold["table"]["module"] for fold in config.prefold["folds"]]
+        _untie(self, tables)
         self.post_init()
+        if self.prefold_placement != "device":
+            self._keys_to_ignore_on_load_unexpected |= {rf"^{re.escape(table)}\.weight$" for table in tables}
 
     return __init__
 
@@ -369,6 +242,8 @@ def _fold_model_class(
     name = folded_name(source, config_class)
     namespace = {
         "__init__": _init_of(source),
+        "_load_pretrained_model": _loader_of(source),
+        "save_pretrained": _saver_of(source),
         "__module__": module,
         "config_class": derive(config_class, module),
         # Left to itself, transformers answers these two from the text of a class's own file, which here is this one.

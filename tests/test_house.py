@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from prefold.convert.files import RUNTIMES
+
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "cli": {"cli", "convert", "demo", "runtime", "verify"},
@@ -37,12 +39,15 @@ def test_imports_go_one_way(room: str):
 
 
 def test_the_runtime_module_needs_torch_and_transformers_alone():
-    tree = ast.parse((ROOT / "runtime" / "modeling_prefold.py").read_text())
-    froms = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    plain = {
-        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
-    }
-    assert (froms | plain) - set(sys.stdlib_module_names) == {"torch", "transformers"}
+    needed = set()
+    for name in RUNTIMES:
+        nodes = list(ast.walk(ast.parse((ROOT / "runtime" / name).read_text())))
+        froms = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+        plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        needed |= {module.split(".")[0] for module in froms | plain}
+        beside = {f"{node.module}.py" for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+        assert beside <= set(RUNTIMES)
+    assert needed - set(sys.stdlib_module_names) == {"torch", "transformers"}
 
 
 def test_no_code_asks_for_an_architecture_by_name():

@@ -80,7 +80,7 @@ def test_json_has_the_keys_that_other_programs_rely_on(tmp_path: Path):
     assert told["reasons"] == []
     assert told["exact"] is True
     (side,) = told["sides"]
-    assert set(side) == {"side", "residual", "columns", "dropped", "look_ups", "rows", "row_width"}
+    assert set(side) == {"side", "residual", "columns", "dropped", "look_ups", "rows", "row_width", "row_bytes"}
     assert {column["module"].rpartition(".")[2] for column in side["columns"]} == {"query_key_value", "mlp"}
     assert all(set(column) == {"module", "width", "weights_eliminated"} for column in side["columns"])
     width = side["residual"]["width"] + sum(column["width"] for column in side["columns"])

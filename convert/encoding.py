@@ -1,0 +1,159 @@
+"""Rows in fewer bytes than the model's own values take: what lies where in them, and how values get there.
+
+Written by hand, since no library stores slices of several types in one row, which one read then fetches; and what
+reads them travels with the checkpoint and needs torch alone (``prefold.runtime.storage_prefold.decoded``).
+"""
+
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+import torch
+
+from prefold.convert.errors import UsageError
+
+# The largest value of a type; a type without one here has the range of the model's own, and no scales.
+_LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}
+TABLE_DTYPES = {name: getattr(torch, name) for name in ("int8", "float8_e4m3fn", "bfloat16")}
+_SCALE = torch.float32
+# What a row's length is a multiple of: every type's size, so that a row can be seen as values of each.
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """How small rows are asked to be.
+
+    Attributes:
+        dtype: of the columns, one of ``TABLE_DTYPES``.
+        residual: the residual slice is of this type, too.
+    """
+
+    dtype: torch.dtype
+    residual: bool = False
+
+
+def asked_for(dtype: torch.dtype | None, *, residual: bool) -> Smaller | None:
+    """Return how small rows are asked to be; None where as values of the model's own type.
+
+    Raises:
+        UsageError: the residual slice is to be smaller, and columns are not.
+    """
+    if residual and dtype is None:
+        raise UsageError("--quantize-residual: give --table-dtype, too, which says to what")
+    return Smaller(dtype, residual) if dtype else None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where the values of one column lie in a row.
+
+    Attributes:
+        start: bytes from the start of the row.
+        width: values.
+        dtype: of these, as torch spells it.
+        scale: where the number lies that they are multiplied by, in float32; None where there is none.
+    """
+
+    start: int
+    width: int
+    dtype: str
+    scale: int | None
+
+    @property
+    def kind(self) -> torch.dtype:
+        """The type of the values."""
+        return _dtype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What lies where in a row.
+
+    Attributes:
+        slices: of all columns, the residual first.
+        row_bytes: of a row.
+        native: the model's own type, which values have when they have been read.
+    """
+
+    slices: list[Slice]
+    row_bytes: int
+    native: str
+
+    @property
+    def width(self) -> int:
+        """How many values of the model's own type are as long as a row."""
+        return self.row_bytes // _dtype(self.native).itemsize
+
+    @property
+    def smaller(self) -> Smaller | None:
+        """What was asked for; None where that was nothing that there is."""
+        residual, column = (part.dtype for part in (self.slices[0], self.slices[-1]))
+        return Smaller(TABLE_DTYPES[column], residual == column) if column in TABLE_DTYPES else None
+
+    def section(self) -> dict[str, Any]:
+        """Describe the rows as the runtime module reads it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, section: dict[str, Any]) -> "Encoding":
+        """Return what a section describes."""
+        return cls([Slice(**each) for each in section["slices"]], section["row_bytes"], section["native"])
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the bytes of ``[tokens, row_width]`` finite values, ``[tokens, row_bytes]``."""
+        stored = torch.zeros(len(rows), self.row_bytes, dtype=torch.uint8)
+        for part, values in zip(self.slices, rows.split([part.width for part in self.slices], 1), strict=True):
+            if part.scale is not None:
+                scale = _scale(values, part.kind)
+                _put(stored, part.scale, scale)
+                values = _rounded(values.to(_SCALE) / scale, part.kind)
+            _put(stored, part.start, values.to(part.kind))
+        return stored
+
+
+def encoding_of(widths: list[int], native: torch.dtype, smaller: Smaller) -> Encoding:
+    """Lay a row of columns out, the first of which is the residual: all values first, then their scales.
+
+    Raises:
+        UsageError: ``native``, the model's type, is as small.
+    """
+    if smaller.dtype.itemsize >= native.itemsize:
+        raise UsageError(f"--table-dtype {_name(smaller.dtype)}: no smaller than the model's {_name(native)}")
+    kinds = [smaller.dtype if number or smaller.residual else native for number in range(len(widths))]
+    at = [sum(width * kind.itemsize for width, kind in zip(widths[:n], kinds, strict=False)) for n in range(len(kinds))]
+    scaled = [number for number, kind in enumerate(kinds) if kind in _LARGEST]
+    first = _aligned(at[-1] + widths[-1] * kinds[-1].itemsize, _SCALE.itemsize)
+    scales = {number: first + index * _SCALE.itemsize for index, number in enumerate(scaled)}
+    parts = [Slice(at[n], widths[n], _name(kinds[n]), scales.get(n)) for n in range(len(kinds))]
+    return Encoding(parts, _aligned(first + len(scaled) * _SCALE.itemsize, _ALIGNMENT), _name(native))
+
+
+def _scale(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """Return what the largest of each row's values is to the type's largest, ``[tokens, 1]``; 1 where all are zero."""
+    scale = values.to(_SCALE).abs().amax(1, keepdim=True) / _LARGEST[kind]
+    return scale.where(scale > 0, 1)
+
+
+def _rounded(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """Bring values into the range of a type, and, where that is of integers, to the next one."""
+    largest = _LARGEST[kind]
+    return (values if kind.is_floating_point else values.round()).clamp(-largest, largest)
+
+
+def _put(stored: torch.Tensor, start: int, values: torch.Tensor) -> None:
+    found = values.contiguous().view(torch.uint8)
+    stored[:, start : start + found.shape[1]] = found
+
+
+def _aligned(size: int, step: int) -> int:
+    return ceil(size / step) * step
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

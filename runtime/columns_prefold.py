@@ -1,0 +1,266 @@
+"""What stands in a folded model for the modules that were folded: a table, and columns of its rows.
+
+This file travels in every folded checkpoint beside ``modeling_prefold.py``, and needs torch alone.
+"""
+
+import threading
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .storage_prefold import DiskRows, HostRows, TableError, decoded
+
+
+class FoldedInputError(ValueError):
+    """A folded model was asked for something that only the unfolded source can do."""
+
+
+class Row:
+    """The looked-up rows of the forward pass under way, ``[batch, seq, row_width]``, or None between passes.
+
+    Where the first layer sees a sum of look-ups, ``others`` is what the other look-ups add to the last columns, and
+    ``scales`` are the scales of the norms that the sum goes through. Every thread has its own, so that passes side by
+    side do not read each other's.
+    """
+
+    def __init__(self, *, adds: bool) -> None:
+        """``adds`` says that rows of one pass may be added up: what they are stored for is linear in them."""
+        self.adds = adds
+        self._of_thread = threading.local()  # not a base class: writes of compiled code would miss its storage
+
+    def __reduce__(self) -> Any:
+        return partial(Row, adds=self.adds), ()  # a copy of a model starts between passes
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """The rows that the calling thread looked up."""
+        return getattr(self._of_thread, "values", None)
+
+    @property
+    def others(self) -> torch.Tensor | None:
+        """What look-ups of anything but the token add to the last columns, ``[..., seq, width]``."""
+        return getattr(self._of_thread, "others", None)
+
+    @property
+    def scales(self) -> tuple[torch.Tensor, ...]:
+        """The scales of the norms passed so far, ``[batch, seq, 1]`` each."""
+        return getattr(self._of_thread, "scales", ())
+
+    def add(self, values: torch.Tensor) -> None:
+        """Keep rows; those of a second look-up in the same table, as of token types, are added."""
+        if self.values is not None and not self.adds:
+            raise FoldedInputError("a second look-up in one pass, as of token types: rows of this model do not add up")
+        self._of_thread.values = values if self.values is None else self.values + values
+
+    def add_others(self, values: torch.Tensor) -> None:
+        """Keep what another look-up adds."""
+        self._of_thread.others = values if self.others is None else self.others + values
+
+    def add_scale(self, scale: torch.Tensor) -> None:
+        """Keep a norm's scale."""
+        self._of_thread.scales = (*self.scales, scale)
+
+    def forget(self, *_: Any) -> None:
+        """Drop what an interrupted pass left; a hook that runs before every pass."""
+        self._of_thread.values = self._of_thread.others = None
+        self._of_thread.scales = ()
+
+    def read(self) -> torch.Tensor:
+        """Return the rows."""
+        values = self.values
+        if values is None:
+            raise FoldedInputError(
+                "no token ids were looked up in this forward pass: a folded model takes input_ids, not inputs_embeds"
+            )
+        return values
+
+
+class Folded(nn.Module):
+    """Common to all stand-ins: empty weights, for callers that ask a module for its dtype or initialize it."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        for part in ("weight", "bias"):
+            self.register_buffer(part, torch.empty(0), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Say what became of the module, since adapters print this when they refuse it."""
+        return f"{self.name} is folded into the table: it has no weights to train or to adapt"
+
+
+class Table(Folded):
+    """Stands for the input embedding: fetches whole rows and returns their residual slice.
+
+    On the device the table is a parameter. In host memory or on disk it is none, so that nothing moves, casts or
+    counts it as one; it is a part of the state all the same.
+    """
+
+    def __init__(self, entry: dict[str, Any], row: Row, placement: str = "device") -> None:
+        """``entry`` tells of the table as ``config.json`` does, its shape, its residual slice, how rows are stored."""
+        super().__init__(entry["module"])
+        self.row, self.entry = row, entry
+        self.rows: HostRows | DiskRows | None = None
+        if placement == "device":
+            dtype = torch.uint8 if entry["stored"] else None
+            self.weight = nn.Parameter(torch.empty(self.shape, dtype=dtype), requires_grad=False)
+        else:
+            self.weight = torch.empty(entry["rows"], 0)  # for callers that ask an embedding how many rows it has
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The table's shape: rows, and their width as they are stored."""
+        stored = self.entry["stored"]
+        return self.entry["rows"], stored["row_bytes"] if stored else self.entry["row_width"]
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether the table is a parameter."""
+        return isinstance(self.weight, nn.Parameter)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The table itself, wherever it lies.
+
+        Raises:
+            TableError: there is none yet, or its file is no longer what it was.
+        """
+        if self.rows is None and not self.is_on_device:
+            raise TableError(f"{self.name}: its table was not loaded: load the checkpoint by from_pretrained")
+        return self.weight if self.rows is None else self.rows.table
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Look up ``[batch, seq]`` ids; returns ``[batch, seq, width]``."""
+        if self.training:
+            raise FoldedInputError("a folded model cannot be trained: call eval(), or train the source and fold again")
+        values = self._fetched(input_ids)
+        self.row.add(values)
+        start, width = self.entry["start"], self.entry["width"]
+        if start is None:  # nobody reads the embedding itself, only what was made of it
+            return values.new_empty(*input_ids.shape, width)
+        return values[..., start : start + width]
+
+    def _fetched(self, input_ids: torch.Tensor) -> torch.Tensor:
+        found = functional.embedding(input_ids, self.values) if self.rows is None else self.rows.fetch(input_ids)
+        if self.entry["stored"]:
+            return decoded(found, self.entry["stored"]["slices"], self.bias.dtype)
+        return found if self.rows is None else found.to(self.bias.dtype)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.rows is not None:
+            destination[f"{prefix}weight"] = self.rows.table
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        name, errors = f"{prefix}weight", args[-1]
+        given = state_dict.pop(name, None) if not self.is_on_device else None
+        if given is not None and not (self.rows is not None and torch.equal(self.rows.table, given)):
+            errors.append(f"{name}: the table is not on the device: load the checkpoint that has it")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Column(Folded):
+    """Stands for a folded module: returns its slice of the row instead of computing it."""
+
+    def __init__(self, name: str, row: Row, start: int, shape: list[int], *, masked: bool, last: bool) -> None:
+        """``last`` is the last reader: it lets go of the row, so that none outlives its forward pass."""
+        super().__init__(name)
+        self.row, self.start, self.shape, self.masked, self.last = row, start, shape, masked, last
+        self.stop = start + int(torch.Size(shape).numel())
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Return ``[batch, seq, *shape]``; of the input only its zeros at padded positions count, if ``masked``."""
+        values = self.slice()
+        if self.last:
+            self.row.forget()
+        values = values.to(self.weight.device)
+        if self.masked:
+            values = torch.where(hidden_states.ne(0).any(-1, keepdim=True), values, self.hidden(values))
+        return values.unflatten(-1, self.shape) if len(self.shape) > 1 else values
+
+    def hidden(self, values: torch.Tensor) -> torch.Tensor:
+        """Return what padded positions get, in the type of ``values``: zeros."""
+        return values.new_zeros(())
+
+    def slice(self) -> torch.Tensor:
+        """Return the column's part of the row, ``[batch, seq, width]``."""
+        return self.row.read()[..., self.start : self.stop]
+
+
+class SumColumn(Column):
+    """Stands for a module that was linear in a sum of look-ups behind norms (docs/how-it-works.md)."""
+
+    def __init__(self, row: Row, entry: dict[str, Any], *, steps: int, first: int, last: bool) -> None:
+        """``first`` is where the columns of this kind begin in a row; ``steps`` counts the norms, or is 1."""
+        super().__init__(entry["module"], row, entry["start"], entry["shape"], masked=entry["masked"], last=last)
+        self.first, self.steps = first, steps
+        del self.bias
+        self.bias = nn.Parameter(torch.empty(steps + self.masked, self.stop - self.start), requires_grad=False)
+
+    def slice(self) -> torch.Tensor:
+        """Add the look-ups' parts up in float32 at least, and apply the norms' scales and biases in turn."""
+        token, others = self.row.read(), self.row.others
+        wide, device = torch.promote_types(token.dtype, torch.float32), self.bias.device
+        total = token[..., self.start : self.stop].to(device, wide)
+        if others is not None:
+            total = total + others[..., self.start - self.first : self.stop - self.first].to(device)
+        scales = [scale.to(device, wide) for scale in self.row.scales]
+        for step, bias in enumerate(self.bias[: self.steps].to(wide)):
+            total = torch.addcmul(bias, total, scales[step]) if scales else total + bias
+        return total.to(token.dtype)
+
+    def hidden(self, values: torch.Tensor) -> torch.Tensor:
+        """Return what padded positions get, ``[width]``: what a sum of zero becomes."""
+        return self.bias[-1].to(values.dtype)
+
+
+class Scale(Folded):
+    """Measures the scale of a norm for the columns behind it, and stands for the norm where nobody else reads it."""
+
+    def __init__(self, name: str, row: Row, eps: float, *, centred: bool) -> None:
+        super().__init__(name)
+        self.row, self.eps, self.centred = row, eps, centred
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Keep the scale of ``[batch, seq, width]``, and return it as it came."""
+        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        if self.centred:  # one operation, which also normalizes, is faster than those that only measure
+            scale = torch.native_layer_norm(wide, wide.shape[-1:], None, None, self.eps)[2]
+        else:
+            scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        self.row.add_scale(scale)
+        return hidden_states
+
+
+class Dropped(Folded):
+    """Stands for a module whose output nobody reads any more: returns something of its shape, for free."""
+
+    def __init__(self, name: str, shape: list[int]) -> None:
+        super().__init__(name)
+        self.shape = shape
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Return ``[batch, seq, *shape]``, neither read nor written: memory of its own, since models scale in place."""
+        return hidden_states.new_empty(*hidden_states.shape[:2], *self.shape)
+
+
+class Shown(Dropped):
+    """Stands for a dropped norm in a block that zeroes padded positions behind it: tells columns which those are."""
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Return ones, ``[batch, seq, *shape]``."""
+        return hidden_states.new_ones(()).expand(*hidden_states.shape[:2], *self.shape)
+
+
+class Merged(Dropped):
+    """Stands for an FFN that is part of the residual slice already: adds nothing."""
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Return zeros, ``[batch, seq, *shape]``: memory of their own, for blocks that add to them in place."""
+        return hidden_states.new_zeros(*hidden_states.shape[:2], *self.shape)
