@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from prefold.cli.main import main
 from tests.conftest import Checkpoint
@@ -90,6 +91,23 @@ def test_convert_verifies_and_prints_one_json_object(prefold, checkpoint: Checkp
     assert "| rows | passed |" in card
 
 
+def test_convert_tells_where_rows_are_to_lie_and_how_small_they_are(prefold, checkpoint: Checkpoint, tmp_path: Path):
+    source, out = checkpoint("gpt_neox", torch.bfloat16), tmp_path / "out"
+    options = ["--placement", "disk", "--table-dtype", "int8", "--quantize-residual"]
+    told = json.loads(prefold("convert", source, out, *options, "--json").out)
+    inspected = json.loads(prefold("inspect", source, *options[2:], "--json").out)
+    assert told["inspection"]["table_dtype"] == inspected["table_dtype"] == "int8"
+    assert told["inspection"]["exact"] is False
+    (side,) = inspected["sides"]
+    assert inspected["table_bytes"] == side["rows"] * side["row_bytes"] < 0.6 * side["rows"] * side["row_width"] * 2
+    assert json.loads((out / "config.json").read_text())["prefold"]["placement"] == "disk"
+    assert "--placement disk --table-dtype int8 --quantize-residual" in (out / "README.md").read_text()
+    assert set(told["verification"]["checks"]["rows"]["errors"]) == {
+        c["module"] for c in [side["residual"], *side["columns"]]
+    }
+    assert "as int8" in prefold("inspect", source, *options[2:]).out
+
+
 def test_convert_shows_a_report(prefold, checkpoint: Checkpoint, tmp_path: Path):
     ran = prefold("convert", checkpoint("llama"), tmp_path / "out", "--no-verify")
     assert ran.code == 0
@@ -121,6 +139,10 @@ def test_verify_reports_as_a_page_and_fails_with_its_own_code(prefold, checkpoin
         (["convert", "{source}", "out", "--max-shard-size", "big"], 2, "no size"),
         (["convert", "{source}", "out", "--chunk-tokens", "0"], 2, "chunk-tokens"),
         (["convert", "{source}", "{source}/out", "--device", "abacus"], 2, "--device abacus: this machine has none"),
+        (["convert", "{source}", "out", "--placement", "cloud"], 2, "none of device, host, disk"),
+        (["convert", "{source}", "out", "--table-dtype", "int4"], 2, "int4"),
+        (["inspect", "{source}", "--quantize-residual"], 2, "give --table-dtype, too"),
+        (["convert", "{bf16}", "out", "--table-dtype", "bfloat16"], 2, "no smaller than the model's bfloat16"),
         (["convert", "{source}", "{source}"], 4, "exists already"),
         (["convert", "{source}", "{source}/config.json/out"], 1, "cannot be written"),
         (["fold", "{source}"], 2, "No such command"),
@@ -128,8 +150,8 @@ def test_verify_reports_as_a_page_and_fails_with_its_own_code(prefold, checkpoin
     ],
 )
 def test_errors_are_one_line_and_a_code(prefold, checkpoint: Checkpoint, arguments: list[str], code: int, line: str):
-    source = checkpoint("llama")
-    ran = prefold(*(argument.format(source=source) for argument in arguments))
+    named = {"source": checkpoint("llama"), "bf16": checkpoint("llama", torch.bfloat16, name="bf16")}
+    ran = prefold(*(argument.format(**named) for argument in arguments))
     assert ran.code == code
     assert line in ran.err
     assert "Traceback" not in ran.err
