@@ -1,4 +1,4 @@
-"""Run the benchmarks and write ``docs/benchmarks.md``: ``python benchmarks/run.py [--only SECTION]``."""
+"""Run the benchmarks and write ``docs/benchmarks.md`` with its plots: ``python benchmarks/run.py [--only SECTION]``."""
 
 import argparse
 import json
@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import conversion
+import look_up
 import machine
 import memory
+import placement
+import plots
+import reads
 import speed
 import torch
 import whisper
@@ -24,7 +28,16 @@ class Section(Protocol):
         """Write them as Markdown."""
 
 
-SECTIONS: dict[str, Section] = {"conversion": conversion, "memory": memory, "speed": speed, "whisper": whisper}
+SECTIONS: dict[str, Section] = {
+    "conversion": conversion,
+    "memory": memory,
+    "reads": reads,
+    "speed": speed,
+    "look-up": look_up,
+    "placement": placement,
+    "whisper": whisper,
+}
+PLOTS = {"reads": reads.PLOTS, "speed": speed.PLOTS, "look-up": look_up.PLOTS, "placement": placement.PLOTS}
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _HEAD = """# Benchmarks
 
@@ -38,29 +51,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section alone; may be repeated")
     parser.add_argument("--quick", action="store_true", help="small models and few rounds, shown and not written")
+    parser.add_argument("--draw", action="store_true", help="measure nothing: write page and plots from what is stored")
     parser.add_argument("--docs", type=Path, default=_DOCS, help="where to write (default: docs)")
     parser.add_argument("--threads", type=int, help="for torch to use (default: its own choice)")
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
     if asked.quick:
-        sys.stdout.write(_page({name: _measured(name, quick=True) for name in asked.only or SECTIONS}))
+        sys.stdout.write(_shown(asked.only or list(SECTIONS)))
     else:
-        _write(asked.docs, asked.only or list(SECTIONS))
+        _write(asked.docs, [] if asked.draw else asked.only or list(SECTIONS))
 
 
 def _measured(name: str, *, quick: bool = False) -> dict[str, Any]:
     return {"machine": machine.describe(), "figures": SECTIONS[name].measure(quick=quick)}
 
 
+def _shown(names: list[str]) -> str:
+    """Measure small models and draw what was found, to see that both work; returns the page."""
+    results = {name: _measured(name, quick=True) for name in names}
+    for name in results.keys() & PLOTS.keys():
+        for plot in PLOTS[name].values():
+            plots.svg(plot, results[name]["figures"])
+    return _page(results)
+
+
 def _write(docs: Path, names: list[str]) -> None:
     """Write after every section, so that a long run that is stopped is not lost."""
     file = docs / "benchmarks.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    results = {name: stored[name] for name in stored.keys() - set(names)}
     for name in names:
         results[name] = _measured(name)
         file.write_text(json.dumps(results, indent=2) + "\n")
-        (docs / "benchmarks.md").write_text(_page(results))
+        _publish(docs, results)
+    _publish(docs, results)
+
+
+def _publish(docs: Path, results: dict[str, Any]) -> None:
+    (docs / "benchmarks.md").write_text(_page(results))
+    for name in results.keys() & PLOTS.keys():
+        for picture, plot in PLOTS[name].items():
+            plots.save(docs / plots.PICTURES, picture, plot, results[name]["figures"])
 
 
 def _page(results: dict[str, Any]) -> str:

@@ -60,8 +60,24 @@ def _llama(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, ke
     }
 
 
+def _phi(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 51200,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 8192,
+    }
+
+
 PYTHIA_70M = Shape("Pythia-70M", "gpt_neox", _pythia(512, 6, 8))
 PYTHIA_160M = Shape("Pythia-160M", "gpt_neox", _pythia(768, 12, 12))
+PYTHIA_410M = Shape("Pythia-410M", "gpt_neox", _pythia(1024, 24, 16))
+PYTHIA_6_9B = Shape("Pythia-6.9B", "gpt_neox", _pythia(4096, 32, 32))
+PHI_1_5 = Shape("Phi-1.5", "phi", _phi(2048, 24, 32))
+QWEN = Shape("Qwen-like, 0.5B", "qwen2", _llama(151936, 896, 4864, 24, 14, 2) | {"tie_word_embeddings": True})
+MISTRAL = Shape("Mistral-7B", "mistral", _llama(32000, 4096, 14336, 32, 32, 8))
 DRAFT = Shape("Llama draft model, 2 layers (68M)", "llama", _llama(32000, 768, 3072, 2, 12, 12))
 SERIAL = Shape("Llama-like, 24 layers", "llama", _llama(32000, 1024, 2816, 24, 16, 8))
 LARGE = Shape("Llama-like, 1.1B", "llama", _llama(32000, 2048, 5632, 22, 32, 4))

@@ -2,63 +2,52 @@
 
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from page import table
-from shapes import DRAFT, PYTHIA_70M, PYTHIA_160M, Shape, built
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from plots import Plot, colour, link, marker
+from reads import census_of
+from shapes import DRAFT, PHI_1_5, PYTHIA_70M, PYTHIA_160M, PYTHIA_410M, QWEN, SERIAL, Shape, built
+from timing import PROMPT, Prompt, Timed, compared, in_turn, load, random_tokens
+from transformers import PreTrainedModel
 
 from prefold.convert import convert_checkpoint
-from prefold.convert.model import load_config, load_kind
-from prefold.convert.reads import Census, count_reads
-from prefold.convert.source import open_config
-from prefold.convert.study import study_model
-
-_PROMPT, _STEPS, _PREFILL = 32, 32, 2048
-_BATCHES = (1, 8, 64)
-Timed = Callable[[], float]
+from prefold.convert.reads import count_reads
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
-    model.eval()
-    return model
+@dataclass(frozen=True)
+class _Run:
+    """How one shape is measured: at which batches, how often, over how many steps and how long a prompt."""
+
+    shape: Shape
+    batches: tuple[int, ...]
+    rounds: int
+    steps: int
+    prefill: int
 
 
-def _tokens(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(model.config.vocab_size, (batch, length), generator=generator)
-
-
-class _Prompt:
-    """A model that has read a prompt and is asked, again and again, to go on from there."""
-
-    @torch.no_grad()
-    def __init__(self, model: PreTrainedModel, batch: int) -> None:
-        out = model(_tokens(model, batch, _PROMPT), use_cache=True, logits_to_keep=1)
-        self._model, self._first, self._cache = model, out.logits[:, -1:].argmax(-1), out.past_key_values
-
-    @torch.no_grad()
-    def decode(self, steps: int) -> float:
-        """Return the seconds of greedy steps with a cache, each of one token for every sequence of the batch."""
-        token = self._first
-        start = time.perf_counter()
-        for _ in range(steps):
-            token = self._model(token, past_key_values=self._cache, use_cache=True).logits[:, -1:].argmax(-1)
-        seconds = time.perf_counter() - start
-        self._cache.crop(-steps)
-        return seconds
+# The larger a model, the longer a step, the fewer of them.
+_RUNS = (
+    _Run(PYTHIA_70M, (1, 8, 64), 9, 32, 2048),
+    _Run(PYTHIA_160M, (1, 8, 64), 7, 32, 1024),
+    _Run(DRAFT, (1, 8, 64), 9, 32, 2048),
+    _Run(PYTHIA_410M, (1, 8), 7, 16, 512),
+    _Run(SERIAL, (1, 8), 7, 16, 512),
+    _Run(QWEN, (1, 8), 7, 16, 512),
+    _Run(PHI_1_5, (1, 8), 5, 8, 512),
+)
+_QUICK = _Run(PYTHIA_70M.changed("small", num_hidden_layers=2, vocab_size=4096), (1, 8), 2, 4, 128)
 
 
 @torch.no_grad()
 def _prefill(model: PreTrainedModel, length: int) -> float:
     """Return the seconds of one pass over a prompt."""
-    tokens = _tokens(model, 1, length)
+    tokens = random_tokens(model.config.vocab_size, 1, length)
     start = time.perf_counter()
     model(tokens, use_cache=True, logits_to_keep=1)
     return time.perf_counter() - start
@@ -75,63 +64,63 @@ def _product(dtype: torch.dtype) -> float:
 
 
 def _compare(source: Timed, folded: Timed, rounds: int) -> dict[str, Any]:
-    """Time both in turn, each round in the other order, after one round that does not count."""
-    pairs = []
-    for index in range(rounds + 1):
-        if index % 2:
-            after, before = folded(), source()
-        else:
-            before, after = source(), folded()
-        pairs.append((before, after))
-    ratios = [before / after for before, after in pairs[1:]]
-    low, _, high = quantiles(ratios, n=4, method="inclusive")
-    return {
-        "source_s": median(before for before, _ in pairs[1:]),
-        "folded_s": median(after for _, after in pairs[1:]),
-        "ratio": median(ratios),
-        "low": low,
-        "high": high,
-    }
+    seconds = in_turn({"source": source, "folded": folded}, rounds)
+    medians = {f"{name}_s": median(each) for name, each in seconds.items()}
+    return medians | compared(seconds["source"], seconds["folded"])
 
 
-def _census(source: Path) -> Census:
-    opened = open_config(str(source))
-    config = load_config(opened)
-    return study_model(load_kind(opened, config).model_class, config).census
-
-
-def _measure(shape: Shape, rounds: int, steps: int, prefill: int) -> list[dict[str, Any]]:
-    with built(shape) as path:
-        out = convert_checkpoint(str(path), path.with_name("folded")).out
-        source, folded, census = _load(path), _load(out), _census(path)
-    dtype = str(shape.dtype).removeprefix("torch.")
-    told = {"shape": shape.name, "dtype": dtype, "rounds": rounds}
+def _measure(run: _Run) -> list[dict[str, Any]]:
+    census, dtype = census_of(run.shape), str(run.shape.dtype).removeprefix("torch.")
+    told = {"shape": run.shape.name, "dtype": dtype, "rounds": run.rounds, "steps": run.steps}
     found = []
-    for batch in _BATCHES:
-        reads = count_reads(census, batch)
-        prompts = _Prompt(source, batch), _Prompt(folded, batch)
-        before, after = (partial(prompt.decode, steps) for prompt in prompts)
-        measured = _compare(before, after, rounds)
-        found.append(
-            told
-            | {"what": f"decode, batch {batch}", "tokens": batch * steps}
-            | measured
-            | {"predicted": reads.model_before / reads.model_after}
-        )
-    measured = _compare(partial(_prefill, source, prefill), partial(_prefill, folded, prefill), rounds)
-    return [*found, told | {"what": f"prefill, {prefill} tokens", "tokens": prefill, "predicted": None} | measured]
+    with built(run.shape) as path:
+        source, folded = load(path), load(convert_checkpoint(str(path), path.with_name("folded")).out)
+        for batch in run.batches:
+            reads = count_reads(census, batch)
+            before, after = (partial(Prompt(model, batch).decode, run.steps) for model in (source, folded))
+            measured = _compare(before, after, run.rounds)
+            facts = {"what": f"decode, batch {batch}", "batch": batch, "tokens": batch * run.steps}
+            found.append(told | facts | measured | {"predicted": reads.model_before / reads.model_after})
+        measured = _compare(partial(_prefill, source, run.prefill), partial(_prefill, folded, run.prefill), run.rounds)
+    facts = {"what": f"prefill, {run.prefill} tokens", "batch": None, "tokens": run.prefill, "predicted": None}
+    return [*found, told | facts | measured]
 
 
 def measure(*, quick: bool = False) -> list[dict[str, Any]]:
     """Run every shape in bf16, or in fp32 where the processor multiplies that faster."""
     if quick:
-        return _measure(PYTHIA_70M.changed("small", num_hidden_layers=2, vocab_size=4096), 2, 4, 128)
+        return _measure(_QUICK)
     dtype = min((torch.bfloat16, torch.float32), key=_product)
     found: list[dict[str, Any]] = []
-    for shape in (PYTHIA_70M, PYTHIA_160M, DRAFT):
-        found += _measure(shape.of(dtype), 7, _STEPS, _PREFILL)
-        sys.stderr.write(f"{shape.name} done\n")
+    for run in _RUNS:
+        found += _measure(replace(run, shape=run.shape.of(dtype)))
+        sys.stderr.write(f"{run.shape.name} done\n")
     return found
+
+
+def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
+    """Draw a point for each shape and batch: what the reads predict, and what was measured."""
+    axes, decodes = figure.subplots(), [f for f in figures if f["predicted"]]
+    shapes, batches = (list(dict.fromkeys(f[key] for f in decodes)) for key in ("shape", "batch"))
+    for f in decodes:
+        axes.errorbar(
+            f["predicted"], f["ratio"], [[f["ratio"] - f["low"]], [f["high"] - f["ratio"]]], capsize=2, elinewidth=1,
+            linestyle="", marker=marker(batches.index(f["batch"])), color=colour(shapes.index(f["shape"])),
+        )  # fmt: skip
+    ends = [1, max(f["predicted"] for f in decodes) + 0.005]
+    axes.plot(ends, ends, color=_EQUAL, linestyle="--", linewidth=1, label="measured = predicted")
+    axes.axhline(1, color=_EQUAL, linewidth=1)
+    for index, shape in enumerate(shapes):
+        axes.plot([], [], color=colour(index), linewidth=5, label=shape)
+    for index, batch in enumerate(batches):
+        axes.plot([], [], color=_EQUAL, linestyle="", marker=marker(index), label=f"batch {batch}")
+    axes.set_xlabel("predicted: ratio of reads, source / folded")
+    axes.set_ylabel("measured: ratio of times, source / folded")
+    figure.legend(loc="outside right upper")
+
+
+_EQUAL = "#59636e"
+PLOTS: dict[str, Plot] = {"speed": _draw}
 
 
 def render(figures: list[dict[str, Any]]) -> str:
@@ -149,14 +138,21 @@ def render(figures: list[dict[str, Any]]) -> str:
         ]
         for f in figures
     ]
-    return _TEXT.format(prompt=_PROMPT, steps=_STEPS, rounds=figures[0]["rounds"]) + table(head, rows)
+    rounds, steps = (_between([f[key] for f in figures]) for key in ("rounds", "steps"))
+    return _TEXT.format(prompt=PROMPT, steps=steps, rounds=rounds, plot=_PLOT) + table(head, rows)
 
 
+def _between(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low} to {high}" if low < high else str(low)
+
+
+_PLOT = link("speed", "Decode speed ratio: predicted from the reads against measured, for every shape and batch")
 _TEXT = """## Speed
 
 Random weights in real shapes, in bf16 or, where the processor multiplies that faster, in fp32. Source and folded run
 in one process, in turn, {rounds} rounds; a decode round is {steps} greedy steps with a cache after a prompt of
-{prompt} tokens.
+{prompt} tokens. The larger a model, the fewer rounds and steps.
 
 - **measured ratio**: the source's time / the folded model's time in the same round, the median of all rounds. Above 1
   the folded model is faster. **middle half**: half of the rounds lie in this range; a ratio whose range holds 1 does
@@ -164,6 +160,10 @@ in one process, in turn, {rounds} rounds; a decode round is {steps} greedy steps
 - **predicted ratio**: bytes of parameters that the source reads in one decode step / bytes that the folded model reads.
   It would be the ratio of a machine that spends a step on these reads alone. Attention, activations and the calls of
   the operations themselves take time too, and at large batches the arithmetic does.
+
+{plot}
+
+The bars are the middle half of the rounds. On the dashed line a step would be faster by as much as it reads less.
 
 """
 
