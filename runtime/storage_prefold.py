@@ -203,8 +203,10 @@ def _fetch(
     return rows
 
 
-# What happens to a file is nothing that a compiler could trace: to it, a fetch is one operation.
-_fetch_compiled = torch.library.custom_op("prefold::fetch", _fetch, mutates_args=())
+# What happens to a file is nothing that a compiler could trace: to it, a fetch is one operation. A program may load
+# several copies of this file, one with each checkpoint: each has an operation, and so an error, of its own.
+_OPERATION = f"prefold::fetch_{hashlib.sha256(__name__.encode()).hexdigest()[:16]}"
+_fetch_compiled = torch.library.custom_op(_OPERATION, _fetch, mutates_args=())
 
 
 @_fetch_compiled.register_fake

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import LogitsProcessor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from prefold.convert import Options
 from prefold.convert.files import CONFIG
@@ -255,6 +256,20 @@ def test_compiled_model_is_told_of_it_too(fault: str, tmp_path: Path) -> None:
     with pytest.raises(TableError, match="while it was in use"):
         logits(compiled, tokens())
     assert model.prefold_rows[0].values is None
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_compiled_model_raises_its_own_module_s_error_though_another_copy_was_loaded(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    folder = make_folded(tmp_path, num_hidden_layers=1)
+    compiled = torch.compile(load(folder, prefold_placement="disk"), fullgraph=True, backend="aot_eager")
+    copy_of_it = get_class_from_dynamic_module("modeling_prefold.PrefoldLlamaForCausalLM", str(folder))
+    assert copy_of_it.__module__.startswith("transformers_modules.")
+    assert copy_of_it.from_pretrained(folder, prefold_placement="disk").prefold_placement == "disk"
+    assert logits(compiled, tokens()).isfinite().all()
+    (folder / TABLE_FILE).unlink()
+    with pytest.raises(TableError, match="gone while it was in use"):
+        logits(compiled, tokens())
 
 
 def test_table_in_host_memory_does_not_mind(folder: Path) -> None:
