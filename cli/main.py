@@ -12,7 +12,10 @@ from prefold.cli.archs import archs
 from prefold.cli.convert import convert
 from prefold.cli.demo import demo
 from prefold.cli.exit_codes import explain
+from prefold.cli.hardware import hardware
 from prefold.cli.inspect import inspect
+from prefold.cli.plan import plan
+from prefold.cli.shapes import shapes
 from prefold.cli.verify import verify
 
 app = typer.Typer(
@@ -27,6 +30,9 @@ app.command()(convert)
 app.command()(verify)
 app.command()(archs)
 app.command()(demo)
+app.command()(plan)
+app.command()(hardware)
+app.command()(shapes)
 
 
 def _show_version(wanted: bool) -> None:
@@ -47,7 +53,8 @@ def prefold(
     writes a checkpoint that looks them up, and checks that its logits and its tokens are the source's. Expect 2.5
     to 6.5 % fewer bytes read per decoded token for parallel models, under 1 % for most serial ones: `inspect` says.
 
-    Exit codes: 0 done, 1 unexpected, I/O or hub, 2 usage, 3 unsupported model, 4 output exists, 5 verification failed.
+    Exit codes: 0 done, 1 unexpected, I/O or hub, 2 usage, 3 unsupported model or infeasible plan, 4 output
+    exists, 5 verification failed.
     """
 
 

@@ -13,9 +13,10 @@ from prefold.convert.files import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
-    "cli": {"cli", "convert", "demo", "runtime", "verify"},
+    "cli": {"cli", "convert", "demo", "plan", "runtime", "verify"},
     "convert": {"convert", "runtime"},
     "demo": {"demo"},
+    "plan": {"plan"},
     "runtime": {"runtime"},
     "verify": {"verify", "convert", "runtime"},
 }

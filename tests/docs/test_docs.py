@@ -105,7 +105,7 @@ def test_make_targets_exist(page: str):
 
 
 def _paths(page: str) -> Iterator[str]:
-    rooms = "cli|convert|runtime|verify|demo|tests|benchmarks|docs|[.]ci"
+    rooms = "cli|convert|plan|runtime|verify|demo|tests|benchmarks|docs|[.]ci"
     for line in code(page):
         yield from re.findall(rf"(?<![\w/.])(?:{rooms})/[\w./-]*", line)
 

@@ -1,0 +1,111 @@
+"""``prefold plan``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from prefold.cli.options import Json, Revision
+from prefold.cli.plan_inputs import asked_mesh, open_chip, open_shape, parse_target, space_of
+
+if TYPE_CHECKING:
+    from prefold.plan.advice import Advice
+    from prefold.plan.fold import Placement
+    from prefold.plan.workload import Phase
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A name that `prefold shapes` lists, a folder, a config.json or a hub id (org/name)."
+        ),
+    ],
+    hardware: Annotated[
+        str, typer.Option(metavar="NAME", help="A name that `prefold hardware` lists, a TOML file of a chip, or this.")
+    ],
+    chips: Annotated[
+        int | None, typer.Option(metavar="N", help="How many; the fewest that the model fits on if not given.")
+    ] = None,
+    mesh: Annotated[str | None, typer.Option(metavar="XxYxZ", help="How they are joined, as 4x4x4.")] = None,
+    phase: Annotated[str, typer.Option(help="One forward pass: prefill, or a step of decode.")] = "decode",
+    batch: Annotated[int | None, typer.Option(metavar="B", help="Sequences; 1 if not given.")] = None,
+    context: Annotated[
+        int, typer.Option(metavar="L", help="Tokens of each: of the prompt, or cached when a step decodes one more.")
+    ] = 2048,
+    weights: Annotated[str, typer.Option(metavar="TYPE", help="Stored as bf16, fp16, fp8, int8 or int4.")] = "bf16",
+    kv: Annotated[str, typer.Option(metavar="TYPE", help="What the KV cache is stored as.")] = "bf16",
+    branches: Annotated[int, typer.Option(metavar="N", help="Sequences that continue one prefix.")] = 1,
+    shared_prefix: Annotated[int, typer.Option(metavar="T", help="Tokens that branches have in common.")] = 0,
+    table: Annotated[str, typer.Option(help="Where the folded model's table lies: device, host or disk.")] = "device",
+    latency_target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Find the cheapest plan whose pass takes at most this, e.g. 30ms; see `--max-cost`."
+        ),
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            metavar="CHIP_SECONDS",
+            help="Find the fastest plan whose token costs at most this. Either tries all chips and batches that are"
+            " not given.",
+        ),
+    ] = None,
+    gated: Annotated[
+        bool | None, typer.Option("--gated/--not-gated", help="The FFN has a gate; where the config does not say.")
+    ] = None,
+    parallel: Annotated[
+        bool | None, typer.Option("--parallel/--serial", help="Attention and FFN read the same input, or do not.")
+    ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="With --hardware this, measure the machine again; it takes seconds.")
+    ] = False,
+    revision: Revision = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the sweep and the roofline: .svg, .png or .html.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where the time of a forward pass goes, which layout over chips to choose, and what would help.
+
+    No weights are read. Ideal times are bounds from the chip's full rates; calibrated ones are fitted to published
+    measurements, where there are any; each figure says which it is.
+
+    Example: `prefold plan palm-540b --hardware tpu-v4 --chips 64 --phase decode --batch 512 --context 2048`
+    """
+    from prefold.plan import Workload
+    from prefold.plan.advice import advise, table_for
+
+    if plot:
+        from prefold.plan.plots import require_plot
+
+        require_plot(plot)
+    target = parse_target(latency_target, max_cost)
+    sequences = branches if batch is None else batch
+    workload = Workload(
+        cast("Phase", phase), sequences, context, weights, kv, branches=branches, shared_prefix=shared_prefix
+    )
+    fold = table_for(workload, cast("Placement", table))
+    chip, factors = open_chip(hardware, refresh=refresh)
+    asked = asked_mesh(chip, chips, mesh)
+    shape = open_shape(model, revision, gated=gated, parallel=parallel)
+    space = space_of(shape, chip, workload, asked, batch, searching=target is not None, factors=factors)
+    advice = advise(space, fold, target)
+    _tell(advice, plot, as_json=as_json)
+    advice.require_room()
+
+
+def _tell(advice: "Advice", plot: Path | None, *, as_json: bool) -> None:
+    from prefold.cli.show import note, show_json
+    from prefold.cli.show_plan import show_advice
+
+    if as_json:
+        show_json(advice.as_json())
+    else:
+        show_advice(advice)
+    if plot:
+        from prefold.plan.page import write_plot
+
+        write_plot(advice, plot)
+        note(f"drawn as {plot}")

@@ -1,0 +1,116 @@
+"""What a plan is asked for on the command line: a model's shape, a chip, meshes and batches to look at."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from prefold.plan import Chip, Factors, Mesh, Shape, Workload
+    from prefold.plan.sweep import Space, Target
+
+
+def open_shape(model: str, revision: str | None, *, gated: bool | None = None, parallel: bool | None = None) -> "Shape":
+    """Return the shape of a preset, or of a checkpoint's config: a folder, a ``config.json`` or a hub id.
+
+    What a config does not say is found by experiment, as ``prefold inspect`` does it.
+    """
+    from prefold.plan import PlanError, find_shape
+
+    if not _is_checkpoint(model):
+        return _assumed(find_shape(model), gated, parallel)
+    from prefold.convert.source import open_config
+    from prefold.plan.config import shape_from_config
+
+    opened = open_config(model, revision)
+    config = opened.config
+    # Refuses a config that says too little, before any experiment; whether it is gated, that may tell.
+    shape_from_config(config, gated=False)
+    parameters = None
+    if gated is None or parallel is None:
+        found, parameters = _tried(model, opened.revision)
+        parallel = parallel if parallel is not None else found
+    try:
+        return shape_from_config(config, name=model, gated=gated, parallel=parallel, parameters=parameters)
+    except PlanError as error:  # of whether it is gated: all else was refused before
+        raise PlanError(f"{error}; --gated or --not-gated does") from error
+
+
+def _is_checkpoint(model: str) -> bool:
+    """Whether it is a path or a hub id; a name without a slash is a preset's, unless there is such a file."""
+    from prefold.plan import presets
+
+    return model.lower() not in presets() and ("/" in model or model.endswith(".json") or Path(model).exists())
+
+
+def _assumed(shape: "Shape", gated: bool | None, parallel: bool | None) -> "Shape":
+    told: dict[str, Any] = {"gated": gated, "parallel": parallel}
+    return replace(shape, **{name: value for name, value in told.items() if value is not None})
+
+
+def _tried(model: str, revision: str | None) -> tuple[bool | None, int | None]:
+    """Whether the experiment finds an FFN that folds, as in a parallel block, and the parameters of its skeleton."""
+    from prefold.cli.show import note
+    from prefold.convert import inspect_checkpoint
+
+    inspection = inspect_checkpoint(model, revision=revision)
+    worth = inspection.worth
+    if worth is None:
+        note(f"{model} {inspection.verdict}; what is told of it folded is of a table that it cannot have")
+        return None, None
+    return (True if worth.merged_width else None), worth.checkpoint_before // worth.dtype.itemsize
+
+
+def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | None]":
+    """Return a chip of the catalogue, the one in a TOML file, or this machine, and its factors where prefold has none.
+
+    ``refresh`` measures this machine again.
+    """
+    from prefold.plan import find_chip
+    from prefold.plan.this_machine import NAME, this_machine
+
+    if name.lower() == NAME:
+        return this_machine(refresh=refresh)
+    return find_chip(name), None
+
+
+def parse_target(latency: str | None, cost: float | None) -> "Target | None":
+    """Return what is to be reached; None where neither is given."""
+    if latency is None and cost is None:
+        return None
+    if latency is not None and cost is not None:
+        raise typer.BadParameter("give one of the two", param_hint="--latency-target, --max-cost")
+    from prefold.plan.sweep import Target
+    from prefold.plan.units import parse_quantity
+
+    return Target(parse_quantity(latency, "seconds") if latency is not None else None, cost)
+
+
+def space_of(
+    shape: "Shape",
+    chip: "Chip",
+    workload: "Workload",
+    mesh: "Mesh | None",
+    batch: int | None,
+    *,
+    searching: bool,
+    factors: "Factors | None" = None,
+) -> "Space":
+    """Return where to look: what was given stays; a search tries all chips and batches that were not."""
+    from prefold.plan.sweep import Space, batches, fewest, meshes
+
+    if not searching:
+        found = (mesh or fewest(shape, chip, workload),)
+        return Space(shape, chip, workload, found, (workload.batch,), factors)
+    tried = batches(workload.branches) if batch is None else (batch,)
+    return Space(shape, chip, workload, (mesh,) if mesh else meshes(chip), tried, factors)
+
+
+def asked_mesh(chip: "Chip", chips: int | None, mesh: str | None) -> "Mesh | None":
+    """Return the mesh that was asked for; None where neither its shape nor a number of chips was."""
+    from prefold.plan import mesh_of, parse_mesh
+
+    if chips is None and mesh is None:
+        return None
+    return mesh_of(chip, chips, parse_mesh(mesh) if mesh else None)

@@ -1,0 +1,116 @@
+"""What people see of the catalogues: chips and shapes, all of them or one with its sources."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from prefold.cli.show import out, say
+from prefold.plan import Chip, Shape, factors_of, row_width
+from prefold.plan.units import spell_bytes, spell_weights
+
+_GIGA, _TERA = 1e9, 1e12
+_BANDWIDTHS = ("memory_bandwidth", "link_bandwidth", "host_bandwidth", "disk_bandwidth")
+_UNITS = {"peak": " TFLOP/s", "axes": " chips", **dict.fromkeys(_BANDWIDTHS, " GB/s")}
+
+
+def chip_json(chip: Chip) -> dict[str, Any]:
+    """Return a chip's figures by their names: bytes, bytes per second, operations per second."""
+    factors = factors_of(chip.name)
+    axes = {str(count): list(axes) for count, axes in chip.axes.items()}
+    return asdict(chip) | {"axes": axes, "estimates": chip.estimates, "factors": asdict(factors) if factors else None}
+
+
+def show_chips(chips: list[Chip]) -> None:
+    """Print all chips; `~` marks what the vendor does not publish."""
+    table = Table("name", box=None, pad_edge=False)
+    for heading in ("peak, TFLOP/s", "memory", "at GB/s", "links, GB/s", "host, GB/s", "disk, GB/s", "chips in a mesh"):
+        table.add_column(heading, justify="right")
+    table.add_column("times")
+    for chip in chips:
+        basis = "ideal and calibrated" if factors_of(chip.name) else "ideal"
+        table.add_row(chip.name, *map(Text, _figures(chip).values()), basis)
+    out.print(table)
+    say(
+        "~ an estimate, since the vendor does not publish it; `prefold hardware NAME` says where each figure comes from"
+    )
+
+
+def show_chip(chip: Chip) -> None:
+    """Print one chip, each figure with its source."""
+    say(chip.name, "bold")
+    table = Table("figure", "", "source", box=None, pad_edge=False)
+    for field, text in _figures(chip).items():
+        if text:
+            table.add_row(field, Text(f"{text}{_UNITS.get(field, '')}"), Text(chip.source.get(field, "")))
+    out.print(table)
+    factors = factors_of(chip.name)
+    if factors is None:
+        say("ideal times only: nobody has measured it")
+        return
+    reached = f"{factors.arithmetic:.0%} of its operations, {factors.memory:.0%} of its memory's bandwidth"
+    links = f"{factors.links:.0%} of its links'"
+    say(f"calibrated times: it reaches {reached}, {links} ({factors.source})")
+
+
+def _figures(chip: Chip) -> dict[str, str]:
+    """Spell figures by their names in ``chip.source``."""
+    figures = {
+        "peak": ", ".join(f"{kind} {value / _TERA:,.4g}" for kind, value in chip.peak.items()),
+        "memory": spell_bytes(chip.memory_bytes),
+        **{field: f"{getattr(chip, field) / _GIGA:,.4g}" for field in _BANDWIDTHS},
+    }
+    marked = {field: f"~{text}" if field in chip.estimates else text for field, text in figures.items()}
+    return marked | {"axes": ", ".join(map(str, chip.axes))}
+
+
+def shape_json(shape: Shape) -> dict[str, Any]:
+    """Return a shape's figures by their names, and what they come to; weights and values."""
+    told = {"weights": shape.weights, "active_weights": shape.active_weights, "row_width": row_width(shape)}
+    return asdict(shape) | told
+
+
+def show_shapes(shapes: list[Shape]) -> None:
+    """Print all shapes."""
+    table = Table("name", box=None, pad_edge=False)
+    for heading in ("weights", "active", "layers", "width", "FFN", "heads", "of keys", "vocabulary"):
+        table.add_column(heading, justify="right")
+    table.add_column("block")
+    for shape in shapes:
+        sizes = (shape.num_layers, shape.hidden_size, shape.intermediate_size, shape.num_attention_heads)
+        more = (shape.num_key_value_heads, shape.vocab_size)
+        weights = (spell_weights(shape.weights), spell_weights(shape.active_weights))
+        table.add_row(shape.name, *weights, *(f"{size:,}" for size in (*sizes, *more)), _block(shape))
+    out.print(table)
+    say("`prefold plan` takes these names, a folder, a config.json or a hub id; `prefold shapes NAME` has the source")
+
+
+def show_shape(shape: Shape) -> None:
+    """Print one shape with all its sizes, and its source."""
+    say(shape.name, "bold")
+    table = Table("size", "", box=None, pad_edge=False)
+    for name, value in asdict(shape).items():
+        if name not in ("name", "source") and value is not None:
+            table.add_row(name, Text(_spelt(value)))
+    table.add_row("weights", spell_weights(shape.weights))
+    table.add_row("active weights", spell_weights(shape.active_weights))
+    table.add_row("values of a folded row", f"{row_width(shape):,}")
+    out.print(table)
+    say(f"source: {shape.source}")
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each:,}" for name, each in value.items() if each is not None)
+    return f"{value:,.0f}"
+
+
+def _block(shape: Shape) -> str:
+    parts = ["parallel" if shape.parallel else "serial", "gated" if shape.gated else "not gated"]
+    parts += [f"{shape.experts.count} experts, {shape.experts.active} active"] if shape.experts else []
+    parts += ["latent attention"] if shape.latent else []
+    parts += ["cross-attention"] if shape.cross else []
+    return ", ".join(parts)

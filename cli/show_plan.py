@@ -1,0 +1,98 @@
+"""What people see of a plan: tables, and plots of characters."""
+
+from typing import Literal
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from prefold.cli.show import out, say
+from prefold.cli.text_plot import Axis, Dot, curve, draw
+from prefold.plan.advice import Advice
+from prefold.plan.estimate import Estimate
+from prefold.plan.roofline import intensity, reached, roof_of
+from prefold.plan.tables import (
+    Cells,
+    about,
+    choice_line,
+    layouts_table,
+    levers_table,
+    points_table,
+    source_and_folded,
+    table_line,
+    unfit_line,
+)
+from prefold.plan.units import spell_seconds
+
+_TERA = 1e12
+_NOTE = "note"
+# Words are read from the left, figures from the right.
+_WORDS = ("FFN", "attention", "bound,\nideal", "fits", _NOTE)
+
+
+def show_advice(advice: Advice) -> None:
+    """Print a plan from top to bottom: layouts, source and folded, levers, verdict, sweep, roofline."""
+    for line in about(advice):
+        say(line)
+    _show("layouts", layouts_table(advice))
+    for line in filter(None, [choice_line(advice), *advice.plan.refused]):
+        say(line, "yellow")
+    _show("where the time of the chosen layout goes", source_and_folded(advice))
+    say(table_line(advice))
+    if advice.folded.chosen.case.layout != advice.chosen.case.layout:
+        say(f"folded, {advice.folded.chosen.case.layout} would be chosen", "yellow")
+    _show("what would help, each by itself", levers_table(advice))
+    say(advice.verdict, "bold")
+    _show_sweep(advice)
+    _show_roofline(advice)
+
+
+def _show(title: str, cells: Cells) -> None:
+    say(f"\n{title}", "bold")
+    head, *rows = cells
+    table = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(head):
+        # A figure that is cut off is none: rather, a narrow terminal wraps the table's lines.
+        widest = max(cell_len(line) for row in cells for line in row[index].splitlines() or [""])
+        justify: Literal["left", "right"] = "left" if index == 0 or heading in _WORDS else "right"
+        table.add_column(heading, justify=justify, min_width=None if heading == _NOTE else widest)
+    for row in rows:
+        table.add_row(*map(Text, row), style="bold" if row[-1].endswith("chosen") else "")
+    out.print(table)
+
+
+def _fitting(advice: Advice) -> list[Estimate]:
+    return [each for each in advice.sweep if each.memory.fits]
+
+
+def _show_sweep(advice: Advice) -> None:
+    basis, points = advice.chosen.basis, _fitting(advice)
+    if points:
+        _show(f"other batches and chips: not beaten in time and MFU ({basis})", points_table(advice))
+        say(f"\nMFU over time per pass ({basis})  o not beaten  . the others  @ chosen", "bold")
+        marks = [(each, ".") for each in points] + [(each, "o") for each in advice.front]
+        dots = [Dot(each.seconds, each.mfu, mark) for each, mark in [*marks, (advice.chosen, "@")]]
+        times = [dot.x for dot in dots]
+        y = Axis(0, max(dot.y for dot in dots), lambda share: f"{share:.1%}", logarithmic=False)
+        _lines(draw(dots, Axis(min(times), max(times), spell_seconds), y))
+    if unfit := unfit_line(advice):
+        say(unfit, "yellow")
+
+
+def _show_roofline(advice: Advice) -> None:
+    roof, points = roof_of(advice.chosen), [*_fitting(advice), advice.chosen]
+    places = [*(intensity(each) for each in points), roof.ridge]
+    x = Axis(min(places) / 2, max(places) * 2, lambda each: f"{each:,.4g}")
+    ceilings = curve(roof.ceiling, x, "-")
+    dots = [Dot(intensity(each), reached(each), "o") for each in points]
+    dots.append(Dot(intensity(advice.chosen), reached(advice.chosen), "@"))
+    lowest = min(dot.y for dot in [*dots, *ceilings])
+    y = Axis(lowest, roof.peak, lambda each: f"{each / _TERA:,.4g} TFLOP/s")
+    title = f"\nroofline of one chip: operations per byte of memory  - roof (ideal)  o reached ({advice.chosen.basis})"
+    say(f"{title}  @ chosen", "bold")
+    _lines(draw([*ceilings, *dots], x, y))
+
+
+def _lines(lines: list[str]) -> None:
+    for line in lines:
+        say(line)

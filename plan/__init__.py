@@ -1,0 +1,66 @@
+"""The analytical model: where the time of inference goes, and which layout to choose (Pope et al. 2022)."""
+
+from prefold.plan.advice import Advice, advise, table_for
+from prefold.plan.calibration import Factors, Measurement, factors_of, fit
+from prefold.plan.case import Case
+from prefold.plan.chips import catalogue, find_chip
+from prefold.plan.config import shape_from_config
+from prefold.plan.errors import Infeasible, PlanError, UnknownName
+from prefold.plan.estimate import Estimate, Plan, mfu, plan_layouts
+from prefold.plan.fold import Fold, break_even_batch, row_width
+from prefold.plan.hardware import Chip, Mesh
+from prefold.plan.levers import Lever, rank_levers, verdict
+from prefold.plan.memory import Memory, context_left, max_context
+from prefold.plan.meshes import mesh_of, parse_mesh
+from prefold.plan.page import write_plot
+from prefold.plan.shape import Experts, Latent, Shape
+from prefold.plan.shapes import find_shape, presets
+from prefold.plan.sweep import Space, Target, pareto
+from prefold.plan.terms import Terms, terms_of
+from prefold.plan.workload import Workload
+
+__all__ = [
+    "Advice",
+    "Case",
+    "Chip",
+    "Estimate",
+    "Experts",
+    "Factors",
+    "Fold",
+    "Infeasible",
+    "Latent",
+    "Lever",
+    "Measurement",
+    "Memory",
+    "Mesh",
+    "Plan",
+    "PlanError",
+    "Shape",
+    "Space",
+    "Target",
+    "Terms",
+    "UnknownName",
+    "Workload",
+    "advise",
+    "break_even_batch",
+    "catalogue",
+    "context_left",
+    "factors_of",
+    "find_chip",
+    "find_shape",
+    "fit",
+    "max_context",
+    "mesh_of",
+    "mfu",
+    "pareto",
+    "parse_mesh",
+    "plan_layouts",
+    "presets",
+    "rank_levers",
+    "row_width",
+    "shape_from_config",
+    "table_for",
+    "terms_of",
+    "verdict",
+    "write_plot",
+]

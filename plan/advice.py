@@ -1,0 +1,137 @@
+"""All that a plan says: the layouts, source and folded, what else would help, and what other batches or chips give."""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from prefold.plan.errors import Infeasible
+from prefold.plan.estimate import Estimate, Plan, plan_layouts
+from prefold.plan.fold import Fold, Placement, break_even_batch, row_width, table_bytes
+from prefold.plan.levers import Lever, rank_levers, verdict
+from prefold.plan.memory import context_left
+from prefold.plan.sweep import Space, Target, pareto, too_large
+from prefold.plan.workload import Workload, bytes_of
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The answer to ``prefold plan``.
+
+    Attributes:
+        plan: of the source.
+        folded: of the folded model.
+        fold: what it is folded with.
+        levers: that could be pulled, those that save most first.
+        sweep: the layout to take for each batch or number of chips that was tried.
+    """
+
+    plan: Plan
+    folded: Plan
+    fold: Fold
+    levers: list[Lever]
+    sweep: list[Estimate]
+
+    @property
+    def chosen(self) -> Estimate:
+        """The layout to take."""
+        return self.plan.chosen
+
+    @cached_property
+    def twin(self) -> Estimate:
+        """The folded model in the layout that was chosen for the source."""
+        return Estimate(self.chosen.case.changed(fold=self.fold), self.chosen.factors)
+
+    @property
+    def verdict(self) -> str:
+        """Where folding comes among what would help, in a sentence."""
+        return verdict(self.levers)
+
+    @cached_property
+    def front(self) -> list[Estimate]:
+        """Those of the sweep that no other beats in time and in MFU."""
+        return pareto(self.sweep)
+
+    @property
+    def break_even_batch(self) -> int | None:
+        """The most tokens per pass at which rows are no more bytes than what they replace; None where all gain."""
+        case = self.chosen.case
+        return break_even_batch(case.shape, case.workload.weights, self.fold)
+
+    def require_room(self) -> None:
+        """Raise ``Infeasible`` where no layout fits, with the context that would fit if there is one."""
+        chosen = self.chosen
+        if chosen.memory.fits:
+            return
+        case = chosen.case
+        asked = f"batch {case.workload.batch} with context {case.workload.context}"
+        where = f"{case.mesh.chips} {case.chip.name} ({case.mesh})"
+        left = int(max(context_left(each.case) for each in self.plan.estimates))
+        advised = f"; a context of {left} would fit" if left else ""
+        raise Infeasible(f"{case.shape.name}: {asked} does not fit on {where}: {too_large(chosen)}{advised}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures under the names that other programs rely on; times are seconds per forward pass."""
+        case, factors = self.chosen.case, self.chosen.factors
+        return {
+            "model": case.shape.name,
+            "hardware": case.chip.name,
+            "chips": case.mesh.chips,
+            "mesh": str(case.mesh),
+            "workload": asdict(case.workload),
+            "factors": asdict(factors) if factors else None,
+            **_plan_json(self.plan),
+            "folded": self._folded_json(),
+            "levers": [lever.as_json() for lever in self.levers],
+            "verdict": self.verdict,
+            "sweep": [self._point_json(each) for each in self.sweep],
+        }
+
+    def _folded_json(self) -> dict[str, Any]:
+        shape = self.chosen.case.shape
+        table = asdict(self.fold) | {"row_width": row_width(shape), "bytes": table_bytes(shape, self.fold)}
+        return {
+            "table": table,
+            "break_even_batch": self.break_even_batch,
+            "same_layout": self.twin.as_json(),
+            **_plan_json(self.folded),
+        }
+
+    def _point_json(self, point: Estimate) -> dict[str, Any]:
+        case = point.case
+        where = {"chips": case.mesh.chips, "mesh": str(case.mesh), "batch": case.workload.batch}
+        return where | point.as_json() | {"pareto": any(point is each for each in self.front)}
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    layouts = [each.as_json() for each in plan.estimates]
+    return {"layouts": layouts, "refused": plan.refused, "chosen": plan.chosen.as_json()}
+
+
+def table_for(workload: Workload, placement: Placement = "device") -> Fold:
+    """Return a table whose values have the type of what chips calculate with, or of the weights if that is wider."""
+    return Fold(placement, max(workload.activations, workload.weights, key=bytes_of))
+
+
+def advise(space: Space, fold: Fold | None = None, target: Target | None = None) -> Advice:
+    """Plan a pass, and tell what it would be folded, with other levers, and with other batches.
+
+    Args:
+        space: where to look; without a target its first mesh and batch are those that are asked for.
+        fold: what to compare with; a table on the device for None.
+        target: what to reach.
+
+    Raises:
+        Infeasible: nothing reaches the target. What does not fit without a target is told by ``Advice.require_room``.
+    """
+    points = space.points()
+    found = target.pick(points) if target else points[0]
+    case, fold = found.case, fold or table_for(found.case.workload)
+    asked = (case.shape, case.chip, case.mesh, case.workload)
+    source = plan_layouts(*asked, factors=found.factors)
+    return Advice(
+        plan=source,
+        folded=plan_layouts(*asked, fold=fold, factors=found.factors),
+        fold=fold,
+        levers=rank_levers(source.chosen),
+        sweep=points if len(points) > 1 else space.around(found).points(),
+    )

@@ -1,0 +1,96 @@
+"""Attention over chips: whose keys and values a chip holds, and what moves for that (section 3.3, figures 4 and 5)."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal, get_args
+
+from prefold.plan.errors import Infeasible, UnknownName
+from prefold.plan.hardware import Mesh
+from prefold.plan.layouts import Collective, Layout, chips_gathered, rest_axes
+from prefold.plan.shape import Shape
+from prefold.plan.workload import Workload, bytes_of
+
+Sharding = Literal["head", "batch"]
+SHARDINGS: tuple[Sharding, ...] = get_args(Sharding)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Into how many parts attention is split.
+
+    Attributes:
+        batch: groups of chips that hold other sequences.
+        heads: chips of such a group, which hold other heads of the same sequences.
+    """
+
+    batch: int
+    heads: int
+
+
+def ways(sharding: Sharding, layout: Layout, mesh: Mesh) -> Ways:
+    """Return how attention is split: a layout that gathers weights has split the batch over those chips already."""
+    if sharding not in SHARDINGS:
+        raise UnknownName("sharding of attention", sharding, list(SHARDINGS))
+    if sharding == "batch":
+        return Ways(mesh.chips, 1)
+    gathered = chips_gathered(layout, mesh)
+    return Ways(gathered, mesh.chips // gathered)
+
+
+def shardings(layout: Layout, mesh: Mesh) -> list[Sharding]:
+    """Return those that differ: alone, a chip has all heads; where all weights are gathered, the batch is split."""
+    if mesh.chips == 1:
+        return ["head"]
+    return ["batch"] if chips_gathered(layout, mesh) == mesh.chips else ["head", "batch"]
+
+
+def require_sequences(sharding: Sharding, mesh: Mesh, batch: int) -> None:
+    """Raise ``Infeasible`` for fewer sequences than the smallest axis has chips: nothing is gained (appendix D)."""
+    smallest = min((axis for axis in (mesh.x, mesh.y, mesh.z) if axis > 1), default=1)
+    if sharding == "batch" and batch < smallest:
+        raise Infeasible(f"batch-sharded attention: batch {batch} is less than the smallest axis, {smallest}")
+
+
+def kv_width_per_chip(shape: Shape, heads: int) -> float:
+    """Values that a chip keeps of a token in one layer where heads are split ``heads`` ways.
+
+    A head is not split further: with fewer of them than chips, some are kept more than once, and a cache that all heads
+    share is kept whole.
+    """
+    if shape.latent:
+        return shape.key_value_width
+    return ceil(shape.num_key_value_heads / heads) * shape.key_value_width / shape.num_key_value_heads
+
+
+def kv_tokens(workload: Workload, sequences: int) -> float:
+    """Tokens that the caches of ``sequences`` hold; a prefix that is shared once for all its branches among them."""
+    own = sequences * workload.context
+    if not workload.shares_reads or workload.branches == 1:
+        return own
+    return own - (sequences - ceil(sequences / workload.branches)) * workload.shared_prefix
+
+
+def kv_bytes(shape: Shape, workload: Workload, split: Ways) -> float:
+    """Bytes of the KV cache on a chip."""
+    sequences = ceil(workload.batch / split.batch)
+    per_token = shape.num_layers * kv_width_per_chip(shape, split.heads) * bytes_of(workload.kv)
+    return kv_tokens(workload, sequences) * per_token
+
+
+def moves(shape: Shape, sharding: Sharding, layout: Layout, mesh: Mesh, tokens: float) -> list[Collective]:
+    """Return what is sent in one layer to split the batch for attention, and after it: two all-to-alls (figure 5b)."""
+    over = mesh.along(rest_axes(layout))
+    if sharding == "head" or not over:
+        return []
+    there, back = shape.query_width + shape.key_value_width, shape.value_width
+    return [Collective("all-to-all", over, tokens * values / mesh.chips) for values in (there, back)]
+
+
+def score_flops(shape: Shape, workload: Workload) -> float:
+    """Operations of the scores and of the values' sum: 2 for each key, query and value; the paper leaves them out."""
+    if shape.latent and workload.phase == "decode":
+        per_head = 2 * shape.latent.rank + shape.latent.turned_dim
+    else:
+        per_head = (shape.query_width + shape.value_width) // shape.num_attention_heads
+    per_key = 2 * shape.num_attention_heads * per_head * shape.num_layers
+    return per_key * workload.tokens * workload.keys_per_token

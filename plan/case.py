@@ -1,0 +1,70 @@
+"""What an estimate is for: a model on chips in a layout, with a workload, folded or not."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prefold.plan.attention import Sharding, Ways, moves, require_sequences, ways
+from prefold.plan.fold import Fold, Placement
+from prefold.plan.hardware import Chip, Mesh
+from prefold.plan.layouts import Collective, Layout, collectives, require_batch
+from prefold.plan.parts import all_parts
+from prefold.plan.shape import Shape
+from prefold.plan.workload import Workload
+
+
+@dataclass(frozen=True)
+class Case:
+    """A forward pass and where it runs.
+
+    Attributes:
+        shape: of the model.
+        chip: that it runs on.
+        mesh: of so many of them.
+        workload: the pass.
+        layout: of the weights.
+        sharding: of attention.
+        fold: of the first layer; None for the source.
+    """
+
+    shape: Shape
+    chip: Chip
+    mesh: Mesh
+    workload: Workload
+    layout: Layout
+    sharding: Sharding
+    fold: Fold | None = None
+
+    def require(self) -> None:
+        """Raise ``Infeasible`` where the batch cannot be shared out like that."""
+        require_batch(self.layout, self.mesh, self.workload.batch)
+        require_sequences(self.sharding, self.mesh, self.workload.batch)
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the table lies; None without one. A host's memory may be the chip's own."""
+        if self.fold is None or (self.fold.placement == "host" and self.chip.shares_memory):
+            return "device" if self.fold else None
+        return self.fold.placement
+
+    @property
+    def is_torus(self) -> bool:
+        """Whether the chips' links are made for a mesh of so many; a switch lets any of them talk to any."""
+        return self.mesh.chips in self.chip.axes
+
+    @property
+    def split(self) -> Ways:
+        """How attention is split."""
+        return ways(self.sharding, self.layout, self.mesh)
+
+    def changed(self, **changes: Any) -> "Case":
+        """Return the same with other attributes."""
+        return replace(self, **changes)
+
+    def sent_by_layer(self) -> list[tuple[int, list[Collective]]]:
+        """Return how many layers send what; a folded first layer has an entry of its own, the first one."""
+        tokens, width = self.workload.tokens, self.shape.hidden_size
+        moved = moves(self.shape, self.sharding, self.layout, self.mesh, tokens)
+        return [
+            (count, [c for part in parts for c in collectives(self.layout, self.mesh, tokens, width, part)] + moved)
+            for count, parts in all_parts(self.shape, tokens, folded=self.fold is not None)
+        ]

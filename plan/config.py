@@ -1,0 +1,168 @@
+"""The shape of a decoder, from its ``config.json``.
+
+Configs share names for their fields, and these are all that is read: no model is known here by its name. What a file
+leaves out is as transformers' own class of that config fills it in, where transformers is installed and has one; how
+wide and how deep the model is must be in the file itself.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from prefold.plan.errors import PlanError
+from prefold.plan.experts import experts_of
+from prefold.plan.fields import Fields, read_fields
+from prefold.plan.shape import Latent, Shape
+
+_NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_LATENT = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_PARALLEL = ("parallel", "new_decoder_architecture")
+_SPLIT_IN_TWO = ("gate_proj", "gate_up_proj")
+_ATTENTION = ("attention", "full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+_KINDS = ("layer_types", "layers_block_type", "block_types")
+# Fields of layers that are not those of a shape: recurrent ones, such as differ from each other, or have more parts.
+_BEYOND = (
+    "attn_layer_period",
+    "conv_L_cache",
+    "global_head_dim",
+    "hidden_size_per_layer_input",
+    "lru_width",
+    "mamba_d_state",
+    "num_kv_shared_layers",
+    "o_lora_rank",
+    "per_layer_config",
+    "ssm_state_size",
+    "state_size",
+    "swa_num_attention_heads",
+    "zero_expert_num",
+)
+_NEAR = 0.05  # a model has positions, norms and biases beside what is counted here
+
+
+def shape_from_config(
+    config: Mapping[str, Any],
+    *,
+    name: str = "",
+    gated: bool | None = None,
+    parallel: bool | None = None,
+    parameters: int | None = None,
+) -> Shape:
+    """Return the shape of the decoder that a ``config.json`` describes.
+
+    Args:
+        config: as ``json`` reads it, or as transformers makes it of that; what is missing can be added to it.
+        name: what to call the shape; the config's ``model_type`` where it is empty.
+        gated: whether the FFN has two matrices on its way in, where the config does not say.
+        parallel: whether attention and FFN read the same input; where nothing says so, they do not.
+        parameters: that the decoder has; where neither the config nor ``gated`` says it, the FFN is as they show it.
+
+    Raises:
+        PlanError: the config does not say all that is needed, or describes layers that no shape has; a line for each.
+    """
+    fields = read_fields(config)
+    _refuse(fields)
+    gated = gated if gated is not None else _is_gated(fields)
+    missing = _missing(fields)
+    if gated is None and parameters and not missing:
+        gated = _gated_by_count(_shape(fields, name), parameters)
+    missing += ["whether its FFN is gated"] if gated is None else []
+    if missing:
+        raise PlanError(f"config: it does not say {', '.join(missing)}")
+    known = _is_parallel(fields) if parallel is None else parallel
+    source = f"{_source(fields)}; serial, since no field says otherwise" if known is None else _source(fields)
+    return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source)
+
+
+def _shape(fields: Fields, name: str) -> Shape:
+    heads, latent = fields.size("num_attention_heads"), _latent(fields)
+    head = latent.plain_dim + latent.turned_dim if latent else fields.size("head_dim")
+    return Shape(
+        name=name or str(fields.told.get("model_type", "config")),
+        num_layers=fields.size("num_hidden_layers"),
+        hidden_size=fields.size("hidden_size"),
+        intermediate_size=_inner(fields),
+        num_attention_heads=heads,
+        num_key_value_heads=_key_value_heads(fields),
+        head_dim=head or fields.size("hidden_size") // heads,
+        vocab_size=fields.size("vocab_size"),
+        tied=bool(fields.get("tie_word_embeddings")),
+        experts=experts_of(fields, _inner(fields)),
+        latent=latent,
+        cross=bool(fields.get("is_encoder_decoder")),
+    )
+
+
+def _source(fields: Fields) -> str:
+    return f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
+
+
+def _is_parallel(fields: Fields) -> bool | None:
+    """Return whether attention and FFN read the same input; None where no field says it."""
+    told = [fields.get(field) for field in _PARALLEL if fields.get(field) is not None]
+    return any(told) if told else None
+
+
+def _refuse(fields: Fields) -> None:
+    """Raise ``PlanError`` with every field that no shape has a place for."""
+    reasons = [f"config: {field}: no shape has such layers" for field in _beyond(fields)]
+    if reasons:
+        raise PlanError("\n".join(reasons))
+
+
+def _beyond(fields: Fields) -> Iterator[str]:
+    yield from (field for field in _BEYOND if fields.get(field))
+    for field in _KINDS:
+        strange = sorted({str(kind) for kind in fields.get(field) or () if kind not in _ATTENTION})
+        yield from (f"{field}: {kind}" for kind in strange)
+    if fields.get("v_head_dim") and not fields.get("kv_lora_rank"):
+        yield "v_head_dim"
+
+
+def _missing(fields: Fields) -> list[str]:
+    missing = [field for field in _NEEDED if not fields.get(field)]
+    missing += [] if _inner(fields) else ["intermediate_size"]
+    missing += [] if fields.get("tie_word_embeddings") is not None else ["tie_word_embeddings"]
+    if fields.get("kv_lora_rank"):
+        missing += [field for field in _LATENT if fields.get(field) is None]
+    if fields.size("num_experts") and not fields.get("num_experts_per_tok"):
+        missing.append("num_experts_per_tok")
+    return missing
+
+
+def _inner(fields: Fields) -> int:
+    """Return F; it may be a multiple of E, and is four times E where it is null. 0 where nothing says it."""
+    told = fields.size("intermediate_size") or fields.size("moe_intermediate_size")
+    ratio = fields.size("expansion_ratio") or (4 if fields.has("intermediate_size") else 0)
+    return told or ratio * fields.size("hidden_size")
+
+
+def _key_value_heads(fields: Fields) -> int:
+    if fields.get("multi_query") and not fields.get("new_decoder_architecture"):
+        return 1
+    return fields.size("num_key_value_heads") or fields.size("num_attention_heads")
+
+
+def _is_gated(fields: Fields) -> bool | None:
+    """Return what the config says by a field, by its activation's name, or by the matrices that its class names."""
+    told = fields.get("gated")
+    if told is not None:
+        return bool(told)
+    activation = str(fields.get("activation")).lower()
+    if "glu" in activation or "gated" in activation:
+        return True
+    inner = [name.split(".") for name in fields.matrices if name.startswith("layers.") and "att" not in name]
+    return any(name[-1] in _SPLIT_IN_TWO for name in inner) if inner else None
+
+
+def _gated_by_count(shape: Shape, parameters: int) -> bool | None:
+    """Return which of the two is nearer to so many parameters; None where neither is near."""
+    apart, gated = min((abs(replace(shape, gated=each).weights / parameters - 1), each) for each in (True, False))
+    return gated if apart < _NEAR else None
+
+
+def _latent(fields: Fields) -> Latent | None:
+    rank = fields.size("kv_lora_rank")
+    if not rank:
+        return None
+    plain, turned, value = (fields.size(field) for field in _LATENT)
+    return Latent(fields.size("q_lora_rank") or None, rank, plain, turned, value)

@@ -1,0 +1,200 @@
+"""What a forward pass costs in each layout, and which layout to choose.
+
+Every time says which it is: ideal, from the chip's full rates, or calibrated, by factors that were fitted to measured
+times. There is no calibrated time for a chip that nobody has measured.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from prefold.plan.attention import shardings
+from prefold.plan.calibration import Factors, factors_of
+from prefold.plan.case import Case
+from prefold.plan.errors import Infeasible
+from prefold.plan.fold import Fold
+from prefold.plan.hardware import Chip, Mesh
+from prefold.plan.layouts import distinct
+from prefold.plan.memory import Memory, memory_of
+from prefold.plan.shape import Shape
+from prefold.plan.terms import Terms, ffn_bytes, terms_of
+from prefold.plan.workload import Workload
+
+# About the median error of a calibrated time.
+_CLOSE = 0.05
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The figures of one layout.
+
+    Attributes:
+        case: what was asked for.
+        factors: what the chip reaches; None where that is not known.
+    """
+
+    case: Case
+    factors: Factors | None
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The ideal times, each by itself."""
+        return terms_of(self.case)
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What a chip holds."""
+        return memory_of(self.case)
+
+    @property
+    def ideal_seconds(self) -> float:
+        """Seconds per pass at full rates, if everything overlaps: no chip is faster."""
+        return self.terms.lower
+
+    @property
+    def ideal_sum_seconds(self) -> float:
+        """Seconds per pass at full rates, if nothing overlaps."""
+        return self.terms.upper
+
+    @cached_property
+    def calibrated_seconds(self) -> float | None:
+        """Seconds per pass that can be expected; None where nobody has measured this chip."""
+        return self.factors.seconds(self.terms) if self.factors else None
+
+    @property
+    def basis(self) -> str:
+        """Which seconds MFU, cost and savings are calculated from: ``calibrated`` if there are such, else ``ideal``."""
+        return "ideal" if self.calibrated_seconds is None else "calibrated"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds per pass of the basis."""
+        return self.ideal_seconds if self.calibrated_seconds is None else self.calibrated_seconds
+
+    @property
+    def rank(self) -> float:
+        """What layouts are compared by: calibrated seconds, or the sum, since a maximum hides all other terms."""
+        return self.ideal_sum_seconds if self.calibrated_seconds is None else self.calibrated_seconds
+
+    @property
+    def mfu(self) -> float:
+        """Share of peak operations that go into 2 for each weight and token, by the basis (section 2)."""
+        return mfu(self.case, self.seconds)
+
+    @property
+    def chip_seconds_per_token(self) -> float:
+        """Cost of a token, by the basis (section 4.4)."""
+        return self.case.mesh.chips * self.seconds / self.case.workload.tokens
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures by their names: times are seconds per forward pass."""
+        return {
+            "ffn_layout": self.case.layout,
+            "attention_layout": self.case.sharding,
+            "ideal_seconds": self.ideal_seconds,
+            "ideal_sum_seconds": self.ideal_sum_seconds,
+            "calibrated_seconds": self.calibrated_seconds,
+            "basis": self.basis,
+            "mfu": self.mfu,
+            "chip_seconds_per_token": self.chip_seconds_per_token,
+            "memory_bytes_per_chip": self.memory.total,
+            "missing_bytes_per_chip": self.memory.missing,
+            "fits": self.memory.fits,
+            "bound": self.terms.bound,
+            "terms": asdict(self.terms),
+        }
+
+
+def mfu(case: Case, seconds: float) -> float:
+    """Return the share of peak that a pass of so many seconds uses (section 2).
+
+    The weights are those of the model's name, or all that a token is multiplied by; a folded model's are its source's,
+    so that both are compared by the tokens that they bring.
+    """
+    weights = case.shape.nominal or case.shape.active_weights
+    rate = case.mesh.chips * case.chip.peak_of(case.workload.activations)
+    return 2 * weights * case.workload.tokens / (rate * seconds)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All layouts of a pass.
+
+    Attributes:
+        estimates: of those that are possible, the cheapest first.
+        refused: why the others are not.
+        chosen: the one to take.
+    """
+
+    estimates: list[Estimate]
+    refused: list[str]
+    chosen: Estimate
+
+    @property
+    def fastest(self) -> Estimate:
+        """The cheapest that fits, however weights are stored."""
+        return next((each for each in self.estimates if each.memory.fits), self.chosen)
+
+
+def plan_layouts(
+    shape: Shape,
+    chip: Chip,
+    mesh: Mesh,
+    workload: Workload,
+    *,
+    fold: Fold | None = None,
+    factors: Factors | None = None,
+) -> Plan:
+    """Estimate every layout and choose one.
+
+    Args:
+        shape: of the model.
+        chip: that it runs on.
+        mesh: of so many of them.
+        workload: the pass.
+        fold: of the first layer; None for the source.
+        factors: what the chip reaches; None for those that are known of it.
+
+    Raises:
+        Infeasible: no layout can share this batch out.
+    """
+    factors = factors or factors_of(chip.name)
+    found, refused = list[Estimate](), list[str]()
+    for layout in distinct(mesh):
+        for sharding in shardings(layout, mesh):
+            case = Case(shape, chip, mesh, workload, layout, sharding, fold)
+            try:
+                case.require()
+            except Infeasible as reason:
+                refused.append(str(reason))
+            else:
+                found.append(Estimate(case, factors))
+    found.sort(key=lambda each: each.rank)
+    return Plan(found, refused, choose(found))
+
+
+def choose(estimates: list[Estimate]) -> Estimate:
+    """Return the layout to take, of those that fit; if none does, the one that is the least too large.
+
+    It is the cheapest, of each layout with the cheaper sharding of attention. Layouts that are closer to it than such
+    an estimate can tell apart are compared as the paper does, by what the two matmuls of an FFN send (section 3.2).
+
+    2D weight-stationary and all weight-gathered layouts store weights in the same places, so that a prefill and the
+    decoding after it may differ (section 3.2.3), and on a torus the paper decodes in 2D always (section 4.1). 1D stores
+    weights otherwise. It is taken where a switch joins the chips, where they lie along one axis, which makes it the
+    same as 2D, and where nothing else fits.
+    """
+    if not estimates:
+        raise Infeasible("no layout can share this batch out")
+    fitting = [each for each in estimates if each.memory.fits]
+    if not fitting:
+        return min(estimates, key=lambda each: each.memory.missing)
+    stored = [each for each in fitting if _keeps_storage(each.case)] or fitting
+    ranked = sorted(stored, key=lambda each: each.rank)
+    best = {each.case.layout: each for each in reversed(ranked)}.values()
+    close = [each for each in best if each.rank <= ranked[0].rank * (1 + _CLOSE)]
+    return min(close, key=lambda each: (ffn_bytes(each.case), each.rank))
+
+
+def _keeps_storage(case: Case) -> bool:
+    return case.layout != "1d-ws" or not case.is_torus or "2d-ws" not in distinct(case.mesh)

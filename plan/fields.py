@@ -1,0 +1,158 @@
+"""The fields of a ``config.json``: what the file says, and what transformers' class of it fills in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefold.plan.errors import PlanError
+
+# Each by its usual name: the names that configs have for it, a decoder's before those that its encoder may mean.
+NAMES: dict[str, tuple[str, ...]] = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "n_embed"),
+    "num_hidden_layers": (
+        "decoder_layers",
+        "num_decoder_layers",
+        "num_hidden_layers",
+        "n_layer",
+        "n_layers",
+        "num_layers",
+    ),
+    "num_attention_heads": (
+        "decoder_attention_heads",
+        "num_decoder_attention_heads",
+        "num_attention_heads",
+        "n_head",
+        "n_heads",
+        "num_heads",
+        "attention_heads",
+    ),
+    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads"),
+    "head_dim": ("head_dim", "d_kv", "attention_head_dim", "kv_channels"),
+    "intermediate_size": (
+        "decoder_ffn_dim",
+        "intermediate_size_mlp",
+        "intermediate_size",
+        "n_inner",
+        "ffn_dim",
+        "ffn_hidden_size",
+        "d_ff",
+        "d_inner",
+        "dim_ff",
+    ),
+    "expansion_ratio": ("expansion_ratio", "intermediate_multiple_size"),
+    "parallel": ("use_parallel_residual", "parallel_attn", "parallel_attention"),
+    "gated": ("is_gated_act", "gated_mlp", "use_gated_mlp"),
+    "activation": ("hidden_act", "hidden_activation", "activation_function", "activation", "feed_forward_proj"),
+    "num_experts": ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"),
+    "num_experts_per_tok": (
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "moe_topk",
+        "moe_k",
+        "moe_top_k",
+        "top_k_experts",
+    ),
+    "moe_intermediate_size": ("moe_intermediate_size", "expert_ffn_hidden_size"),
+    "n_shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+    "shared_expert_intermediate_size": (
+        "shared_expert_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+        "shared_intermediate_size",
+    ),
+    "plain_intermediate_size": ("intermediate_size",),
+    "first_k_dense_replace": ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"),
+    "decoder_sparse_step": ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step"),
+}
+# How wide and deep a model is must be told: a class has a size for everything, that of the first model of its kind.
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+_NESTED = ("text_config", "language_config", "llm_config", "decoder")
+_INLINE = ("attn_config", "ffn_config")
+_TIED = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What is known of a decoder's config.
+
+    Attributes:
+        told: what the file says.
+        filled: what transformers makes of it, with what the file leaves out; empty where it knows no such config.
+        matrices: that the class of the config names in its plan for tensor parallelism, as ``layers.*.mlp.up_proj``.
+        kind: the class's name; empty where there is none.
+    """
+
+    told: Mapping[str, Any]
+    filled: Mapping[str, Any]
+    matrices: tuple[str, ...] = ()
+    kind: str = ""
+
+    def get(self, field: str) -> Any:
+        """Return a field, by any of its names, as the file has it or else as transformers does; None for neither."""
+        found = _first(self.told, field)
+        return found if found is not None else _first(self.filled, field)
+
+    def has(self, field: str) -> bool:
+        """Return whether there is such a field, be it null."""
+        return any(name in known for name in NAMES.get(field, (field,)) for known in (self.told, self.filled))
+
+    def number(self, field: str) -> int | None:
+        """Return a field that counts something; ``PlanError`` where it is not a whole number."""
+        found = self.get(field)
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
+            raise PlanError(f"{field}: {found!r} is not a whole number")
+        return found
+
+    def size(self, field: str) -> int:
+        """Return the same; 0 where it is nowhere."""
+        return self.number(field) or 0
+
+
+def _first(known: Mapping[str, Any], field: str) -> Any:
+    return next((known[name] for name in NAMES.get(field, (field,)) if known.get(name) is not None), None)
+
+
+def read_fields(config: Mapping[str, Any]) -> Fields:
+    """Return the fields of the config's decoder, which may lie in another config beside those of an encoder.
+
+    Raises:
+        PlanError: transformers' class of the config refuses it.
+    """
+    decoder = next((config[name] for name in _NESTED if isinstance(config.get(name), Mapping)), config)
+    told = {**decoder, **({_TIED: config[_TIED]} if _TIED in config else {})}
+    made = _as_transformers_reads_it(told)
+    if made is None:
+        return Fields(_flat(told), {})
+    filled, plan = _flat(made.to_dict()), type(made).base_model_tp_plan or {}
+    own = {
+        name for field in _SIZES for name in NAMES.get(field, (field,)) if getattr(type(made), name, None) is not None
+    }
+    return Fields(_flat(told), {k: v for k, v in filled.items() if k not in own}, tuple(plan), type(made).__name__)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    inline = {name: value for each in _INLINE for name, value in (config.get(each) or {}).items()}
+    return {**inline, **config}
+
+
+def _as_transformers_reads_it(config: Mapping[str, Any]) -> Any:
+    """Return the config as transformers makes it; None without transformers, or where it has no such class."""
+    try:
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return None
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        return None
+    try:
+        return CONFIG_MAPPING[kind].from_dict(_copy(config))
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PlanError(f"{kind}: {' '.join(str(error).split())}") from error
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy; transformers writes a number that JSON lacks, as infinity, as a table of one text."""
+    if isinstance(value, Mapping):
+        special = value.get("__float__") if len(value) == 1 else None
+        return float(special) if special else {name: _copy(each) for name, each in value.items()}
+    return [_copy(each) for each in value] if isinstance(value, list) else value

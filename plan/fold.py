@@ -1,0 +1,143 @@
+"""What folding the first layer changes: weights that are gone, and rows that are read in their place.
+
+The row's width is the general form of Graef 2024: 2(d+e) in a serial block, and 3d+2e in a parallel one, whose FFN is a
+column of its own. Of compressed attention the columns are the compressed queries, the compressed keys and values, and
+the turned key.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from prefold.plan.errors import PlanError
+from prefold.plan.shape import Shape
+from prefold.plan.workload import bytes_of
+
+Placement = Literal["device", "host", "disk"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A slice of a row: its values, and the weights that it replaces.
+
+    Attributes:
+        name: what it holds.
+        width: values.
+        weights: that leave the model.
+        active: those of them that one token is multiplied by; fewer than all where they are experts'.
+    """
+
+    name: str
+    width: int
+    weights: float
+    active: float
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A table, where it lies, and what its values are stored as.
+
+    Attributes:
+        placement: ``device``, ``host`` or ``disk``.
+        dtype: of its values.
+    """
+
+    placement: Placement = "device"
+    dtype: str = "bf16"
+
+    def __post_init__(self) -> None:
+        """Raise ``PlanError`` for a place or a type that is none."""
+        bytes_of(self.dtype)
+        if self.placement not in PLACEMENTS:
+            raise PlanError(f"{self.placement}: no such place for a table; there are {', '.join(PLACEMENTS)}")
+
+
+def columns(shape: Shape) -> list[Column]:
+    """Return a row's slices, the residual first."""
+    return [Column("residual", shape.hidden_size, 0, 0), *attention_columns(shape), *_ffn_columns(shape)]
+
+
+def attention_columns(shape: Shape) -> list[Column]:
+    """Return the slices that come of attention's matrices."""
+    compressed = shape.latent.query_rank if shape.latent else None
+    queries = compressed or shape.query_width
+    return [
+        Column("queries", queries, shape.hidden_size * queries, shape.hidden_size * queries),
+        Column("keys and values", shape.key_value_width, shape.key_value_weights, shape.key_value_weights),
+    ]
+
+
+def _ffn_columns(shape: Shape) -> list[Column]:
+    if not shape.parallel:
+        return []
+    return [Column("FFN", shape.hidden_size, *_first_ffn(shape))]
+
+
+def _first_ffn(shape: Shape) -> tuple[float, float]:
+    """All and active weights of the first layer's FFN."""
+    if shape.dense_layers or not shape.experts:
+        weights = shape.ffn_weights(shape.intermediate_size)
+        return weights, weights
+    experts = shape.experts
+    common = shape.hidden_size * experts.count + shape.ffn_weights(experts.shared_width)
+    each = shape.ffn_weights(experts.width)
+    return common + experts.count * each, common + experts.active * each
+
+
+def row_width(shape: Shape) -> int:
+    """Values of a row."""
+    return sum(column.width for column in columns(shape))
+
+
+def weights_gone(shape: Shape) -> float:
+    """Weights that the table replaces, the embedding's aside."""
+    return sum(column.weights for column in columns(shape))
+
+
+def active_gone(shape: Shape) -> float:
+    """Weights that one token was multiplied by, and is not any more."""
+    return sum(column.active for column in columns(shape))
+
+
+def reads_gone(shape: Shape, tokens: float) -> float:
+    """Weights that a pass over ``tokens`` does not read any more."""
+    gone = weights_gone(shape)
+    if not shape.parallel or not shape.experts or shape.dense_layers:
+        return gone
+    unread = shape.experts.count - shape.experts_read(tokens)
+    return gone - unread * shape.ffn_weights(shape.experts.width)
+
+
+def row_bytes(shape: Shape, fold: Fold) -> float:
+    """Bytes of a row."""
+    return row_width(shape) * bytes_of(fold.dtype)
+
+
+def table_bytes(shape: Shape, fold: Fold) -> float:
+    """Bytes of all rows."""
+    return shape.vocab_size * row_bytes(shape, fold)
+
+
+def first_layer_reads(shape: Shape, tokens: float, weights: str, fold: Fold | None = None) -> float:
+    """Bytes of parameters that a pass reads of what can be folded: weights and embedding rows, or rows of the table."""
+    if fold:
+        return tokens * row_bytes(shape, fold)
+    return (reads_gone(shape, tokens) + tokens * shape.hidden_size) * bytes_of(weights)
+
+
+def break_even_batch(shape: Shape, weights: str = "bf16", fold: Fold | None = None) -> int | None:
+    """Return the most tokens per pass at which rows are no more bytes than what they replace; None where all gain."""
+    fold = fold or Fold()
+    low, high = 0, 1
+    while _saves(shape, high, weights, fold):
+        low, high = high, high * 2
+        if high > 1 << 40:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _saves(shape, middle, weights, fold) else (low, middle)
+    return low
+
+
+def _saves(shape: Shape, tokens: int, weights: str, fold: Fold) -> bool:
+    return first_layer_reads(shape, tokens, weights, fold) <= first_layer_reads(shape, tokens, weights)

@@ -1,0 +1,197 @@
+"""The layouts of the weights over chips, and what chips send each other in each of them.
+
+Pope et al. 2022, sections 3.2 and A.2. E is split over the x axis, F and the heads over y and z. Everything here is in
+elements, as in the paper: how many bytes one has depends on whether it is a weight or an activation.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Literal, get_args
+
+from prefold.plan.errors import Infeasible, UnknownName
+from prefold.plan.hardware import Mesh
+
+Kind = Literal["all-gather", "reduce-scatter", "all-to-all"]
+Layout = Literal["1d-ws", "2d-ws", "wg-x", "wg-xy", "wg-xyz"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+STATIONARY: tuple[Layout, ...] = ("1d-ws", "2d-ws")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """What all chips of a group send each other at once.
+
+    Attributes:
+        kind: ``all-gather``, ``reduce-scatter`` or ``all-to-all``.
+        axes: chips of the group, along each axis that it has more than one of.
+        elements: that a chip has afterwards (all-gather), or before (the others): D in section A.1.
+        weights: it is weights that are sent, and not activations.
+    """
+
+    kind: Kind
+    axes: tuple[int, ...]
+    elements: float
+    weights: bool = False
+
+    @property
+    def over(self) -> int:
+        """Chips of the group: K in section A.1."""
+        return prod(self.axes)
+
+    @property
+    def phases(self) -> int:
+        """Times that it starts: rings go axis by axis, while an all-to-all goes straight from chip to chip."""
+        return min(1, len(self.axes)) if self.kind == "all-to-all" else len(self.axes)
+
+    def volume(self, *, exact: bool = False) -> float:
+        """Elements per chip; the paper takes (K-1)/K for 1, ``exact`` does not."""
+        return self.elements * (self.over - 1) / self.over if exact else self.elements
+
+
+@dataclass(frozen=True)
+class Part:
+    """Matrices on the way in and on the way out with what is between them, which needs no other feature: an FFN.
+
+    Attributes:
+        entering: values of a token behind the matrices on the way in; 0 where there are none, as of a folded attention.
+        leaving: values of a token before those on the way out.
+        weights: of all its matrices.
+    """
+
+    entering: float
+    leaving: float
+    weights: float
+
+
+def ffn(hidden_size: int, intermediate_size: int, *, gated: bool = False) -> Part:
+    """Return an FFN; gated, it has 2F on its way in, in one matrix. The paper's formulas are for the plain one."""
+    entering = (2 if gated else 1) * intermediate_size
+    return Part(entering, intermediate_size, hidden_size * (entering + intermediate_size))
+
+
+def gathered_axes(layout: Layout) -> str:
+    """Return the names of the axes that weights are gathered over: none where they stay."""
+    if layout not in LAYOUTS:
+        raise UnknownName("layout", layout, list(LAYOUTS))
+    return layout.removeprefix("wg-") if layout.startswith("wg-") else ""
+
+
+def chips_gathered(layout: Layout, mesh: Mesh) -> int:
+    """Return N, the chips that weights are gathered over: 1 where they stay."""
+    return prod(mesh.along(gathered_axes(layout)))
+
+
+def rest_axes(layout: Layout) -> str:
+    """Return the names of the axes that weights are not gathered over."""
+    return "".join(axis for axis in "xyz" if axis not in gathered_axes(layout))
+
+
+def distinct(mesh: Mesh) -> list[Layout]:
+    """Return the layouts that differ on a mesh: an axis of one chip gathers and scatters nothing."""
+    needs: dict[Layout, bool] = {
+        "1d-ws": True,
+        "2d-ws": mesh.x > 1 and mesh.y * mesh.z > 1,
+        "wg-x": mesh.x > 1 and mesh.y * mesh.z > 1,
+        "wg-xy": mesh.y > 1 and mesh.z > 1,
+        "wg-xyz": mesh.chips > 1,
+    }
+    return [layout for layout in LAYOUTS if needs[layout]]
+
+
+def require_batch(layout: Layout, mesh: Mesh, batch: int) -> None:
+    """Raise ``Infeasible`` for a batch that cannot be shared out: gathered weights meet other sequences elsewhere."""
+    ways = chips_gathered(layout, mesh)
+    if batch % ways:
+        near = [n for n in (batch // ways * ways, -(-batch // ways) * ways) if n]
+        nearest = " and ".join(map(str, near))
+        raise Infeasible(f"{layout}: batch {batch} cannot be split over {ways} chips; the nearest that can: {nearest}")
+
+
+def collectives(layout: Layout, mesh: Mesh, tokens: float, hidden_size: int, part: Part) -> list[Collective]:
+    """Return what is sent for one part of one layer.
+
+    Args:
+        layout: of the weights.
+        mesh: of the chips.
+        tokens: BL.
+        hidden_size: E.
+        part: whose matrices these are.
+    """
+    if layout == "1d-ws":
+        found = _stationary_1d(mesh, tokens * hidden_size, part)
+    elif layout == "2d-ws":
+        found = _stationary_2d(mesh, tokens, hidden_size, part)
+    else:
+        found = _gathered(layout, mesh, tokens * hidden_size, part)
+    return [each for each in found if each.axes and each.elements > 0]
+
+
+def _stationary_1d(mesh: Mesh, residual: float, part: Part) -> Iterator[Collective]:
+    """Section 3.2.1."""
+    if part.entering:
+        yield Collective("all-gather", mesh.along("xyz"), residual)
+    if part.leaving:
+        yield Collective("reduce-scatter", mesh.along("xyz"), residual)
+
+
+def _stationary_2d(mesh: Mesh, tokens: float, hidden_size: int, part: Part) -> Iterator[Collective]:
+    """Section A.2.1."""
+    plane, line = mesh.along("yz"), mesh.along("x")
+    if part.entering:
+        yield Collective("all-gather", plane, tokens * hidden_size / mesh.x)
+        yield Collective("reduce-scatter", line, tokens * part.entering / prod(plane))
+    if part.leaving:
+        yield Collective("all-gather", line, tokens * part.leaving / prod(plane))
+        yield Collective("reduce-scatter", plane, tokens * hidden_size / mesh.x)
+
+
+def _gathered(layout: Layout, mesh: Mesh, residual: float, part: Part) -> Iterator[Collective]:
+    """Section A.2.2; gathered over all chips, activations stay where they are."""
+    over, rest = mesh.along(gathered_axes(layout)), mesh.along(rest_axes(layout))
+    for values in (part.entering, part.leaving):
+        share = values / (part.entering + part.leaving)
+        yield Collective("all-gather", over, part.weights * share / prod(rest), weights=True)
+    if part.entering:
+        yield Collective("all-gather", rest, residual / prod(over))
+    if part.leaving:
+        yield Collective("reduce-scatter", rest, residual / prod(over))
+
+
+def volume(sent: list[Collective], *, exact: bool = False) -> float:
+    """Elements per chip of all of them."""
+    return sum(each.volume(exact=exact) for each in sent)
+
+
+def best_split(chips: int, hidden_size: int, parts: Sequence[Part]) -> tuple[int, int]:
+    """Return the X and YZ that send the least in the 2D weight-stationary layout (section 3.2.2)."""
+    splits = [(x, chips // x) for x in range(1, chips + 1) if chips % x == 0]
+
+    def sent(split: tuple[int, int]) -> float:
+        mesh = Mesh(*split, 1)
+        return sum(volume(collectives("2d-ws", mesh, 1, hidden_size, part)) for part in parts)
+
+    return min(splits, key=sent)
+
+
+def best_split_continuous(chips: int, hidden_size: int, intermediate_size: int) -> tuple[float, float]:
+    """Return X and YZ that send the least if they need not be whole: ``sqrt(nE/F)`` and ``sqrt(nF/E)``."""
+    return sqrt(chips * hidden_size / intermediate_size), sqrt(chips * intermediate_size / hidden_size)
+
+
+def crossover(first: Layout, second: Layout, mesh: Mesh, hidden_size: int, part: Part) -> float:
+    """Return the tokens from which the second layout sends less than the first; infinity where it never does.
+
+    Both send something fixed, their weights, and something for each token.
+    """
+    fixed_1, slope_1 = _line(first, mesh, hidden_size, part)
+    fixed_2, slope_2 = _line(second, mesh, hidden_size, part)
+    if slope_2 >= slope_1:
+        return float("inf")
+    return max(0.0, (fixed_2 - fixed_1) / (slope_1 - slope_2))
+
+
+def _line(layout: Layout, mesh: Mesh, hidden_size: int, part: Part) -> tuple[float, float]:
+    sent = collectives(layout, mesh, 1, hidden_size, part)
+    fixed = volume([each for each in sent if each.weights])
+    return fixed, volume(sent) - fixed

@@ -1,0 +1,132 @@
+"""What lies in a chip's memory: weights, the KV cache, and what a pass needs beside them."""
+
+from dataclasses import dataclass
+
+from prefold.plan.attention import Sharding, Ways, kv_bytes, kv_width_per_chip, ways
+from prefold.plan.case import Case
+from prefold.plan.fold import table_bytes, weights_gone
+from prefold.plan.hardware import Chip, Mesh
+from prefold.plan.layouts import STATIONARY, Layout
+from prefold.plan.parts import all_parts
+from prefold.plan.shape import Shape
+from prefold.plan.workload import bytes_of
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip.
+
+    Attributes:
+        weights: of the model, the embedding among them if there is no table.
+        table: of a fold, if it lies on the device.
+        kv: of the cache when the pass is over.
+        activations: what a pass needs beside these; an estimate.
+        available: that the chip has.
+    """
+
+    weights: float
+    table: float
+    kv: float
+    activations: float
+    available: float
+
+    @property
+    def total(self) -> float:
+        """Bytes of all of it."""
+        return self.weights + self.table + self.kv + self.activations
+
+    @property
+    def missing(self) -> float:
+        """Bytes that the chip has too few; 0 where all fits."""
+        return max(0.0, self.total - self.available)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the chip has room for it."""
+        return self.total <= self.available
+
+
+def memory_of(case: Case) -> Memory:
+    """Return what a chip holds; all chips hold the same."""
+    return Memory(
+        weights=_weights(case),
+        table=table_bytes(case.shape, case.fold) / case.mesh.chips if case.fold and case.placement == "device" else 0,
+        kv=kv_bytes(case.shape, case.workload, case.split),
+        activations=_activations(case),
+        available=case.chip.memory_bytes,
+    )
+
+
+def _weights(case: Case) -> float:
+    shape = case.shape
+    embedding = 0 if case.fold or shape.tied else shape.head_weights
+    gone = weights_gone(shape) if case.fold else 0
+    shared = (shape.layer_weights + shape.head_weights + embedding - gone) / case.mesh.chips
+    return (shared + _copies(case)) * bytes_of(case.workload.weights)
+
+
+def _copies(case: Case) -> float:
+    """Weights that a chip has because a head cannot be split: where chips are more than heads (section 3.3)."""
+    shape, mesh = case.shape, case.mesh
+    split = mesh.chips if case.layout == "1d-ws" else mesh.y * mesh.z
+    kv_heads = 1 if shape.latent else shape.num_key_value_heads
+    queries = shape.query_weights + shape.expansion_weights + shape.value_width * shape.hidden_size
+    more = _repeats(split, shape.num_attention_heads) * queries + _repeats(split, kv_heads) * shape.key_value_weights
+    layers = shape.num_layers - (1 if case.fold else 0)
+    return layers * more / mesh.chips
+
+
+def _repeats(split: int, heads: int) -> float:
+    """How many copies there are beside the one that is needed."""
+    return max(0.0, split / heads - 1)
+
+
+def _activations(case: Case) -> float:
+    """Bytes of the residual twice, of the widest part's values, and of the logits of each sequence's last token.
+
+    All of it lies split over all chips, as it does if collectives run in a loop with their matmuls (section 3.5); a
+    gathered weight is then never whole, but for two shards of it.
+    """
+    shape, tokens = case.shape, case.workload.tokens
+    parts = [part for _, parts in all_parts(shape, tokens) for part in parts]
+    values = tokens * (2 * shape.hidden_size + max(part.entering + part.leaving for part in parts))
+    logits = case.workload.batch * shape.vocab_size
+    gathered = 0 if case.layout in STATIONARY else 2 * max(part.weights for part in parts)
+    kept = (values + logits) * bytes_of(case.workload.activations) + gathered * bytes_of(case.workload.weights)
+    return kept / case.mesh.chips
+
+
+def max_context(
+    shape: Shape,
+    chip: Chip,
+    mesh: Mesh,
+    batch: int,
+    sharding: Sharding,
+    *,
+    layout: Layout = "2d-ws",
+    kv: str = "bf16",
+    share: float = 0.3,
+) -> float:
+    """Return the tokens of context that a share of a chip's memory holds, for each of ``batch`` sequences (table 1)."""
+    split: Ways = ways(sharding, layout, mesh)
+    sequences = -(-batch // split.batch)
+    per_token = shape.num_layers * kv_width_per_chip(shape, split.heads) * bytes_of(kv)
+    return share * chip.memory_bytes / (sequences * per_token)
+
+
+def context_left(case: Case) -> float:
+    """Return the tokens of context that fit beside all else that a case keeps; 0 where not even that fits."""
+    memory = memory_of(case)
+    left = memory.available - (memory.total - memory.kv)
+    share = max(0.0, left / memory.available)
+    workload = case.workload
+    return max_context(
+        case.shape,
+        case.chip,
+        case.mesh,
+        workload.batch,
+        case.sharding,
+        layout=case.layout,
+        kv=workload.kv,
+        share=share,
+    )

@@ -1,0 +1,65 @@
+"""What the matrices of one layer are, as layouts see them: one or two parts of which each enters and leaves."""
+
+from prefold.plan.fold import attention_columns
+from prefold.plan.layouts import Part, ffn
+from prefold.plan.shape import Shape
+
+
+def attention_part(shape: Shape) -> Part:
+    """The matrices of attention: queries, keys and values on the way in, and the one on the way out."""
+    return Part(shape.query_width + shape.key_value_width, shape.value_width, shape.attention_weights)
+
+
+def ffn_part(shape: Shape, tokens: float, *, expert: bool) -> Part:
+    """The FFN of a layer; of experts, what a token goes through, and the weights that ``tokens`` read."""
+    if not expert or not shape.experts:
+        return ffn(shape.hidden_size, shape.intermediate_size, gated=shape.gated)
+    experts = shape.experts
+    active = ffn(shape.hidden_size, experts.active * experts.width + experts.shared_width, gated=shape.gated)
+    read = shape.experts_read(tokens) * shape.ffn_weights(experts.width) + shape.ffn_weights(experts.shared_width)
+    return Part(active.entering, active.leaving, read)
+
+
+def layer_parts(shape: Shape, tokens: float, *, expert: bool, folded: bool = False) -> list[Part]:
+    """Return the parts of a layer: one where attention and FFN read the same input (section 3.4), else two.
+
+    Args:
+        shape: of the model.
+        tokens: of the pass; experts are read by them.
+        expert: the layer's FFN is made of experts.
+        folded: it is the first layer, and a table replaces what depends on the token alone.
+    """
+    attention, inner = attention_part(shape), ffn_part(shape, tokens, expert=expert)
+    if folded:
+        attention = _folded(shape, attention)
+    elif shape.parallel:
+        attention = _joined(attention, inner)
+    cross = [Part(shape.query_width, shape.value_width, shape.cross_weights)] if shape.cross else []
+    return [attention, *cross] if shape.parallel else [attention, *cross, inner]
+
+
+def _joined(one: Part, other: Part) -> Part:
+    return Part(one.entering + other.entering, one.leaving + other.leaving, one.weights + other.weights)
+
+
+def _folded(shape: Shape, attention: Part) -> Part:
+    """Attention without what a table replaces.
+
+    Compressed queries are still to be expanded; what is sent for that is counted as if they were as wide as the
+    residual.
+    """
+    entering = shape.query_width if shape.latent and shape.latent.query_rank else 0
+    gone = sum(column.weights for column in attention_columns(shape))
+    return Part(entering, attention.leaving, attention.weights - gone)
+
+
+def all_parts(shape: Shape, tokens: float, *, folded: bool = False) -> list[tuple[int, list[Part]]]:
+    """Return how many layers have which parts; no two entries are of the same layer."""
+    kinds = [(shape.dense_layers, False), (shape.expert_layers, True)]
+    counts = [(count, expert) for count, expert in kinds if count]
+    if not folded:
+        return [(count, layer_parts(shape, tokens, expert=expert)) for count, expert in counts]
+    first = counts[0][1]
+    rest = [(count - (expert == first), expert) for count, expert in counts]
+    found = [(count, layer_parts(shape, tokens, expert=expert)) for count, expert in rest if count]
+    return [(1, layer_parts(shape, tokens, expert=first, folded=True)), *found]

@@ -1,0 +1,192 @@
+"""The shape of a decoder: how many weights it has, and what a step does with them.
+
+Norms and biases are left out: they are less than a thousandth of all weights.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a layer.
+
+    Attributes:
+        count: that there are.
+        active: that a token goes through.
+        width: of one expert's inner layer.
+        shared_width: of the inner layer that all tokens go through beside them; 0 where there is none.
+        dense_layers: layers, the first ones, that have one ordinary FFN instead.
+    """
+
+    count: int
+    active: int
+    width: int
+    shared_width: int = 0
+    dense_layers: int = 0
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Attention whose keys and values are stored compressed (DeepSeek).
+
+    Attributes:
+        query_rank: of the queries' compression; None where they are not compressed.
+        rank: of the compressed keys and values.
+        plain_dim: of a head's key that does not turn with its position.
+        turned_dim: of the key that does, which all heads share.
+        value_dim: of a head's value.
+    """
+
+    query_rank: int | None
+    rank: int
+    plain_dim: int
+    turned_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder.
+
+    Attributes:
+        name: what it is called.
+        num_layers: blocks.
+        hidden_size: E in the paper.
+        intermediate_size: F, of an FFN that is not made of experts.
+        num_attention_heads: H.
+        num_key_value_heads: 1 for multiquery, H for multihead attention.
+        head_dim: Q.
+        vocab_size: rows of the embedding.
+        gated: the FFN has two matrices on its way in.
+        parallel: attention and FFN read the same input.
+        tied: the output head is the embedding.
+        experts: of layers that have them; None where none has.
+        latent: how keys and values are compressed; None where they are not.
+        cross: every layer also attends to what an encoder returned.
+        nominal: weights as its name has them, which the paper counts MFU by; None to count all.
+        source: where these figures come from.
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    gated: bool = True
+    parallel: bool = False
+    tied: bool = False
+    experts: Experts | None = None
+    latent: Latent | None = None
+    cross: bool = False
+    nominal: float | None = None
+    source: str = ""
+
+    @property
+    def query_width(self) -> int:
+        """Values of all queries of a token."""
+        per_head = self.latent.plain_dim + self.latent.turned_dim if self.latent else self.head_dim
+        return self.num_attention_heads * per_head
+
+    @property
+    def value_width(self) -> int:
+        """Values that attention returns for a token, of all heads."""
+        return self.num_attention_heads * (self.latent.value_dim if self.latent else self.head_dim)
+
+    @property
+    def key_value_width(self) -> int:
+        """Values that one layer of the KV cache keeps of a token."""
+        if self.latent:
+            return self.latent.rank + self.latent.turned_dim
+        return 2 * self.num_key_value_heads * self.head_dim
+
+    @property
+    def query_weights(self) -> int:
+        """Weights of one layer that make queries."""
+        if self.latent and self.latent.query_rank:
+            return self.latent.query_rank * (self.hidden_size + self.query_width)
+        return self.hidden_size * self.query_width
+
+    @property
+    def key_value_weights(self) -> int:
+        """Weights of one layer that make what its KV cache keeps."""
+        return self.hidden_size * self.key_value_width
+
+    @property
+    def expansion_weights(self) -> int:
+        """Weights of one layer that make keys and values of what is kept compressed; 0 where nothing is."""
+        if self.latent is None:
+            return 0
+        return self.latent.rank * self.num_attention_heads * (self.latent.plain_dim + self.latent.value_dim)
+
+    @property
+    def attention_weights(self) -> int:
+        """Weights of one layer's attention."""
+        inside = self.query_weights + self.key_value_weights + self.expansion_weights
+        return inside + self.value_width * self.hidden_size
+
+    @property
+    def cross_weights(self) -> int:
+        """Weights of one layer that ask an encoder's output; as many make its keys and values, once for a sequence."""
+        return 2 * self.hidden_size * self.query_width if self.cross else 0
+
+    def ffn_weights(self, width: int) -> int:
+        """Weights of an FFN whose inner layer has ``width`` values."""
+        return (3 if self.gated else 2) * self.hidden_size * width
+
+    @property
+    def dense_layers(self) -> int:
+        """Layers whose FFN is not made of experts."""
+        return self.experts.dense_layers if self.experts else self.num_layers
+
+    @property
+    def expert_layers(self) -> int:
+        """Layers whose FFN is made of experts."""
+        return self.num_layers - self.dense_layers
+
+    @property
+    def fixed_weights(self) -> int:
+        """Weights of all layers that every token goes through."""
+        dense = self.dense_layers * self.ffn_weights(self.intermediate_size)
+        shared = 0
+        if self.experts:
+            routed = self.hidden_size * self.experts.count
+            shared = self.expert_layers * (self.ffn_weights(self.experts.shared_width) + routed)
+        return self.num_layers * (self.attention_weights + self.cross_weights) + dense + shared
+
+    def expert_weights(self, experts: float) -> float:
+        """Weights of so many experts in each layer that has them."""
+        return self.expert_layers * experts * self.ffn_weights(self.experts.width) if self.experts else 0
+
+    def experts_read(self, tokens: float) -> float:
+        """Experts of a layer that a step of ``tokens`` reads: the mean over tokens that choose evenly."""
+        if self.experts is None:
+            return 0
+        return self.experts.count * (1 - float((1 - self.experts.active / self.experts.count) ** tokens))
+
+    @property
+    def layer_weights(self) -> float:
+        """Weights of all layers."""
+        every_expert = self.expert_weights(self.experts.count if self.experts else 0)
+        return self.fixed_weights + every_expert + self.num_layers * self.cross_weights
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the output head."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def weights(self) -> float:
+        """All weights, the embedding's once where the head is tied to it."""
+        return self.layer_weights + self.head_weights * (1 if self.tied else 2)
+
+    @property
+    def active_weights(self) -> float:
+        """Weights that one token is multiplied by."""
+        return self.fixed_weights + self.expert_weights(self.experts.active if self.experts else 0) + self.head_weights
+
+    def weights_read(self, tokens: float) -> float:
+        """Weights that a step of ``tokens`` reads, the rows of the embedding aside."""
+        return self.fixed_weights + self.expert_weights(self.experts_read(tokens)) + self.head_weights

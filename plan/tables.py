@@ -1,0 +1,177 @@
+"""The tables of a plan, as texts: the same in a terminal and on a page. Every figure says whether it is ideal."""
+
+from collections.abc import Iterator
+
+from prefold.plan.advice import Advice
+from prefold.plan.case import Case
+from prefold.plan.estimate import Estimate
+from prefold.plan.fold import row_width, table_bytes
+from prefold.plan.levers import Lever
+from prefold.plan.sweep import too_large
+from prefold.plan.units import spell_bytes, spell_seconds, spell_weights
+
+# Rows of cells, the headings first.
+Cells = list[list[str]]
+
+_NOTHING = "-"
+_BILLION, _TERA = 1e9, 1e12
+_SHOWN = 12
+_TERMS = {
+    "compute": "weights x tokens",
+    "attention": "attention scores",
+    "weights": "weights from memory",
+    "kv": "KV cache from memory",
+    "rows": "rows from memory",
+    "link_rows": "rows from elsewhere",
+    "communication": "between chips",
+}
+
+
+def about(advice: Advice) -> Iterator[str]:
+    """Yield what the plan is of, and what its two kinds of times are."""
+    case, factors = advice.chosen.case, advice.chosen.factors
+    yield f"{case.shape.name}: {_shape(case)}"
+    yield f"{_pass(case)}; weights {case.workload.weights}, KV cache {case.workload.kv}{_shared(case)}"
+    yield f"{case.mesh.chips} x {case.chip.name} ({case.mesh}): {_chip(case)}"
+    yield "ideal: at the chip's full rates, if all overlaps: no chip is faster; ideal sum: if nothing does"
+    if factors:
+        yield f"calibrated: by what a chip reaches of its rates; fitted to {factors.source}; MFU and cost are of it"
+    else:
+        yield f"calibrated: nobody has measured {case.chip.name}; MFU and cost are of the ideal time, and too good"
+
+
+def _shape(case: Case) -> str:
+    shape = case.shape
+    active = f", {spell_weights(shape.active_weights)} active" if shape.experts else ""
+    block = "parallel" if shape.parallel else "serial"
+    heads = f"{shape.num_attention_heads} heads, {shape.num_key_value_heads} of keys and values"
+    return f"{shape.num_layers} layers, {spell_weights(shape.weights)} weights{active}, {heads}, {block} block"
+
+
+def _pass(case: Case) -> str:
+    workload = case.workload
+    if workload.phase == "decode":
+        return f"one decode step of batch {workload.batch:,} at a context of {workload.context:,}"
+    return f"prefill of {workload.batch:,} x {workload.context:,} tokens"
+
+
+def _shared(case: Case) -> str:
+    workload = case.workload
+    if workload.branches == 1:
+        return ""
+    return f"; {workload.branches} branches share {workload.shared_prefix:,} tokens"
+
+
+def _chip(case: Case) -> str:
+    chip = case.chip
+    peak = chip.peak_of(case.workload.activations)
+    links = f", links {chip.link_bandwidth / _BILLION:,.0f} GB/s" if case.mesh.chips > 1 else ""
+    memory = f"{spell_bytes(chip.memory_bytes)} at {chip.memory_bandwidth / _BILLION:,.0f} GB/s"
+    return f"each {peak / _TERA:,.4g} TFLOP/s, {memory}{links}"
+
+
+def layouts_table(advice: Advice) -> Cells:
+    """Every layout of the source, the cheapest first."""
+    head = ["FFN", "attention", *_headings(advice.chosen.basis), "bound,\nideal", "fits"]
+    return [head, *(_layout(each, is_chosen=each is advice.chosen) for each in advice.plan.estimates)]
+
+
+def _layout(each: Estimate, *, is_chosen: bool) -> list[str]:
+    fits = f"{_fits(each)}, chosen" if is_chosen else _fits(each)
+    return [each.case.layout, each.case.sharding, *_figures(each), each.terms.bound, fits]
+
+
+def choice_line(advice: Advice) -> str:
+    """Say why the layout that is estimated to be fastest is not the one to take; empty where it is."""
+    fastest = advice.plan.fastest
+    if fastest is advice.chosen or not advice.chosen.memory.fits:
+        return ""
+    rule = "such an estimate cannot tell close layouts apart, so they are chosen by what the paper's volumes say"
+    if fastest.case.layout == "1d-ws":
+        rule = "1d-ws stores weights otherwise than all other layouts, between which prefill and decode may change"
+    return f"{fastest.case.layout}, {fastest.case.sharding} is estimated to be faster; {rule}"
+
+
+def _headings(basis: str) -> list[str]:
+    return ["ideal", "ideal\nsum", "calibrated", f"MFU,\n{basis}", f"chip-s/token,\n{basis}", "memory\nper chip"]
+
+
+def _figures(each: Estimate) -> list[str]:
+    times = [spell_seconds(each.ideal_seconds), spell_seconds(each.ideal_sum_seconds), _calibrated(each)]
+    return [*times, f"{each.mfu:.1%}", f"{each.chip_seconds_per_token:#.4g}", spell_bytes(each.memory.total)]
+
+
+def _calibrated(each: Estimate) -> str:
+    return _NOTHING if each.calibrated_seconds is None else spell_seconds(each.calibrated_seconds)
+
+
+def _fits(each: Estimate) -> str:
+    return "yes" if each.memory.fits else f"{spell_bytes(each.memory.missing)} over"
+
+
+def source_and_folded(advice: Advice) -> Cells:
+    """Where the time goes in the chosen layout, of source and folded, and what the table takes."""
+    both = advice.chosen, advice.twin
+    basis = advice.chosen.basis
+    seconds = {label: [getattr(each.terms, term) for each in both] for term, label in _TERMS.items()}
+    terms = [[f"{label}, ideal", *map(spell_seconds, found)] for label, found in seconds.items() if any(found)]
+    figures = [
+        ["ideal: all of it overlaps", *(spell_seconds(each.ideal_seconds) for each in both)],
+        ["ideal sum: nothing does", *(spell_seconds(each.ideal_sum_seconds) for each in both)],
+        ["calibrated", *(_calibrated(each) for each in both)],
+        [f"MFU, {basis}", *(f"{each.mfu:.2%}" for each in both)],
+        [f"chip-s/token, {basis}", *(f"{each.chip_seconds_per_token:#.4g}" for each in both)],
+        ["memory per chip", *(spell_bytes(each.memory.total) for each in both)],
+        ["fits", *(_fits(each) for each in both)],
+    ]
+    return [[f"{advice.chosen.case.layout}, {advice.chosen.case.sharding}", "source", "folded"], *terms, *figures]
+
+
+def table_line(advice: Advice) -> str:
+    """Say how large the table is, where it lies, and up to which batch its rows are fewer bytes."""
+    shape, limit = advice.chosen.case.shape, advice.break_even_batch
+    row = f"{row_width(shape):,} values of {advice.fold.dtype} in a row"
+    size = f"{row}, {spell_bytes(table_bytes(shape, advice.fold))}"
+    most = "fewer bytes at every batch" if limit is None else f"fewer bytes up to {limit:,} tokens per pass"
+    return f"table on {advice.fold.placement}: {size}; {most}"
+
+
+def levers_table(advice: Advice) -> Cells:
+    """What else would help, what saves most first."""
+    basis = advice.chosen.basis
+    head = ["lever", f"saves per pass,\n{basis}", "share", "note"]
+    return [head, *(_lever(each) for each in advice.levers)]
+
+
+def _lever(lever: Lever) -> list[str]:
+    return [lever.name, spell_seconds(lever.seconds_saved), f"{lever.share:.2%}", lever.note]
+
+
+def points_table(advice: Advice) -> Cells:
+    """Those of the sweep that no other beats in time and in MFU."""
+    basis = advice.chosen.basis
+    head = ["chips", "batch", "FFN", "attention", *_headings(basis)]
+    return [head, *(_point(each) for each in _some(advice.front, advice.chosen))]
+
+
+def _some(front: list[Estimate], chosen: Estimate) -> list[Estimate]:
+    """Return a dozen of them, evenly taken, with both ends and what was chosen."""
+    step = max(1, -(-len(front) // _SHOWN))
+    kept = {*range(0, len(front), step), len(front) - 1}
+    return [each for index, each in enumerate(front) if index in kept or each.case == chosen.case]
+
+
+def _point(each: Estimate) -> list[str]:
+    case = each.case
+    where = [f"{case.mesh.chips} ({case.mesh})", f"{case.workload.batch:,}", case.layout, case.sharding]
+    return [*where, *_figures(each)]
+
+
+def unfit_line(advice: Advice) -> str:
+    """Say which of the sweep do not fit; empty where all do."""
+    unfit = [each for each in advice.sweep if not each.memory.fits]
+    if not unfit:
+        return ""
+    least = min(unfit, key=lambda each: each.memory.missing)
+    many = f"{len(unfit)} of {len(advice.sweep)} that were tried do not fit"
+    return f"{many}; the nearest has batch {least.case.workload.batch:,} and is {too_large(least)}"

@@ -1,0 +1,145 @@
+"""The parts of a forward pass's time at the chip's full rates, each by itself (section 2).
+
+The paper never puts them together, and neither does this file.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from prefold.plan.attention import kv_bytes, score_flops
+from prefold.plan.case import Case
+from prefold.plan.fold import active_gone, reads_gone, row_bytes
+from prefold.plan.layouts import Collective, collectives, ffn
+from prefold.plan.workload import bytes_of
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Seconds per forward pass, and what a cost that does not depend on sizes is counted by.
+
+    Attributes:
+        compute: of the matmuls with weights, 2 operations for each weight and token.
+        attention: of the scores, and of the sum of values.
+        weights: their way from memory, once per pass.
+        kv: the cache's way from memory.
+        rows: those of the table or the embedding, from memory.
+        link_rows: those of a table elsewhere, over the link to it.
+        communication: between chips.
+        phases: how many times a collective starts: along each axis, or once where a switch joins the chips.
+        layers: that the pass goes through.
+    """
+
+    compute: float
+    attention: float
+    weights: float
+    kv: float
+    rows: float
+    link_rows: float
+    communication: float
+    phases: int
+    layers: int = 0
+
+    @cached_property
+    def arithmetic(self) -> float:
+        """Seconds of all that is calculated."""
+        return self.compute + self.attention
+
+    @cached_property
+    def memory(self) -> float:
+        """Seconds of all that passes through the chip's memory."""
+        return self.weights + self.kv + self.rows
+
+    @cached_property
+    def lower(self) -> float:
+        """Seconds if everything overlaps: the largest of what runs side by side."""
+        return max(self.arithmetic, self.memory, self.communication, self.link_rows)
+
+    @cached_property
+    def upper(self) -> float:
+        """Seconds if nothing overlaps: the sum."""
+        return self.arithmetic + self.memory + self.communication + self.link_rows
+
+    @cached_property
+    def bound(self) -> str:
+        """Name the term that bounds the pass: the largest one of the largest group."""
+        groups = {
+            self.arithmetic: {"compute": self.compute, "attention": self.attention},
+            self.memory: {"weights": self.weights, "kv": self.kv, "rows": self.rows},
+            self.communication: {"communication": self.communication},
+            self.link_rows: {"rows": self.link_rows},
+        }
+        group = groups[self.lower]
+        return max(group, key=lambda name: group[name])
+
+
+def terms_of(case: Case) -> Terms:
+    """Calculate every term of a case; raises ``Infeasible`` where the batch cannot be shared out like that."""
+    case.require()
+    sent = case.sent_by_layer()
+    rate = case.mesh.chips * case.chip.peak_of(case.workload.activations)
+    rows = _row_bytes(case) / case.mesh.chips
+    elsewhere = case.placement in ("host", "disk")
+    return Terms(
+        compute=flops(case) / rate,
+        attention=score_flops(case.shape, case.workload) / rate,
+        weights=weight_bytes_read(case) / case.mesh.chips / case.chip.memory_bandwidth,
+        kv=kv_bytes(case.shape, case.workload, case.split) / case.chip.memory_bandwidth,
+        rows=0 if elsewhere else rows / case.chip.memory_bandwidth,
+        link_rows=rows / _row_bandwidth(case) if elsewhere else 0,
+        communication=_seconds(sent_bytes(case), case.chip.link_bandwidth),
+        phases=sum(count * (each.phases if case.is_torus else 1) for count, layer in sent for each in layer),
+        layers=case.shape.num_layers,
+    )
+
+
+def flops(case: Case) -> float:
+    """Operations of the matmuls with weights."""
+    gone = active_gone(case.shape) if case.fold else 0
+    return 2 * (case.shape.active_weights - gone) * case.workload.tokens
+
+
+def weight_bytes_read(case: Case) -> float:
+    """Bytes of weights that all chips together read."""
+    tokens = case.workload.tokens
+    gone = reads_gone(case.shape, tokens) if case.fold else 0
+    return (case.shape.weights_read(tokens) - gone) * bytes_of(case.workload.weights)
+
+
+def sent_bytes(case: Case, *, exact: bool = False) -> float:
+    """Bytes that a chip sends in a pass; ``exact`` with the factor (K-1)/K, which the paper takes for 1."""
+    return sum(count * layer_bytes(case, index, exact=exact) for index, (count, _) in enumerate(case.sent_by_layer()))
+
+
+def ffn_bytes(case: Case) -> float:
+    """Bytes that a chip sends for one FFN as the paper counts it: two matmuls, without a gate, a head or an expert."""
+    shape = case.shape
+    width = shape.intermediate_size if shape.dense_layers or not shape.experts else shape.experts.width
+    part = ffn(shape.hidden_size, width)
+    return _bytes(case, collectives(case.layout, case.mesh, case.workload.tokens, shape.hidden_size, part))
+
+
+def layer_bytes(case: Case, index: int = 0, *, exact: bool = False) -> float:
+    """Bytes that a chip sends in one layer of the entry ``index`` of ``case.sent_by_layer()``."""
+    return _bytes(case, case.sent_by_layer()[index][1], exact=exact)
+
+
+def _bytes(case: Case, sent: list[Collective], *, exact: bool = False) -> float:
+    kinds = {True: bytes_of(case.workload.weights), False: bytes_of(case.workload.activations)}
+    return sum(each.volume(exact=exact) * kinds[each.weights] for each in sent)
+
+
+def _row_bytes(case: Case) -> float:
+    """Bytes of rows that all chips together read."""
+    if case.fold:
+        return case.workload.tokens * row_bytes(case.shape, case.fold)
+    return case.workload.tokens * case.shape.hidden_size * bytes_of(case.workload.weights)
+
+
+def _row_bandwidth(case: Case) -> float:
+    return case.chip.disk_bandwidth if case.placement == "disk" else case.chip.host_bandwidth
+
+
+def _seconds(amount: float, bandwidth: float) -> float:
+    if not amount:
+        return 0
+    return amount / bandwidth if bandwidth else float("inf")

@@ -1,0 +1,93 @@
+"""What is asked of a model in one forward pass: a prefill, or one step of decoding."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from prefold.plan.errors import PlanError
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5}
+
+
+def bytes_of(dtype: str) -> float:
+    """Bytes of one number of a type; ``PlanError`` where there is no such type."""
+    if dtype not in BYTES:
+        raise PlanError(unknown_type(dtype))
+    return BYTES[dtype]
+
+
+def unknown_type(dtype: str) -> str:
+    """Say that there is no such type of numbers."""
+    return f"{dtype}: no such type of numbers; there are {', '.join(BYTES)}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One forward pass.
+
+    Attributes:
+        phase: ``prefill`` or ``decode``.
+        batch: B in the paper, sequences.
+        context: tokens: of a prefill, those of each sequence; of a decode step, those that are cached for each.
+        weights: type that weights are stored in; the matmuls stay in ``activations`` (section 3.6).
+        kv: type that the KV cache is stored in.
+        activations: type of what is multiplied and of what chips send each other.
+        branches: sequences that continue one prefix; 1 where each has a context of its own.
+        shared_prefix: tokens of the context that ``branches`` sequences have in common.
+        shares_reads: the shared prefix is kept once for its branches, and read once for all of them.
+    """
+
+    phase: Phase
+    batch: int
+    context: int
+    weights: str = "bf16"
+    kv: str = "bf16"
+    activations: str = "bf16"
+    branches: int = 1
+    shared_prefix: int = 0
+    shares_reads: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ``PlanError`` with all that is wrong, a line for each."""
+        wrong = [text for text, holds in self._faults() if holds]
+        if wrong:
+            raise PlanError("\n".join(wrong))
+
+    def _faults(self) -> list[tuple[str, bool]]:
+        prefix, branches = self.shared_prefix, self.branches
+        return [
+            (f"{self.phase}: no such phase; there are {', '.join(PHASES)}", self.phase not in PHASES),
+            (f"batch {self.batch}: at least one sequence", self.batch < 1),
+            (f"context {self.context}: at least one token", self.context < 1),
+            (f"{branches} branches: at least one", branches < 1),
+            (f"batch {self.batch} is not a multiple of {branches} branches", self.batch % max(1, branches) > 0),
+            (f"shared prefix {prefix} is not within the context {self.context}", not 0 <= prefix <= self.context),
+            *((unknown_type(each), each not in BYTES) for each in (self.weights, self.kv, self.activations)),
+        ]
+
+    @property
+    def tokens_per_sequence(self) -> int:
+        """Tokens that the pass works on, of one sequence: L in the paper, 1 in a decode step."""
+        return self.context if self.phase == "prefill" else 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the pass works on: BL in the paper. A prefill that shares prefixes works on each of them once."""
+        repeated = (self.batch - self.prefixes) * self.shared_prefix
+        saved = repeated if self.phase == "prefill" and self.shares_reads else 0
+        return self.batch * self.tokens_per_sequence - saved
+
+    @property
+    def keys_per_token(self) -> float:
+        """Keys that a token attends to, on average; those of a prefill see what came before them, and themselves."""
+        return (self.context + 1) / 2 if self.phase == "prefill" else self.context + 1
+
+    @property
+    def prefixes(self) -> int:
+        """Prefixes that are shared."""
+        return self.batch // self.branches
+
+    def changed(self, **changes: Any) -> "Workload":
+        """Return the same pass with other attributes."""
+        return replace(self, **changes)

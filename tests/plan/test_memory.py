@@ -1,0 +1,131 @@
+"""What lies in a chip's memory."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefold.plan.case import Case
+from prefold.plan.chips import find_chip
+from prefold.plan.fold import Fold, table_bytes, weights_gone
+from prefold.plan.hardware import Mesh
+from prefold.plan.layouts import LAYOUTS
+from prefold.plan.memory import context_left, max_context, memory_of
+from prefold.plan.shapes import find_shape
+from prefold.plan.workload import Workload
+
+ONE, CUBE = Mesh(1, 1, 1), Mesh(4, 4, 4)
+LLAMA, PYTHIA, PALM = find_shape("llama3-8b"), find_shape("pythia-6.9b"), find_shape("palm-540b")
+H100, TPU, DESKTOP = find_chip("h100"), find_chip("tpu-v4"), find_chip("desktop-ddr5")
+STEP = Workload("decode", 4, 1000)
+
+
+def case(shape=LLAMA, chip=H100, mesh=ONE, workload=STEP, layout="1d-ws", sharding="head", fold=None):
+    return Case(shape, chip, mesh, workload, layout, sharding, fold)
+
+
+def test_one_chip_holds_all_weights_and_the_whole_cache():
+    memory = memory_of(case())
+    assert memory.weights == 2 * LLAMA.weights
+    assert memory.kv == 4 * 1000 * 131072
+    assert memory.table == 0
+    assert memory.total == memory.weights + memory.kv + memory.activations
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("int8", 1), ("fp8", 1), ("int4", 0.5), ("bf16", 2)])
+def test_smaller_weights_take_less(dtype, size):
+    assert memory_of(case(workload=STEP.changed(weights=dtype))).weights == size * LLAMA.weights
+
+
+def test_a_smaller_cache_takes_less():
+    assert memory_of(case(workload=STEP.changed(kv="fp8"))).kv == 4 * 1000 * 65536
+
+
+@pytest.mark.parametrize("shape", [LLAMA, PYTHIA])
+def test_a_table_on_the_device_takes_the_place_of_the_embedding(shape):
+    source, folded = memory_of(case(shape)), memory_of(case(shape, fold=Fold()))
+    assert folded.table == table_bytes(shape, Fold())
+    assert source.weights - folded.weights == 2 * (weights_gone(shape) + shape.head_weights)
+
+
+def test_an_embedding_that_is_the_head_stays():
+    source, folded = memory_of(case(PALM, TPU)), memory_of(case(PALM, TPU, fold=Fold()))
+    assert source.weights - folded.weights == 2 * weights_gone(PALM)
+
+
+@pytest.mark.parametrize("placement", ["host", "disk"])
+def test_a_table_elsewhere_takes_nothing(placement):
+    assert memory_of(case(fold=Fold(placement))).table == 0
+
+
+def test_a_table_in_a_host_memory_that_is_the_chips_own_takes_it():
+    assert memory_of(case(PYTHIA, DESKTOP, fold=Fold("host"))).table == table_bytes(PYTHIA, Fold())
+
+
+def test_weights_are_split_evenly_where_heads_are_enough():
+    memory = memory_of(case(mesh=Mesh(1, 8, 1)))
+    assert memory.weights == pytest.approx(2 * LLAMA.weights / 8)
+
+
+def test_heads_fewer_than_chips_are_kept_more_than_once():
+    memory = memory_of(case(mesh=Mesh(1, 16, 1)))
+    again = LLAMA.num_layers * LLAMA.key_value_weights
+    assert memory.weights == pytest.approx(2 * (LLAMA.weights + again) / 16)
+
+
+def test_in_two_dimensions_heads_are_split_over_the_plane_alone():
+    memory = memory_of(case(mesh=Mesh(2, 8, 1), layout="2d-ws"))
+    assert memory.weights == pytest.approx(2 * LLAMA.weights / 16)
+
+
+def test_what_does_not_fit_says_by_how_much():
+    memory = memory_of(case(find_shape("llama3-70b")))
+    assert not memory.fits
+    assert memory.missing == memory.total - 80e9 > 0
+    assert memory_of(case()).missing == 0
+
+
+def test_gathered_weights_need_room():
+    prefill = Workload("prefill", 64, 128)
+    stay, gathered = (memory_of(case(PALM, TPU, CUBE, prefill, layout)).activations for layout in ("2d-ws", "wg-xyz"))
+    assert gathered > stay
+
+
+@pytest.mark.parametrize("sharding", ["head", "batch"])
+def test_a_context_of_all_that_is_left_fits_and_more_does_not(sharding):
+    setup = case(PALM, TPU, CUBE, Workload("decode", 128, 100), "2d-ws", sharding)
+    longest = int(context_left(setup))
+    for tokens, fits in ((longest, True), (longest + 1, False)):
+        assert memory_of(setup.changed(workload=setup.workload.changed(context=tokens))).fits is fits
+
+
+def test_no_context_is_left_where_weights_do_not_fit():
+    assert context_left(case(find_shape("llama3-70b"))) == 0
+
+
+def test_the_longest_context_is_that_of_the_share_and_the_type():
+    whole = max_context(LLAMA, H100, ONE, 8, "head", share=1)
+    assert whole == 80e9 / (8 * 131072)
+    assert max_context(LLAMA, H100, ONE, 8, "head", share=0.5, kv="int8") == whole
+
+
+@given(
+    batch=st.integers(1, 1024),
+    context=st.integers(1, 1 << 16),
+    phase=st.sampled_from(["prefill", "decode"]),
+    layout=st.sampled_from(LAYOUTS),
+    sharding=st.sampled_from(["head", "batch"]),
+    fold=st.none() | st.builds(Fold, st.sampled_from(["device", "host", "disk"])),
+    name=st.sampled_from(["palm-540b", "mt-nlg-530b", "mixtral-8x7b", "deepseek-v3", "whisper-tiny"]),
+)
+def test_bytes_are_never_negative(batch, context, phase, layout, sharding, fold, name):
+    memory = memory_of(case(find_shape(name), TPU, CUBE, Workload(phase, batch, context), layout, sharding, fold))
+    assert min(memory.weights, memory.table, memory.kv, memory.activations, memory.missing) >= 0
+    assert memory.fits is (memory.missing == 0)
+
+
+@given(chips=st.sampled_from([1, 2, 4, 8, 16, 32, 64]), heads=st.sampled_from([1, 2, 8, 32]))
+def test_no_chip_holds_less_than_its_share(chips, heads):
+    shape = replace(LLAMA, num_key_value_heads=heads)
+    assert memory_of(case(shape, mesh=Mesh(1, chips, 1))).weights >= 2 * shape.weights / chips * (1 - 1e-12)

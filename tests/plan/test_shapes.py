@@ -1,0 +1,121 @@
+"""The shapes that have names."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefold.plan.errors import UnknownName
+from prefold.plan.shape import Shape
+from prefold.plan.shapes import find_shape, presets
+
+# Weights with the embedding once, as their sources count them (pope2022.md, section 2).
+PAPER = {
+    "palm-8b": 8.63e9,
+    "palm-62b": 62.50e9,
+    "palm-540b-48": 540.36e9,
+    "palm-540b": 558.17e9,
+    "mt-nlg-530b": 529.5e9,
+}
+# Parameters of the models on the hub, norms and biases too: of Pythia as its model cards have them, of the others as
+# the hub counts their tensors; of DeepSeek-V3 as its technical report has them (arXiv 2412.19437, abstract).
+PUBLISHED = {
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+    "deepseek-v3": 671e9,
+}
+# Of Pythia without the embedding and the head, from its paper (Biderman et al. 2023, table 1).
+WITHOUT_EMBEDDINGS = {
+    "pythia-70m": 18_915_328,
+    "pythia-160m": 85_056_000,
+    "pythia-410m": 302_311_424,
+    "pythia-1b": 805_736_448,
+    "pythia-1.4b": 1_208_602_624,
+    "pythia-2.8b": 2_517_652_480,
+    "pythia-6.9b": 6_444_163_072,
+    "pythia-12b": 11_327_027_200,
+}
+
+
+@pytest.mark.parametrize(("name", "weights"), PAPER.items())
+def test_weights_are_those_of_the_paper(name: str, weights: float):
+    assert find_shape(name).weights == pytest.approx(weights, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
+def test_weights_are_the_published_parameters_but_for_norms_and_biases(name: str, parameters: float):
+    assert find_shape(name).weights == pytest.approx(parameters, rel=5e-3)
+
+
+@pytest.mark.parametrize(("name", "parameters"), WITHOUT_EMBEDDINGS.items())
+def test_layers_have_the_published_parameters(name: str, parameters: float):
+    assert find_shape(name).layer_weights == pytest.approx(parameters, rel=5e-3)
+
+
+def test_every_shape_is_checked_against_a_published_count():
+    assert set(presets()) - PAPER.keys() - PUBLISHED.keys() == {"whisper-tiny"}  # against its model, in test_config.py
+
+
+def test_heads_added_for_the_mesh_are_eighteen_billion_weights():
+    assert find_shape("palm-540b").weights - find_shape("palm-540b-48").weights == 118 * 2 * 16 * 256 * 18432
+
+
+def test_a_token_goes_through_two_of_eight_experts():
+    assert find_shape("mixtral-8x7b").active_weights == pytest.approx(12.75e9, rel=1e-3)
+
+
+def test_a_token_goes_through_37_billion_weights_of_deepseek():
+    assert find_shape("deepseek-v3").active_weights == pytest.approx(37e9, rel=2e-2)  # the report rounds to billions
+
+
+def test_what_is_made_of_an_encoders_output_is_stored_and_not_read_in_a_step():
+    whisper = find_shape("whisper-tiny")
+    assert whisper.cross_weights == 2 * 384 * 384
+    assert whisper.weights - whisper.weights_read(1) == whisper.num_layers * whisper.cross_weights
+
+
+@pytest.mark.parametrize("shape", presets().values(), ids=presets())
+def test_every_shape_has_a_source_and_plausible_figures(shape: Shape):
+    assert shape.source
+    assert shape.num_attention_heads % shape.num_key_value_heads == 0
+    assert shape.nominal is None or shape.nominal == pytest.approx(shape.weights, rel=0.1)
+
+
+@given(st.sampled_from(list(presets())), st.integers(1, 10_000))
+def test_a_step_reads_no_more_than_there_is_and_no_less_than_one_token_needs(name: str, tokens: int):
+    shape = find_shape(name)
+    assert shape.active_weights * (1 - 1e-9) <= shape.weights_read(tokens) <= shape.weights
+    assert shape.weights_read(tokens) <= shape.weights_read(tokens + 1)
+
+
+def test_names_are_found_in_any_case():
+    assert find_shape("PaLM-540B") is find_shape("palm-540b")
+
+
+def test_an_unknown_name_comes_with_the_nearest():
+    with pytest.raises(UnknownName, match=r"^palm-450b: no such shape; the nearest are palm-540b"):
+        find_shape("palm-450b")
+
+
+def test_the_catalogue_needs_neither_torch_nor_transformers():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from prefold.plan.chips import catalogue\n"
+        "from prefold.plan.config import shape_from_config\n"
+        "from prefold.plan.shapes import presets\n"
+        "print(len(presets()), len(catalogue()))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert told.split() == [str(len(presets())), "9"]

@@ -1,0 +1,52 @@
+"""The machine as a chip: rates that were measured, kept, and measured again when they no longer hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefold.plan import Workload, find_shape, mesh_of, plan_layouts
+from prefold.plan import this_machine as module
+from prefold.plan.this_machine import this_machine
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return where rates are kept; what is measured is kept small, since only that it is measured matters here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sizes = {"_ROWS": 256, "_WIDTH": 64, "_SQUARE": 64, "_TIMES": 1, "_MANY_LAYERS": 3, "_STEPS": 2, "_FILE_ROWS": 512}
+    for name, size in sizes.items():
+        monkeypatch.setattr(module, name, size)
+    return tmp_path / "prefold" / "this-machine.json"
+
+
+def test_rates_are_measured_once_and_again_when_asked_for(cache: Path):
+    first = this_machine()
+    kept = cache.read_text()
+    assert this_machine() == first
+    assert cache.read_text() == kept
+    this_machine(refresh=True)
+    assert cache.read_text() != kept
+
+
+@pytest.mark.parametrize("fault", ["not JSON", "{}", "other threads"])
+def test_rates_that_do_not_hold_are_measured_anew(cache: Path, fault: str):
+    chip, _ = this_machine()
+    said = json.loads(cache.read_text()) | {"memory_bandwidth": 1.0, "threads": -1}
+    cache.write_text(json.dumps(said) if fault == "other threads" else fault)
+    again, _ = this_machine()
+    assert again.memory_bandwidth > 1.0
+    assert chip.memory_bytes == again.memory_bytes
+
+
+def test_a_plan_for_it_counts_what_steps_and_layers_cost_besides(cache: Path):
+    chip, factors = this_machine()
+    assert chip.name == "this"
+    assert min(chip.peak["bf16"], chip.peak["fp32"], chip.memory_bandwidth, chip.disk_bandwidth) > 0
+    assert min(factors.step, factors.layer) >= 0
+    shape, mesh = find_shape("pythia-70m"), mesh_of(chip, 1)
+    chosen = plan_layouts(shape, chip, mesh, Workload("decode", 1, 64), factors=factors).chosen
+    assert chosen.calibrated_seconds is not None
+    besides = factors.step + shape.num_layers * factors.layer
+    assert besides + chosen.ideal_seconds <= chosen.calibrated_seconds <= besides + chosen.ideal_sum_seconds
+    assert "measured on this machine" in chip.source["peak"]
