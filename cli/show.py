@@ -93,7 +93,9 @@ def show_inspection(inspection: "Inspection") -> None:
 def _remarks(inspection: "Inspection", worth: "Worth") -> list[str]:
     """Tell what the figures are not."""
     assumed = "figures of a hypothetical block whose attention and FFN are parallel"
-    return [*([assumed] if inspection.assumed_parallel else []), *([worth.note] if worth.note else [])]
+    smaller = f"rows are stored smaller: one counts as the {worth.dtype} values that are as long".replace("torch.", "")
+    told = {assumed: inspection.assumed_parallel, worth.note or "": worth.note, smaller: worth.table_dtype}
+    return [remark for remark, holds in told.items() if holds]
 
 
 def _look_ups(side: "FoldedSide") -> str:
