@@ -23,7 +23,7 @@ def hardware(
     from prefold.plan import catalogue
 
     if name:
-        chip = open_chip(name)
+        chip, _ = open_chip(name)
         show_json(chip_json(chip)) if as_json else show_chip(chip)
         return
     chips = list(catalogue().values())
