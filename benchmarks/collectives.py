@@ -1,7 +1,8 @@
 """Compare what chips send by the plan with what PyTorch's distributed tensors send.
 
-``python -m benchmarks.collectives FILE`` runs one block in every layout on eight processes, and writes what was counted
-beside what ``plan/layouts.py`` says, as JSON. A count is never changed to what the formula says.
+``python -m benchmarks.collectives [--json FILE]`` runs one block in every layout on eight processes, and writes what
+was counted beside what ``plan/layouts.py`` says: as a section of ``docs/plan-validation.md``, or as JSON. A count is
+never changed to what the formula says.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from typing import Any
 
 from benchmarks.collectives_page import Row, render
 from benchmarks.collectives_task import Model, Task
+from benchmarks.plan_page import write_section
 from prefold.plan.attention import SHARDINGS, Sharding, moves
 from prefold.plan.hardware import Mesh
 from prefold.plan.layouts import LAYOUTS, Collective, Layout, collectives
-from prefold.plan.parts import all_parts
+from prefold.plan.parts import all_parts, look_up
 from prefold.plan.shape import Shape
 from prefold.plan.workload import bytes_of
 
@@ -79,12 +81,15 @@ def formula(task: Task) -> dict[str, float]:
     """Return the bytes that a chip sends by the plan, by part of the block."""
     model, mesh = task.model, Mesh(*task.mesh)
     shape, tokens = shape_of(model), model.batch * model.length
-    parts = all_parts(shape, tokens, folded=task.folded)[0][1]
+    by_head = task.attention == "head"
+    parts = all_parts(shape, tokens, folded=task.folded, by_head=by_head)[0][1]
     joined = model.parallel and not task.folded
     names = ["attention + FFN" if joined else "attention", "FFN"][: len(parts)]
     sent = [collectives(task.layout, mesh, tokens, model.hidden, part) for part in parts]
     moved = moves(shape, task.attention, task.layout, mesh, tokens)
-    return {name: _bytes(each) for name, each in zip([*names, "all-to-all"], [*sent, moved], strict=True)}
+    rows = look_up(shape, task.layout, mesh, tokens, by_head=by_head) if task.folded else []
+    names += ["all-to-all", "look-up"]
+    return {name: _bytes(each) for name, each in zip(names, [*sent, moved, rows], strict=True)}
 
 
 def shape_of(model: Model) -> Shape:
@@ -167,9 +172,13 @@ def _end(started: subprocess.Popen[bytes]) -> None:
 def main() -> None:
     """Measure, and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="JSON to write")
-    options = parser.parse_args()
-    options.file.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, and not the page")
+    file = parser.parse_args().json
+    rows = measure()
+    if file:
+        file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    else:
+        write_section("collectives", render(rows))
 
 
 if __name__ == "__main__":

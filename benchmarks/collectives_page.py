@@ -22,13 +22,6 @@ same. CommDebugMode has to see as many collectives as were counted.
 _REASONS = {
     "norm": "Norms. Where a chip has a part of E (2D), each norm sends one sum of squares for a token, as an "
     "all-reduce over x. The plan leaves norms out: it is one number beside the thousands of the residual.",
-    "single": "Attention over heads that share one head of keys and values, in all layouts but 1D. Every chip needs "
-    "that head, and its matrices are on all chips of y and z, as the plan's memory counts them: so its values are "
-    "all-reduced over x, or its whole matrices are gathered. The plan counts a share of it, as if it were split over y "
-    "and z.",
-    "look-up": "Look-ups. The table is split by columns over all chips, as the plan's memory counts it: where the "
-    "layout splits the batch, rows are sent to their sequences, and where heads share one head of keys and values, "
-    "these are sent to every chip. The plan counts nothing for a look-up.",
     "unknown": "Others, for which there is no reason here.",
 }
 
@@ -51,10 +44,7 @@ def render(rows: Sequence[Row]) -> str:
 def _reason(row: Row) -> str | None:
     if row["equal"]:
         return None
-    if row["part"] in _REASONS:
-        return str(row["part"])
-    single = "multiquery" in row["model"] and row["attention"] == "head" and not row["folded"]
-    return "single" if single and row["part"].startswith("attention") else "unknown"
+    return "norm" if row["part"] == "norm" else "unknown"
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -7,7 +7,7 @@ from prefold.plan.attention import Sharding, Ways, moves, require_sequences, way
 from prefold.plan.fold import Fold, Placement
 from prefold.plan.hardware import Chip, Mesh
 from prefold.plan.layouts import Collective, Layout, collectives, require_batch
-from prefold.plan.parts import all_parts
+from prefold.plan.parts import all_parts, look_up
 from prefold.plan.shape import Shape
 from prefold.plan.workload import Workload
 
@@ -63,8 +63,12 @@ class Case:
     def sent_by_layer(self) -> list[tuple[int, list[Collective]]]:
         """Return how many layers send what; a folded first layer has an entry of its own, the first one."""
         tokens, width = self.workload.tokens, self.shape.hidden_size
+        by_head = self.sharding == "head"
         moved = moves(self.shape, self.sharding, self.layout, self.mesh, tokens)
-        return [
+        found = [
             (count, [c for part in parts for c in collectives(self.layout, self.mesh, tokens, width, part)] + moved)
-            for count, parts in all_parts(self.shape, tokens, folded=self.fold is not None)
+            for count, parts in all_parts(self.shape, tokens, folded=self.fold is not None, by_head=by_head)
         ]
+        if self.fold and self.placement == "device":
+            found[0][1].extend(look_up(self.shape, self.layout, self.mesh, tokens, by_head=by_head))
+        return found

@@ -6,7 +6,7 @@ elements, as in the paper: how many bytes one has depends on whether it is a wei
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import ceil, prod, sqrt
 from typing import Literal, get_args
 
 from prefold.plan.errors import Infeasible, UnknownName
@@ -27,12 +27,14 @@ class Collective:
         axes: chips of the group, along each axis that it has more than one of.
         elements: that a chip has afterwards (all-gather), or before (the others): D in section A.1.
         weights: it is weights that are sent, and not activations.
+        beside: it runs beside another one or the FFN, and its start is not counted: keys and values, by themselves.
     """
 
     kind: Kind
     axes: tuple[int, ...]
     elements: float
     weights: bool = False
+    beside: bool = False
 
     @property
     def over(self) -> int:
@@ -42,6 +44,8 @@ class Collective:
     @property
     def phases(self) -> int:
         """Times that it starts: rings go axis by axis, while an all-to-all goes straight from chip to chip."""
+        if self.beside:
+            return 0
         return min(1, len(self.axes)) if self.kind == "all-to-all" else len(self.axes)
 
     def volume(self, *, exact: bool = False) -> float:
@@ -57,11 +61,29 @@ class Part:
         entering: values of a token behind the matrices on the way in; 0 where there are none, as of a folded attention.
         leaving: values of a token before those on the way out.
         weights: of all its matrices.
+        key_values: of the values that enter, those that go to heads of keys and values, which are not split.
+        heads: such heads; 0 where attention needs no more of them on a chip than of any other value.
     """
 
     entering: float
     leaving: float
     weights: float
+    key_values: float = 0
+    heads: int = 0
+
+    def kept(self, ways: int) -> float:
+        """Keys and values of a token on a chip, where heads are split ``ways`` ways."""
+        return ceil(self.heads / ways) * self.key_values / self.heads if self.heads else self.key_values / ways
+
+    def sharing(self, chips: int, had: int, needed: int) -> int:
+        """Return how many chips send each other keys and values, to have those of one of ``needed`` ways.
+
+        Args:
+            chips: that a chip's share of heads is split over before.
+            had: ways that heads are split before.
+            needed: ways that heads are split in attention.
+        """
+        return -(-chips * ceil(self.heads / needed) // ceil(self.heads / had)) if self.heads else 1
 
 
 def ffn(hidden_size: int, intermediate_size: int, *, gated: bool = False) -> Part:
@@ -123,7 +145,7 @@ def collectives(layout: Layout, mesh: Mesh, tokens: float, hidden_size: int, par
     elif layout == "2d-ws":
         found = _stationary_2d(mesh, tokens, hidden_size, part)
     else:
-        found = _gathered(layout, mesh, tokens * hidden_size, part)
+        found = _gathered(layout, mesh, tokens, hidden_size, part)
     return [each for each in found if each.axes and each.elements > 0]
 
 
@@ -136,26 +158,56 @@ def _stationary_1d(mesh: Mesh, residual: float, part: Part) -> Iterator[Collecti
 
 
 def _stationary_2d(mesh: Mesh, tokens: float, hidden_size: int, part: Part) -> Iterator[Collective]:
-    """Section A.2.1."""
+    """Section A.2.1; fewer heads of keys and values than chips are reduced on more than one, and gathered whole."""
     plane, line = mesh.along("yz"), mesh.along("x")
+    split = prod(plane)
     if part.entering:
         yield Collective("all-gather", plane, tokens * hidden_size / mesh.x)
-        yield Collective("reduce-scatter", line, tokens * part.entering / prod(plane))
+        evenly = (part.entering - part.key_values) / split
+        yield Collective("reduce-scatter", line, tokens * (evenly + part.kept(split)))
+        shared = first(line, part.sharing(mesh.x, split, mesh.chips))
+        yield Collective("all-gather", shared, tokens * part.kept(mesh.chips), beside=True)
     if part.leaving:
-        yield Collective("all-gather", line, tokens * part.leaving / prod(plane))
+        yield Collective("all-gather", line, tokens * part.leaving / split)
         yield Collective("reduce-scatter", plane, tokens * hidden_size / mesh.x)
 
 
-def _gathered(layout: Layout, mesh: Mesh, residual: float, part: Part) -> Iterator[Collective]:
+def _gathered(layout: Layout, mesh: Mesh, tokens: float, hidden_size: int, part: Part) -> Iterator[Collective]:
     """Section A.2.2; gathered over all chips, activations stay where they are."""
     over, rest = mesh.along(gathered_axes(layout)), mesh.along(rest_axes(layout))
-    for values in (part.entering, part.leaving):
-        share = values / (part.entering + part.leaving)
-        yield Collective("all-gather", over, part.weights * share / prod(rest), weights=True)
+    residual = tokens * hidden_size
+    yield from _gathered_weights(mesh, over, rest, hidden_size, part)
     if part.entering:
         yield Collective("all-gather", rest, residual / prod(over))
     if part.leaving:
         yield Collective("reduce-scatter", rest, residual / prod(over))
+
+
+def _gathered_weights(
+    mesh: Mesh, over: tuple[int, ...], rest: tuple[int, ...], hidden_size: int, part: Part
+) -> Iterator[Collective]:
+    """The way in and the way out; keys and values are gathered from chips that do not have the same heads."""
+    each, split = part.weights / (part.entering + part.leaving), prod(rest)
+    evenly, keys = each * part.entering / split, 0.0
+    if part.heads and split > 1:
+        evenly -= hidden_size * part.key_values / split
+        keys = hidden_size * part.kept(split)
+    shared = first(over, part.sharing(mesh.x, mesh.y * mesh.z, split))
+    if shared == over:
+        evenly, keys = evenly + keys, 0.0
+    yield Collective("all-gather", over, evenly, weights=True)
+    yield Collective("all-gather", shared, keys, weights=True, beside=True)
+    yield Collective("all-gather", over, each * part.leaving / split, weights=True)
+
+
+def first(axes: tuple[int, ...], chips: int) -> tuple[int, ...]:
+    """Return the axes that a group of so many chips lies along, the last of them perhaps in part."""
+    found: list[int] = []
+    for axis in axes:
+        if chips > 1:
+            found.append(min(axis, chips))
+            chips = -(-chips // axis)
+    return tuple(found)
 
 
 def volume(sent: list[Collective], *, exact: bool = False) -> float:

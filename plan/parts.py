@@ -1,13 +1,25 @@
 """What the matrices of one layer are, as layouts see them: one or two parts of which each enters and leaves."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+
 from prefold.plan.fold import attention_columns
-from prefold.plan.layouts import Part, ffn
+from prefold.plan.hardware import Mesh
+from prefold.plan.layouts import Collective, Layout, Part, ffn, first, gathered_axes, rest_axes
 from prefold.plan.shape import Shape
 
 
-def attention_part(shape: Shape) -> Part:
-    """The matrices of attention: queries, keys and values on the way in, and the one on the way out."""
-    return Part(shape.query_width + shape.key_value_width, shape.value_width, shape.attention_weights)
+def attention_part(shape: Shape, *, by_head: bool = False) -> Part:
+    """The matrices of attention: queries, keys and values on the way in, and the one on the way out.
+
+    Args:
+        shape: of the model.
+        by_head: attention is split over heads, of which those of keys and values may be too few.
+    """
+    part = Part(shape.query_width + shape.key_value_width, shape.value_width, shape.attention_weights)
+    heads = 1 if shape.latent else shape.num_key_value_heads
+    return replace(part, key_values=shape.key_value_width, heads=heads) if by_head else part
 
 
 def ffn_part(shape: Shape, tokens: float, *, expert: bool) -> Part:
@@ -20,7 +32,9 @@ def ffn_part(shape: Shape, tokens: float, *, expert: bool) -> Part:
     return Part(active.entering, active.leaving, read)
 
 
-def layer_parts(shape: Shape, tokens: float, *, expert: bool, folded: bool = False) -> list[Part]:
+def layer_parts(
+    shape: Shape, tokens: float, *, expert: bool, folded: bool = False, by_head: bool = False
+) -> list[Part]:
     """Return the parts of a layer: one where attention and FFN read the same input (section 3.4), else two.
 
     Args:
@@ -28,8 +42,9 @@ def layer_parts(shape: Shape, tokens: float, *, expert: bool, folded: bool = Fal
         tokens: of the pass; experts are read by them.
         expert: the layer's FFN is made of experts.
         folded: it is the first layer, and a table replaces what depends on the token alone.
+        by_head: attention is split over heads.
     """
-    attention, inner = attention_part(shape), ffn_part(shape, tokens, expert=expert)
+    attention, inner = attention_part(shape, by_head=by_head), ffn_part(shape, tokens, expert=expert)
     if folded:
         attention = _folded(shape, attention)
     elif shape.parallel:
@@ -39,7 +54,8 @@ def layer_parts(shape: Shape, tokens: float, *, expert: bool, folded: bool = Fal
 
 
 def _joined(one: Part, other: Part) -> Part:
-    return Part(one.entering + other.entering, one.leaving + other.leaving, one.weights + other.weights)
+    sums = (one.entering + other.entering, one.leaving + other.leaving, one.weights + other.weights)
+    return Part(*sums, key_values=one.key_values, heads=one.heads)
 
 
 def _folded(shape: Shape, attention: Part) -> Part:
@@ -53,13 +69,31 @@ def _folded(shape: Shape, attention: Part) -> Part:
     return Part(entering, attention.leaving, attention.weights - gone)
 
 
-def all_parts(shape: Shape, tokens: float, *, folded: bool = False) -> list[tuple[int, list[Part]]]:
+def look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head: bool) -> list[Collective]:
+    """Return what is sent for rows of a table that is split over all chips: to their sequences, and to all their heads.
+
+    A column of an FFN is added to the residual before it is sent.
+    """
+    return [each for each in _look_up(shape, layout, mesh, tokens, by_head=by_head) if each.axes]
+
+
+def _look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head: bool) -> Iterator[Collective]:
+    over, rest = mesh.along(gathered_axes(layout)), mesh.along(rest_axes(layout))
+    width = shape.hidden_size + sum(column.width for column in attention_columns(shape))
+    yield Collective("all-to-all", over, tokens * width / mesh.chips)
+    part, ways = attention_part(shape, by_head=by_head), prod(rest)
+    yield Collective("all-gather", first(rest, part.sharing(ways, 1, ways)), tokens / prod(over) * part.kept(ways))
+
+
+def all_parts(
+    shape: Shape, tokens: float, *, folded: bool = False, by_head: bool = False
+) -> list[tuple[int, list[Part]]]:
     """Return how many layers have which parts; no two entries are of the same layer."""
     kinds = [(shape.dense_layers, False), (shape.expert_layers, True)]
     counts = [(count, expert) for count, expert in kinds if count]
     if not folded:
-        return [(count, layer_parts(shape, tokens, expert=expert)) for count, expert in counts]
-    first = counts[0][1]
-    rest = [(count - (expert == first), expert) for count, expert in counts]
-    found = [(count, layer_parts(shape, tokens, expert=expert)) for count, expert in rest if count]
-    return [(1, layer_parts(shape, tokens, expert=first, folded=True)), *found]
+        return [(count, layer_parts(shape, tokens, expert=expert, by_head=by_head)) for count, expert in counts]
+    kind = counts[0][1]
+    rest = [(count - (expert == kind), expert) for count, expert in counts]
+    found = [(count, layer_parts(shape, tokens, expert=expert, by_head=by_head)) for count, expert in rest if count]
+    return [(1, layer_parts(shape, tokens, expert=kind, folded=True)), *found]

@@ -87,7 +87,9 @@ def terms_of(case: Case) -> Terms:
         rows=0 if elsewhere else rows / case.chip.memory_bandwidth,
         link_rows=rows / _row_bandwidth(case) if elsewhere else 0,
         communication=_seconds(sent_bytes(case), case.chip.link_bandwidth),
-        phases=sum(count * (each.phases if case.is_torus else 1) for count, layer in sent for each in layer),
+        phases=sum(
+            count * (each.phases if case.is_torus else min(1, each.phases)) for count, layer in sent for each in layer
+        ),
         layers=case.shape.num_layers,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +24,8 @@ from prefold.convert import Options, convert_checkpoint
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
+settings.register_profile("prefold", deadline=None)  # no test asserts a time
+settings.load_profile("prefold")
 
 VOCABULARY = 97
 

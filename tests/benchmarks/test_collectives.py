@@ -49,45 +49,13 @@ def name(task: Task) -> str:
 
 def left_out(task: Task, part: str) -> float:
     """Bytes that a chip sends, and the plan does not count."""
-    parts = {"norm": norms, "look-up": look_up, "attention": single_head, "attention + FFN": single_head}
-    return parts[part](task) if part in parts else 0
+    return norms(task) if part == "norm" else 0
 
 
 def norms(task: Task) -> float:
     """A sum of squares for each token, all-reduced over x, where a chip has a part of E."""
     count = (1 if task.model.parallel else 2) - task.folded
     return count * 2 * TOKENS * ACTIVE * ends(task.mesh[0]) if task.layout == "2d-ws" else 0
-
-
-def single_head(task: Task) -> float:
-    """Keys and values of one head, all of them on every chip, less the share that the plan counts."""
-    if task.folded or not is_single(task) or task.layout == "1d-ws":
-        return 0
-    model, x, rest = task.model, task.mesh[0], 8 // gathered(task)
-    width = 2 * model.head_dim
-    if task.layout == "2d-ws":
-        return (2 - x / 8) * TOKENS * width * ACTIVE * ends(x)
-    return model.hidden * width * STORED * (ends(x) - ends(gathered(task)) / rest)
-
-
-def look_up(task: Task) -> float:
-    """Rows to their sequences, where a layout splits the batch; one head of keys and values to every chip."""
-    if not task.folded:
-        return 0
-    model, chips = task.model, gathered(task)
-    keys = 2 * model.key_value_heads * model.head_dim
-    rows = TOKENS * (model.hidden + model.heads * model.head_dim + keys) / 8 * ends(chips)
-    spread = TOKENS / chips * keys * ends(8 // chips) if is_single(task) else 0
-    return (rows + spread) * ACTIVE
-
-
-def is_single(task: Task) -> bool:
-    return task.attention == "head" and task.model.key_value_heads == 1
-
-
-def gathered(task: Task) -> int:
-    x, y, z = task.mesh
-    return {"wg-x": x, "wg-xy": x * y, "wg-xyz": x * y * z}.get(task.layout, 1)
 
 
 def ends(chips: int) -> float:
@@ -139,9 +107,8 @@ def test_a_page_says_what_is_not_equal_and_why(found):
         line.split(" | ") for line in page.splitlines() if line.startswith("| serial") or line.startswith("| para")
     ]
     unequal = {line[4] for line in cells if line[7] == "**no**"}
-    assert unequal == {"norm", "look-up", "attention + FFN"}
+    assert unequal == {"norm"}
     assert "- Norms." in page
-    assert "- Look-ups." in page
     assert "there is no reason here" not in page
 
 

@@ -1,5 +1,6 @@
 """What chips send each other in each layout: the formulas of Pope et al. 2022, sections 3.2 and A.2."""
 
+from dataclasses import replace
 from math import inf, prod
 
 import pytest
@@ -11,6 +12,7 @@ from prefold.plan.hardware import Mesh
 from prefold.plan.layouts import (
     LAYOUTS,
     Collective,
+    Part,
     best_split,
     best_split_continuous,
     collectives,
@@ -20,7 +22,7 @@ from prefold.plan.layouts import (
     require_batch,
     volume,
 )
-from prefold.plan.parts import all_parts, layer_parts
+from prefold.plan.parts import all_parts, layer_parts, look_up
 from prefold.plan.shapes import find_shape
 
 E, F = 16384, 65536
@@ -191,3 +193,44 @@ def test_volumes_are_never_negative_and_rings_never_send_more(mesh, layout, toke
     found = collectives(layout, mesh, tokens, E, ffn(E, F, gated=gated))
     assert 0 <= volume(found, exact=True) <= volume(found)
     assert all(c.over == prod(c.axes) > 1 and mesh.chips % c.over == 0 for c in found)
+
+
+@pytest.mark.parametrize(
+    ("heads", "group", "ways"),
+    [(1, 4, 1), (8, 4, 8), (16, 4, 16), (32, 2, 32), (64, 1, 64), (128, 1, 64)],
+)
+def test_fewer_heads_of_keys_and_values_than_chips_are_gathered_in_2d(heads, group, ways):
+    part = Part(E + 2048, E, 1, key_values=2048, heads=heads)
+    _, scattered, *gathered, _, _ = collectives("2d-ws", CUBE, BL, E, part)
+    assert scattered.elements == BL * (E / 16 + 2048 / min(heads, 16))
+    expected = [("all-gather", (group,), BL * 2048 / ways)] if group > 1 else []
+    assert [(each.kind, each.axes, each.elements) for each in gathered] == expected
+
+
+@pytest.mark.parametrize(
+    ("layout", "heads", "axes", "ways"),
+    [("wg-x", 1, (4,), 1), ("wg-xy", 1, (4,), 1), ("wg-xy", 8, (4, 2), 4), ("wg-xy", 16, (4, 4), 4)],
+)
+def test_matrices_of_few_heads_are_gathered_whole_from_chips_that_have_others(layout, heads, axes, ways):
+    even = Part(E + 2048, E, E * (2 * E + 2048))
+    parts = (even, replace(even, key_values=2048, heads=heads))
+    before, after = ([c for c in collectives(layout, CUBE, BL, E, part) if c.weights] for part in parts)
+    rest = 16 if layout == "wg-x" else 4
+    assert volume(after) - volume(before) == pytest.approx(E * 2048 * (1 / ways - 1 / rest))
+    assert axes in [c.axes for c in after]
+    assert sum(c.phases for c in after) == sum(c.phases for c in before)
+
+
+@pytest.mark.parametrize(
+    ("layout", "by_head", "expected"),
+    [
+        ("2d-ws", False, []),
+        ("2d-ws", True, [("all-gather", (4, 2), BL * 2048 / 8)]),
+        ("wg-x", False, [("all-to-all", (4,), BL * (2 * 4096 + 2048) / 64)]),
+        ("wg-xy", True, [("all-to-all", (4, 4), BL * (2 * 4096 + 2048) / 64)]),
+        ("wg-xyz", True, [("all-to-all", (4, 4, 4), BL * (2 * 4096 + 2048) / 64)]),
+    ],
+)
+def test_rows_are_sent_to_their_sequences_and_to_all_their_heads(layout, by_head, expected):
+    found = look_up(find_shape("llama3-8b"), layout, CUBE, BL, by_head=by_head)
+    assert [(c.kind, c.axes, c.elements) for c in found] == expected
