@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.plan_page import table
+from benchmarks.page import table
 
 Row = dict[str, Any]
 _METHOD = """

@@ -20,9 +20,3 @@ def write_section(name: str, text: str, page: Path = PAGE) -> None:
     else:
         after = f"{before.rstrip()}\n\n{section}"
     page.write_text(after, encoding="utf-8")
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown; all columns but the first are aligned to the right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.plan_page import table, write_section
+from benchmarks.page import table
+from benchmarks.plan_page import write_section
 from benchmarks.pope2022_checks import (
     FITTED,
     choices,

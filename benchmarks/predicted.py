@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.machine import describe, sentence
-from benchmarks.plan_page import table, write_section
+from benchmarks.page import table
+from benchmarks.plan_page import write_section
 from benchmarks.shapes import PYTHIA_70M, PYTHIA_160M, Shape, built
 from benchmarks.timing import PROMPT, Prompt, compared, in_turn, load
 from prefold.convert import convert_checkpoint

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,9 +74,7 @@ def parse_dtype(name: str | None) -> "torch.dtype | None":
     import torch
 
     known = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-    if name not in known:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint="--dtype")
-    return known[name]
+    return known[_one_of(known, name, "--dtype")]
 
 
 def parse_table_dtype(name: str | None) -> "torch.dtype | None":
@@ -84,9 +83,7 @@ def parse_table_dtype(name: str | None) -> "torch.dtype | None":
         return None
     from prefold.convert.encoding import TABLE_DTYPES
 
-    if name not in TABLE_DTYPES:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(TABLE_DTYPES)}", param_hint="--table-dtype")
-    dtype: torch.dtype = TABLE_DTYPES[name]
+    dtype: torch.dtype = TABLE_DTYPES[_one_of(TABLE_DTYPES, name, "--table-dtype")]
     return dtype
 
 
@@ -94,8 +91,12 @@ def parse_placement(name: str) -> str:
     """Return the placement of that name."""
     from prefold.runtime.storage_prefold import PLACEMENTS
 
-    if name not in PLACEMENTS:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(PLACEMENTS)}", param_hint="--placement")
+    return _one_of(PLACEMENTS, name, "--placement")
+
+
+def _one_of(known: Collection[str], name: str, option: str) -> str:
+    if name not in known:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint=option)
     return name
 
 

@@ -94,8 +94,8 @@ def _remarks(inspection: "Inspection", worth: "Worth") -> list[str]:
     """Tell what the figures are not."""
     assumed = "figures of a hypothetical block whose attention and FFN are parallel"
     smaller = f"rows are stored smaller: one counts as the {worth.dtype} values that are as long".replace("torch.", "")
-    told = {assumed: inspection.assumed_parallel, worth.note or "": worth.note, smaller: worth.table_dtype}
-    return [remark for remark, holds in told.items() if holds]
+    told = [assumed if inspection.assumed_parallel else None, worth.note, smaller if worth.table_dtype else None]
+    return [remark for remark in told if remark]
 
 
 def _look_ups(side: "FoldedSide") -> str:

@@ -3,14 +3,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from transformers import CpmAntConfig
 
-from prefold.cli.main import main
 from tests.conftest import small_config
 from tests.convert.conftest import environment
 from tests.hub_server import HubServer, read_folder
@@ -42,28 +39,6 @@ link_bandwidth = "0 GB/s"
 host_bandwidth = "32 GB/s"
 disk_bandwidth = "3 GB/s"
 """
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def prefold(monkeypatch, capsys) -> Callable[..., Ran]:
-    """Return a function that runs the command line in this process."""
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["prefold", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-            raise SystemExit(0)
-        said = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), said.out, said.err)
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from prefold.convert import Options, convert_checkpoint
 from tests.conftest import load, random_model, small_config, tokens
 
 PAD = 0
+_AS_ALWAYS = Options()
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,19 @@ class Pair:
     folded: PreTrainedModel
 
 
+def make_folded(
+    folder: Path,
+    model_type: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    *,
+    options: Options = _AS_ALWAYS,
+    **changes: Any,
+) -> Path:
+    """Save a small random model in ``folder`` and fold it; returns the folded checkpoint."""
+    random_model(small_config(model_type, **changes), dtype).save_pretrained(folder / "source")
+    return convert_checkpoint(str(folder / "source"), folder / "folded", options=options).out
+
+
 def make_pair(
     folder: Path,
     model_type: str = "llama",
@@ -36,10 +50,8 @@ def make_pair(
     **changes: Any,
 ) -> Pair:
     """Save a small random model in ``folder``, fold it, and load both."""
-    source, folded = folder / "source", folder / "folded"
-    random_model(small_config(model_type, **changes), dtype).save_pretrained(source)
-    convert_checkpoint(str(source), folded, options=Options(merge_residual=merge_residual))
-    return Pair(source, folded, load(source), load(folded))
+    folded = make_folded(folder, model_type, dtype, options=Options(merge_residual=merge_residual), **changes)
+    return Pair(folder / "source", folded, load(folder / "source"), load(folded))
 
 
 def left_padded() -> tuple[torch.Tensor, torch.Tensor]:

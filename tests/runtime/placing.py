@@ -7,31 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from prefold.convert import Options, convert_checkpoint
 from prefold.convert.files import TABLE
-from tests.conftest import load, random_model, small_config
+from tests.conftest import load
 
 PLACEMENTS = ("device", "host", "disk")
 ELSEWHERE = ("host", "disk")
 TABLE_FILE = TABLE
-
-_AS_ALWAYS = Options()
-
-
-def make_folded(
-    folder: Path,
-    model_type: str = "llama",
-    dtype: torch.dtype = torch.float32,
-    *,
-    options: Options = _AS_ALWAYS,
-    **changes: Any,
-) -> Path:
-    """Save a small random model in ``folder`` and fold it; returns the folded checkpoint."""
-    random_model(small_config(model_type, **changes), dtype).save_pretrained(folder / "source")
-    return convert_checkpoint(str(folder / "source"), folder / "folded", options=options).out
 
 
 def load_each(folder: Path, **options: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from prefold.convert import Options
 from prefold.convert.files import CONFIG
 from prefold.runtime import FoldedInputError
 from tests.conftest import load, tokens
-from tests.runtime.pairs import Interruption, cached_steps, generate, interrupted, left_padded, logits
-from tests.runtime.placing import ELSEWHERE, PLACEMENTS, load_each, make_folded, tables
+from tests.runtime.pairs import Interruption, cached_steps, generate, interrupted, left_padded, logits, make_folded
+from tests.runtime.placing import ELSEWHERE, PLACEMENTS, load_each, tables
 from tests.verify.faults import edited_json
 from tests.verify.tokenizer import WORDS, save_tokenizer
 
@@ -28,16 +28,6 @@ DTYPES = (torch.float32, torch.bfloat16)
 )
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return load_each(make_folded(tmp_path_factory.mktemp(request.param[0]), *request.param))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folded(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def placed(llama: Path) -> dict[str, Any]:
-    return load_each(llama)
 
 
 def test_prefill(models: dict[str, Any]) -> None:

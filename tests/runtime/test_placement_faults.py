@@ -20,9 +20,9 @@ from prefold.convert.files import CONFIG
 from prefold.runtime import TableError
 from prefold.runtime.storage_prefold import DiskRows, Extent
 from tests.conftest import load, tokens
-from tests.runtime.pairs import generate, logits
+from tests.runtime.pairs import generate, logits, make_folded
 from tests.runtime.placed import CHANGES
-from tests.runtime.placing import ELSEWHERE, TABLE_FILE, flip_byte, make_folded, run_cases, tables
+from tests.runtime.placing import ELSEWHERE, TABLE_FILE, flip_byte, run_cases, tables
 from tests.verify.faults import edited_json
 
 

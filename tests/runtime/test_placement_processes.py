@@ -13,8 +13,8 @@ import torch
 
 from prefold.runtime import storage_prefold
 from tests.conftest import load, tokens
-from tests.runtime.pairs import logits
-from tests.runtime.placing import PLACEMENTS, make_folded, run_cases
+from tests.runtime.pairs import logits, make_folded
+from tests.runtime.placing import PLACEMENTS, run_cases
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells of these things")
 

@@ -9,13 +9,7 @@ import torch
 
 from tests.conftest import tokens
 from tests.runtime.pairs import logits
-from tests.runtime.placing import ELSEWHERE, load_each, make_folded, tables
-
-
-@pytest.fixture(scope="module")
-def placed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return load_each(make_folded(tmp_path_factory.mktemp("llama")))
-
+from tests.runtime.placing import ELSEWHERE, tables
 
 IDS = {
     "one": torch.tensor([[5]]),

@@ -18,19 +18,8 @@ from prefold.convert import Options
 from prefold.convert.files import RUNTIMES
 from prefold.runtime import TableError
 from tests.conftest import auto_class, load, tokens
-from tests.runtime.pairs import logits
-from tests.runtime.placing import ELSEWHERE, PLACEMENTS, load_each, make_folded, table_keys, tables
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folded(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def placed(llama: Path) -> dict[str, Any]:
-    return load_each(llama)
-
+from tests.runtime.pairs import logits, make_folded
+from tests.runtime.placing import ELSEWHERE, PLACEMENTS, load_each, table_keys, tables
 
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
