@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-ROOMS := cli convert demo plan runtime verify
+ROOMS := cli convert demo plan runtime tree verify
 SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py))
 
 .PHONY: demo test check bench coverage docs clean

@@ -13,11 +13,12 @@ from prefold.convert.files import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
-    "cli": {"cli", "convert", "demo", "plan", "runtime", "verify"},
+    "cli": {"cli", "convert", "demo", "plan", "runtime", "tree", "verify"},
     "convert": {"convert", "runtime"},
     "demo": {"demo"},
     "plan": {"plan"},
     "runtime": {"runtime"},
+    "tree": {"tree", "runtime"},
     "verify": {"verify", "convert", "runtime"},
 }
 

@@ -1,0 +1,1 @@
+"""Trees of token sequences: what their attention reads, and attention that reads a shared prefix once (DeFT 2024)."""
