@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,15 +26,16 @@ from prefold.plan import Chip, Factors, Fold, Workload, mesh_of, plan_layouts
 from prefold.plan.config import shape_from_config
 from prefold.plan.this_machine import this_machine
 
-_STEPS, _ROUNDS = 32, 9
+_STEPS, _ROUNDS = 32, 15
 _TEXT = """## This machine
 
 Written by `python -m benchmarks.predicted`. `prefold plan --hardware this` measures the machine in a few seconds: how
-fast a product of one token reads large weights, how fast large products are, and what every step and every layer of a
-transformers model costs however small it is. The last is measured on models of {few} and of {many} layers, whose
-weights take no time. Here the decode speed that follows is compared with a measured one, at batch 1 after a prompt of
-{prompt} tokens; source and folded run in turn, and figures are medians of {rounds} rounds. **weights** is the share of
-the predicted time that goes into reading them: where that is small, calls of operations are the bound, and not memory.
+fast a product of one token reads large weights, how fast large products are, and, on small models, what share of that
+bandwidth a model's layers reach, what every step and every layer costs however small it is, and what of that a fold
+leaves out. Here the decode speed that follows is compared with a measured one, at batch 1 after a prompt of {prompt}
+tokens; source and folded run in turn, and figures are medians of {rounds} rounds. The machine is measured anew right
+before each model, since its rates change from minute to minute. **weights** is the share of the predicted time that
+goes into reading them: where that is small, calls of operations are the bound, and not memory.
 """
 
 
@@ -57,7 +59,9 @@ def _predicted(folder: Path, chip: Chip, factors: Factors, fold: Fold | None) ->
     return seconds, chosen.terms.weights / seconds
 
 
-def _measure(shape: Shape | None, chip: Chip, factors: Factors, rounds: int) -> dict[str, Any]:
+def _measure(shape: Shape | None, rounds: int) -> dict[str, Any]:
+    """Measure the machine anew, and then a model."""
+    chip, factors = this_machine(refresh=True)
     with _checkpoint(shape) as (name, folder), TemporaryDirectory(prefix="prefold-bench-") as scratch:
         out = convert_checkpoint(str(folder), Path(scratch) / "folded").out
         prompts = {"source": Prompt(load(folder), 1), "folded": Prompt(load(out), 1)}
@@ -69,30 +73,35 @@ def _measure(shape: Shape | None, chip: Chip, factors: Factors, rounds: int) -> 
         "weights": weights,
         "measured": {name: median(each) / _STEPS for name, each in seconds.items()},
         "predicted": {"source": source, "folded": folded},
+        "bandwidth": chip.memory_bandwidth,
+        "factors": asdict(factors),
         "ratio": compared(seconds["source"], seconds["folded"]),
     }
 
 
 def measure(*, quick: bool = False) -> list[dict[str, Any]]:
-    """Measure the machine anew, and then the models."""
-    chip, factors = this_machine(refresh=True)
+    """Measure the models."""
     if quick:
-        return [_measure(None, chip, factors, 2)]
-    return [_measure(shape, chip, factors, _ROUNDS) for shape in (None, PYTHIA_70M, PYTHIA_160M)]
+        return [_measure(None, 2)]
+    return [_measure(shape, _ROUNDS) for shape in (None, PYTHIA_70M, PYTHIA_160M)]
 
 
 def render(figures: list[dict[str, Any]]) -> str:
     """Write the section."""
-    chip, factors = this_machine()
-    rates = (
-        f"Measured: {chip.memory_bandwidth / 1e9:.1f} GB/s, {chip.peak['bf16'] / 1e9:.0f} GFLOP/s in bf16, "
-        f"{factors.step * 1e3:.2f} ms for a step and {factors.layer * 1e3:.2f} ms for a layer."
-    )
     head = ["bf16", "weights", "measured tokens/s", "predicted", "error", "folded, measured", "predicted", "error"]
     head += ["measured ratio", "middle half", "predicted ratio"]
-    return "\n".join(
-        [_TEXT.format(few=2, many=10, prompt=PROMPT, rounds=_ROUNDS), rates, "", table(head, _rows(figures))]
-    )
+    measured = ["before", "GB/s", "of it in layers", "ms a step", "ms a layer", "\u00b5s a module that is called"]
+    text = _TEXT.format(prompt=PROMPT, rounds=_ROUNDS)
+    return "\n".join([text, table(head, _rows(figures)), "", table(measured, _rates(figures))])
+
+
+def _rates(figures: list[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for each in figures:
+        found = each["factors"]
+        costs = [f"{found['step'] * 1e3:.2f}", f"{found['layer'] * 1e3:.2f}", f"{found['call'] * 1e6:.1f}"]
+        rows.append([each["model"], f"{each['bandwidth'] / 1e9:.1f}", f"{found['memory']:.0%}", *costs])
+    return rows
 
 
 def _rows(figures: list[dict[str, Any]]) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 The paper never puts compute, memory and communication together. This file does, and it is this project's own choice:
 
-    seconds = step + layer * layers + start * phases + (arithmetic^p + memory^p + communication^p)^(1/p)
+    seconds = step + layer * layers - call * gone + start * phases + (arithmetic^p + memory^p + communication^p)^(1/p)
 
 each term divided by what is reached of its rate. With p = 1 nothing overlaps and the terms add up; as p grows all of it
 does, and the largest alone remains: the two bounds of an ideal estimate.
@@ -41,6 +41,7 @@ class Factors:
         source: what these were fitted to.
         step: seconds that every pass costs besides, whatever its size; 0 where that was not measured.
         layer: seconds that every layer of it costs besides.
+        call: seconds of these for a module that is called: those that a fold leaves out are not.
     """
 
     arithmetic: float
@@ -51,6 +52,7 @@ class Factors:
     source: str = ""
     step: float = 0.0
     layer: float = 0.0
+    call: float = 0.0
 
     def seconds(self, terms: Terms) -> float:
         """Seconds that a pass can be expected to take."""
@@ -66,7 +68,8 @@ class Factors:
         if not largest or largest == np.inf:
             return float(largest)
         overlapped = largest * float(((parts / largest) ** self.overlap).sum()) ** (1 / self.overlap)
-        return float(self.step + self.layer * terms.layers + self.start * terms.phases + overlapped)
+        besides = self.step + self.layer * terms.layers - self.call * terms.gone + self.start * terms.phases
+        return float(besides + overlapped)
 
 
 @dataclass(frozen=True)

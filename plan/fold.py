@@ -108,6 +108,12 @@ def reads_gone(shape: Shape, tokens: float) -> float:
     return gone - unread * shape.ffn_weights(shape.experts.width)
 
 
+def modules_gone(shape: Shape) -> int:
+    """Return how many modules the table replaces: a norm, three projections, and an FFN with its activation."""
+    serial = 4
+    return serial + shape.ffn_matrices + 1 if shape.parallel else serial
+
+
 def row_bytes(shape: Shape, fold: Fold) -> float:
     """Bytes of a row."""
     return row_width(shape) * bytes_of(fold.dtype)

@@ -132,9 +132,14 @@ class Shape:
         """Weights of one layer that ask an encoder's output; as many make its keys and values, once for a sequence."""
         return 2 * self.hidden_size * self.query_width if self.cross else 0
 
+    @property
+    def ffn_matrices(self) -> int:
+        """Matrices of an FFN."""
+        return 3 if self.gated else 2
+
     def ffn_weights(self, width: int) -> int:
         """Weights of an FFN whose inner layer has ``width`` values."""
-        return (3 if self.gated else 2) * self.hidden_size * width
+        return self.ffn_matrices * self.hidden_size * width
 
     @property
     def dense_layers(self) -> int:

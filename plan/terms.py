@@ -8,7 +8,7 @@ from functools import cached_property
 
 from prefold.plan.attention import kv_bytes, score_flops
 from prefold.plan.case import Case
-from prefold.plan.fold import active_gone, reads_gone, row_bytes
+from prefold.plan.fold import active_gone, modules_gone, reads_gone, row_bytes
 from prefold.plan.layouts import Collective, collectives, ffn
 from prefold.plan.workload import bytes_of
 
@@ -27,6 +27,7 @@ class Terms:
         communication: between chips.
         phases: how many times a collective starts: along each axis, or once where a switch joins the chips.
         layers: that the pass goes through.
+        gone: modules that are not called any more, since a table holds what they return.
     """
 
     compute: float
@@ -38,6 +39,7 @@ class Terms:
     communication: float
     phases: int
     layers: int = 0
+    gone: int = 0
 
     @cached_property
     def arithmetic(self) -> float:
@@ -91,6 +93,7 @@ def terms_of(case: Case) -> Terms:
             count * (each.phases if case.is_torus else min(1, each.phases)) for count, layer in sent for each in layer
         ),
         layers=case.shape.num_layers,
+        gone=modules_gone(case.shape) if case.fold else 0,
     )
 
 

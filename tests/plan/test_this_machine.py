@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prefold.plan import Workload, find_shape, mesh_of, plan_layouts
-from prefold.plan import this_machine as module
+from prefold.plan import Workload, find_shape, mesh_of, plan_layouts, rates
+from prefold.plan.config import shape_from_config
+from prefold.plan.fold import modules_gone
 from prefold.plan.this_machine import this_machine
 
 
@@ -14,9 +15,10 @@ from prefold.plan.this_machine import this_machine
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return where rates are kept; what is measured is kept small, since only that it is measured matters here."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    sizes = {"_ROWS": 256, "_WIDTH": 64, "_SQUARE": 64, "_TIMES": 1, "_MANY_LAYERS": 3, "_STEPS": 2, "_FILE_ROWS": 512}
-    for name, size in sizes.items():
-        monkeypatch.setattr(module, name, size)
+    sizes = {"_ROWS": 256, "_WIDTH": 64, "_SQUARE": 64, "_ROUNDS": 1, "_STEPS": 2, "_FILE_ROWS": 512}
+    models = {"_NARROW": rates._Small(3, 64), "_WIDE": rates._Small(2, 256)}
+    for name, size in (sizes | models).items():
+        monkeypatch.setattr(rates, name, size)
     return tmp_path / "prefold" / "this-machine.json"
 
 
@@ -43,10 +45,32 @@ def test_a_plan_for_it_counts_what_steps_and_layers_cost_besides(cache: Path):
     chip, factors = this_machine()
     assert chip.name == "this"
     assert min(chip.peak["bf16"], chip.peak["fp32"], chip.memory_bandwidth, chip.disk_bandwidth) > 0
-    assert min(factors.step, factors.layer) >= 0
+    assert min(factors.step, factors.layer, factors.call) >= 0
+    assert 0 < factors.memory <= 1
     shape, mesh = find_shape("pythia-70m"), mesh_of(chip, 1)
     chosen = plan_layouts(shape, chip, mesh, Workload("decode", 1, 64), factors=factors).chosen
     assert chosen.calibrated_seconds is not None
     besides = factors.step + shape.num_layers * factors.layer
-    assert besides + chosen.ideal_seconds <= chosen.calibrated_seconds <= besides + chosen.ideal_sum_seconds
+    assert besides + chosen.ideal_seconds <= chosen.calibrated_seconds
+    assert chosen.calibrated_seconds <= besides + chosen.ideal_sum_seconds / factors.memory
     assert "measured on this machine" in chip.source["peak"]
+
+
+def test_what_explains_the_small_models_steps_is_found_again():
+    """Steps that were calculated from rates give those rates back, and a fold's calls with them."""
+    step, layer, call, bandwidth, share = 2e-4, 1.5e-4, 8e-6, 30e9, 0.8
+    seconds = {
+        small: step + small.layers * (layer + small.layer_bytes / (share * bandwidth))
+        for small in (rates._NARROW, rates._WIDE)
+    }
+    small = {each: step + each.layers * 1e-4 for each in (rates._FEW, rates._MANY)}
+    gone = {rates._FOLDED: small[rates._MANY] - rates._GONE * call}
+    found = rates._explained(seconds | small | gone, bandwidth)
+    expected = {"memory_bandwidth": bandwidth, "memory_share": share, "step": step, "layer": layer, "call": call}
+    assert found == pytest.approx(expected)
+
+
+def test_modules_that_a_fold_leaves_out_are_counted_as_the_small_models_are():
+    config = {"model_type": "gpt_neox", "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    shape = shape_from_config(config | {"hidden_size": 64, "intermediate_size": 256}, gated=False)
+    assert modules_gone(shape) == rates._GONE
