@@ -15,6 +15,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
 from benchmarks.plan_page import write_section
@@ -64,7 +66,9 @@ def _measure(shape: Shape | None, rounds: int) -> dict[str, Any]:
     chip, factors = this_machine(refresh=True)
     with _checkpoint(shape) as (name, folder), TemporaryDirectory(prefix="prefold-bench-") as scratch:
         out = convert_checkpoint(str(folder), Path(scratch) / "folded").out
-        prompts = {"source": Prompt(load(folder), 1), "folded": Prompt(load(out), 1)}
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        models = {"source": load(folder, device_map=device), "folded": load(out, device_map=device)}
+        prompts = {name: Prompt(model, 1) for name, model in models.items()}
         seconds = in_turn({name: partial(each.decode, _STEPS) for name, each in prompts.items()}, rounds)
         source, weights = _predicted(folder, chip, factors, None)
         folded, _ = _predicted(folder, chip, factors, Fold())

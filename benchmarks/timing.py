@@ -58,7 +58,8 @@ class Prompt:
 
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, batch: int) -> None:
-        out = model(random_tokens(model.config.vocab_size, batch, PROMPT), use_cache=True, logits_to_keep=1)
+        prompt = random_tokens(model.config.vocab_size, batch, PROMPT).to(model.device)
+        out = model(prompt, use_cache=True, logits_to_keep=1)
         self._model, self._first, self._cache = model, out.logits[:, -1:].argmax(-1), out.past_key_values
 
     @torch.no_grad()
@@ -68,6 +69,7 @@ class Prompt:
         start = time.perf_counter()
         for _ in range(steps):
             token = self._model(token, past_key_values=self._cache, use_cache=True).logits[:, -1:].argmax(-1)
+        token.tolist()  # an accelerator is done only when its result is here
         seconds = time.perf_counter() - start
         self._cache.crop(-steps)
         return seconds

@@ -6,11 +6,10 @@ from typing import Any
 
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, plan_layouts
-from prefold.plan.fold import Fold, Placement, break_even_batch, row_width, table_bytes
+from prefold.plan.fold import Fold, break_even_batch, row_width, table_bytes, table_for
 from prefold.plan.levers import Lever, rank_levers, verdict
 from prefold.plan.memory import context_left
 from prefold.plan.sweep import Space, Target, pareto, too_large
-from prefold.plan.workload import Workload, bytes_of
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,6 @@ class Advice:
 def _plan_json(plan: Plan) -> dict[str, Any]:
     layouts = [each.as_json() for each in plan.estimates]
     return {"layouts": layouts, "refused": plan.refused, "chosen": plan.chosen.as_json()}
-
-
-def table_for(workload: Workload, placement: Placement = "device") -> Fold:
-    """Return a table whose values have the type of what chips calculate with, or of the weights if that is wider."""
-    return Fold(placement, max(workload.activations, workload.weights, key=bytes_of))
 
 
 def advise(space: Space, fold: Fold | None = None, target: Target | None = None) -> Advice:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from prefold.plan.errors import PlanError
 from prefold.plan.shape import Shape
-from prefold.plan.workload import bytes_of
+from prefold.plan.workload import Workload, bytes_of
 
 Placement = Literal["device", "host", "disk"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
@@ -50,6 +50,11 @@ class Fold:
         bytes_of(self.dtype)
         if self.placement not in PLACEMENTS:
             raise PlanError(f"{self.placement}: no such place for a table; there are {', '.join(PLACEMENTS)}")
+
+
+def table_for(workload: Workload, placement: Placement = "device") -> Fold:
+    """Return a table whose values have the type of what chips calculate with, or of the weights if that is wider."""
+    return Fold(placement, max(workload.activations, workload.weights, key=bytes_of))
 
 
 def columns(shape: Shape) -> list[Column]:

@@ -8,7 +8,7 @@ from prefold.plan.attention import Sharding, shardings
 from prefold.plan.case import Case
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
-from prefold.plan.fold import PLACEMENTS, Fold
+from prefold.plan.fold import PLACEMENTS, Fold, table_for
 from prefold.plan.workload import bytes_of
 
 _SMALLER = ("int8", "fp8")
@@ -88,7 +88,7 @@ def _folds(case: Case) -> Iterator[tuple[str, str, Case]]:
             continue
         if case.fold is None:
             name = "folding" if placement == "device" else f"folding, table on {placement}"
-            yield name, "", case.changed(fold=Fold(placement))
+            yield name, "", case.changed(fold=table_for(case.workload, placement))
         elif case.fold.placement != placement:
             yield f"table on {placement}", "", case.changed(fold=Fold(placement, case.fold.dtype))
 

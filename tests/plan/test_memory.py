@@ -82,7 +82,7 @@ def test_in_two_dimensions_heads_are_split_over_the_plane_alone():
 def test_what_does_not_fit_says_by_how_much():
     memory = memory_of(case(find_shape("llama3-70b")))
     assert not memory.fits
-    assert memory.missing == memory.total - 80e9 > 0
+    assert memory.missing == memory.total - H100.memory_bytes > 0
     assert memory_of(case()).missing == 0
 
 
@@ -106,7 +106,7 @@ def test_no_context_is_left_where_weights_do_not_fit():
 
 def test_the_longest_context_is_that_of_the_share_and_the_type():
     whole = max_context(LLAMA, H100, ONE, 8, "head", share=1)
-    assert whole == 80e9 / (8 * 131072)
+    assert whole == H100.memory_bytes / (8 * 131072)
     assert max_context(LLAMA, H100, ONE, 8, "head", share=0.5, kv="int8") == whole
 
 
