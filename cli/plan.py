@@ -75,7 +75,8 @@ def plan(
     Example: `prefold plan palm-540b --hardware tpu-v4 --chips 64 --phase decode --batch 512 --context 2048`
     """
     from prefold.plan import Workload
-    from prefold.plan.advice import advise, table_for
+    from prefold.plan.advice import advise
+    from prefold.plan.fold import table_for
 
     if plot:
         from prefold.plan.plots import require_plot

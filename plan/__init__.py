@@ -1,13 +1,13 @@
 """The analytical model: where the time of inference goes, and which layout to choose (Pope et al. 2022)."""
 
-from prefold.plan.advice import Advice, advise, table_for
+from prefold.plan.advice import Advice, advise
 from prefold.plan.calibration import Factors, Measurement, factors_of, fit
 from prefold.plan.case import Case
 from prefold.plan.chips import catalogue, find_chip
 from prefold.plan.config import shape_from_config
 from prefold.plan.errors import Infeasible, PlanError, UnknownName
 from prefold.plan.estimate import Estimate, Plan, mfu, plan_layouts
-from prefold.plan.fold import Fold, break_even_batch, row_width
+from prefold.plan.fold import Fold, break_even_batch, row_width, table_for
 from prefold.plan.hardware import Chip, Mesh
 from prefold.plan.levers import Lever, rank_levers, verdict
 from prefold.plan.memory import Memory, context_left, max_context

@@ -4,7 +4,8 @@ The paper never puts compute, memory and communication together. This file does,
 
     seconds = step + layer * layers - call * gone + start * phases + (arithmetic^p + memory^p + communication^p)^(1/p)
 
-each term divided by what is reached of its rate. With p = 1 nothing overlaps and the terms add up; as p grows all of it
+each term divided by what is reached of its rate. An accelerator works while its host calls: there the longer counts of
+what comes before ``start`` and of all the rest. With p = 1 nothing overlaps and the terms add up; as p grows all of it
 does, and the largest alone remains: the two bounds of an ideal estimate.
 """
 
@@ -42,6 +43,7 @@ class Factors:
         step: seconds that every pass costs besides, whatever its size; 0 where that was not measured.
         layer: seconds that every layer of it costs besides.
         call: seconds of these for a module that is called: those that a fold leaves out are not.
+        ahead: calls run ahead of the device, so that the longer of both counts and not their sum.
     """
 
     arithmetic: float
@@ -53,6 +55,7 @@ class Factors:
     step: float = 0.0
     layer: float = 0.0
     call: float = 0.0
+    ahead: bool = False
 
     def seconds(self, terms: Terms) -> float:
         """Seconds that a pass can be expected to take."""
@@ -68,8 +71,9 @@ class Factors:
         if not largest or largest == np.inf:
             return float(largest)
         overlapped = largest * float(((parts / largest) ** self.overlap).sum()) ** (1 / self.overlap)
-        besides = self.step + self.layer * terms.layers - self.call * terms.gone + self.start * terms.phases
-        return float(besides + overlapped)
+        calls = self.step + self.layer * terms.layers - self.call * terms.gone
+        device = self.start * terms.phases + overlapped
+        return float(max(calls, device) if self.ahead else calls + device)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _device(torch: Any) -> Any:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def _decode(torch: Any, device: Any) -> dict[str, float]:
+def _decode(torch: Any, device: Any) -> dict[str, Any]:
     """Measure all that a decode step is made of in turn, so that whatever else the machine does meets all alike."""
     runs = {small: _steps(torch, device, small) for small in (_FEW, _MANY, _FOLDED, _NARROW, _WIDE)}
     weights = torch.full((_ROWS, _WIDTH), 0.01, dtype=torch.bfloat16, device=device)
@@ -134,20 +134,28 @@ def _decode(torch: Any, device: Any) -> dict[str, float]:
         for _ in range(_ROUNDS + 1)
     ][1:]
     seconds = {small: median(each[small] for each, _ in rounds) for small in runs}
-    return _explained(seconds, weights.nbytes / median(read for _, read in rounds))
+    explained = _explained if device.type == "cpu" else _explained_ahead
+    return explained(seconds, weights.nbytes / median(read for _, read in rounds))
 
 
-def _explained(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, float]:
+def _explained(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, Any]:
     """Return what explains the seconds of a step of each model; no share above 1, and nothing below 0."""
-    step = max(0.0, seconds[_FEW] - _FEW.layers * (seconds[_MANY] - seconds[_FEW]) / (_MANY.layers - _FEW.layers))
-    narrow, wide = ((seconds[small] - step) / small.layers for small in (_NARROW, _WIDE))
+    calls = _explained_ahead(seconds, bandwidth)
+    narrow, wide = ((seconds[small] - calls["step"]) / small.layers for small in (_NARROW, _WIDE))
     reached = (_WIDE.layer_bytes - _NARROW.layer_bytes) / (wide - narrow) if wide > narrow else bandwidth
     share = min(1.0, reached / bandwidth)
+    layer = max(0.0, narrow - _NARROW.layer_bytes / (share * bandwidth))
+    return calls | {"memory_share": share, "layer": layer}
+
+
+def _explained_ahead(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, Any]:
+    """Return what explains them on a device that calls run ahead of: the smallest models' steps are calls alone."""
+    layer = max(0.0, seconds[_MANY] - seconds[_FEW]) / (_MANY.layers - _FEW.layers)
     return {
         "memory_bandwidth": bandwidth,
-        "memory_share": share,
-        "step": step,
-        "layer": max(0.0, narrow - _NARROW.layer_bytes / (share * bandwidth)),
+        "memory_share": 1.0,
+        "step": max(0.0, seconds[_FEW] - _FEW.layers * layer),
+        "layer": layer,
         "call": max(0.0, seconds[_MANY] - seconds[_FOLDED]) / _GONE,
     }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefold.plan import Workload, find_shape, mesh_of, plan_layouts, rates
+from prefold.plan import Factors, Workload, find_chip, find_shape, mesh_of, plan_layouts, rates
 from prefold.plan.config import shape_from_config
 from prefold.plan.fold import modules_gone
 from prefold.plan.this_machine import this_machine
@@ -68,6 +68,14 @@ def test_what_explains_the_small_models_steps_is_found_again():
     found = rates._explained(seconds | small | gone, bandwidth)
     expected = {"memory_bandwidth": bandwidth, "memory_share": share, "step": step, "layer": layer, "call": call}
     assert found == pytest.approx(expected)
+
+
+def test_calls_that_run_ahead_of_an_accelerator_count_only_where_they_take_longer():
+    shape, mesh = find_shape("pythia-70m"), mesh_of(find_chip("h100"), 1)
+    slow, fast = (Factors(1, 1, 1, 0, 8, step=1e-6, layer=layer, ahead=True) for layer in (1e-3, 1e-9))
+    for factors, expected in ((slow, 1e-6 + shape.num_layers * 1e-3), (fast, None)):
+        found = plan_layouts(shape, find_chip("h100"), mesh, Workload("decode", 1, 64), factors=factors).chosen
+        assert found.calibrated_seconds == pytest.approx(expected or found.ideal_seconds, rel=0.1)
 
 
 def test_modules_that_a_fold_leaves_out_are_counted_as_the_small_models_are():
