@@ -6,9 +6,10 @@ FAILED, USAGE, UNSUPPORTED, EXISTS, UNVERIFIED = 1, 2, 3, 4, 5
 def explain(error: Exception) -> tuple[list[str], int]:
     """Return the lines to print for an error and the exit code."""
     from prefold.plan.errors import Infeasible, PlanError
+    from prefold.tree.errors import TreeError, Uncountable
 
-    if isinstance(error, PlanError):
-        return str(error).splitlines(), UNSUPPORTED if isinstance(error, Infeasible) else USAGE
+    if isinstance(error, (PlanError, TreeError)):
+        return str(error).splitlines(), UNSUPPORTED if isinstance(error, (Infeasible, Uncountable)) else USAGE
     # Known errors are imported here, since importing them imports torch, and help must not wait for that.
     from prefold.convert import OutputExists, PrefoldError, UnsupportedModel, UsageError
     from prefold.verify import VerificationFailed

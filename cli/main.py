@@ -16,6 +16,7 @@ from prefold.cli.hardware import hardware
 from prefold.cli.inspect import inspect
 from prefold.cli.plan import plan
 from prefold.cli.shapes import shapes
+from prefold.cli.tree import tree
 from prefold.cli.verify import verify
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app.command()(demo)
 app.command()(plan)
 app.command()(hardware)
 app.command()(shapes)
+app.add_typer(tree)
 
 
 def _show_version(wanted: bool) -> None:

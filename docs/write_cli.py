@@ -51,16 +51,25 @@ def _command_parts(name: str, command: Any) -> Iterator[str]:
     yield from _parameters(command.make_context(name, [], resilient_parsing=True))
 
 
+def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield every command with its full name, those of a group in its place."""
+    for word, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{name} {word}")
+        else:
+            yield f"{name} {word}", command
+
+
 def _parts() -> Iterator[str]:
     group: Any = typer.main.get_command(app)
     context = group.make_context("prefold", [], resilient_parsing=True)
-    about = _paragraphs(group)
+    about, commands = _paragraphs(group), list(_commands(group, "prefold"))
     yield _HEAD
     yield from (paragraph for paragraph in about if not paragraph.startswith(_CODES))
     yield from _parameters(context)
-    yield _table(("command", "what it does"), [(f"prefold {n}", _paragraphs(c)[0]) for n, c in group.commands.items()])
-    for name, command in group.commands.items():
-        yield from _command_parts(f"prefold {name}", command)
+    yield _table(("command", "what it does"), [(name, _paragraphs(command)[0]) for name, command in commands])
+    for name, command in commands:
+        yield from _command_parts(name, command)
     yield from (_codes(paragraph) for paragraph in about if paragraph.startswith(_CODES))
 
 

@@ -46,7 +46,9 @@ def test_code_runs(page: str, folded: Path, tmp_path: Path, monkeypatch: pytest.
     names: dict[str, Any] = {"__name__": "documented"}
     for number, block in enumerate(blocks(page, "python")):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
-    made = {name: names[name] for name in ("conversion", "verification", "model", "columns") if name in names}
+    made = {
+        name: names[name] for name in ("conversion", "verification", "model", "columns", "counted") if name in names
+    }
     assert made
     assert all(made[name].passed for name in made.keys() & {"verification"})
 
@@ -72,23 +74,30 @@ def _options(parameters: list[Any]) -> set[str]:
     return {option for parameter in parameters for option in [*parameter.opts, *parameter.secondary_opts]} | {"--help"}
 
 
+def _known(command: Any, name: str = "") -> dict[str, set[str]]:
+    """Return the options of a command by its name, and of those below it."""
+    known = {name: _options(command.params)}
+    for word, below in getattr(command, "commands", {}).items():
+        known |= _known(below, f"{name} {word}".strip())
+    return known
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_and_options_exist(page: str):
-    group: Any = typer.main.get_command(app)
-    known = {name: _options(command.params) for name, command in group.commands.items()} | {"": _options(group.params)}
+    known = _known(typer.main.get_command(app))
     for line in code(page):
-        called = re.match(r"prefold(?: ([a-z-]+)\b)?(?= |$)", line)
+        called = re.match(r"prefold(?: ([a-z-]+)\b)?(?: ([a-z-]+)\b)?(?= |$)", line)
         if called is None:
             continue
-        command = called[1] if called[1] and not called[1].startswith("-") else ""
+        words = [word for word in called.groups() if word and not word.startswith("-")]
+        command = " ".join(words) if " ".join(words) in known else " ".join(words[:1])
         assert command in known, line
         assert set(re.findall(r"(?<= )--[a-z-]+", line)) <= known[command], line
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_named_alone_exist(page: str):
-    group: Any = typer.main.get_command(app)
-    known = set.union(*(_options(command.params) for command in [group, *group.commands.values()]))
+    known = set.union(*_known(typer.main.get_command(app)).values())
     for span in code(page):
         named = re.match(r"--[a-z-]+", span)
         assert named is None or named[0] in known, span

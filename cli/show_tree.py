@@ -1,0 +1,149 @@
+"""What people see of a tree: tables of bytes, and its course over time in plots of characters."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from prefold.cli.show import out, say
+from prefold.cli.text_plot import Axis, Dot, Spell, draw
+from prefold.tree import Attention, Counted, Forest, Reads
+from prefold.tree.over_time import Series, over_time
+
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_MARKS = {"sequence-wise": "s", "medusa": "m", "node": "n", "node-chunk": "c", "flatten": "f"}
+_WIDTH, _HEIGHT = 64, 9
+
+
+def tree_json(forest: Forest, model: str, counted: Counted) -> dict[str, Any]:
+    """Return what was counted as JSON has it; figures are means per tree."""
+    totals, attention = counted.totals, counted.attention
+    return {
+        "source": forest.name,
+        "model": model,
+        "attention": {
+            "layers": attention.layers,
+            "heads": attention.heads,
+            "kv_heads": attention.kv_heads,
+            "head_dim": attention.head_dim,
+            "value_bytes": attention.value_bytes,
+        },
+        "trees": len(forest.trees),
+        "trees_complete": forest.complete,
+        "trees_in_file": forest.records,
+        "prompt_tokens": _number(Fraction(sum(each.prompt for each in forest.trees), len(forest.trees))),
+        "steps": _number(totals["steps"]),
+        "generated_tokens": _number(counted.generated_tokens),
+        "sharing_factor": counted.sharing_factor,
+        "tree_tokens": _number(totals["tree_tokens"]),
+        "path_tokens": _number(totals["path_tokens"]),
+        "schemes": {name: _reads_json(reads) for name, reads in counted.reads.items()},
+    }
+
+
+def _reads_json(reads: Reads) -> dict[str, Any]:
+    parts = ("kv", "queries", "outputs", "partials", "masks")
+    return {
+        "published_bytes": _number(reads.published),
+        "physical_bytes": _number(reads.physical),
+        "full_bytes": _number(reads.full),
+        "published_partial_bytes": _number(reads.published_partials),
+        "full_parts": {f"{name}_bytes": _number(getattr(reads, name)) for name in parts},
+    }
+
+
+def _number(value: Fraction) -> int | float:
+    return int(value) if value.denominator == 1 else float(value)
+
+
+def show_counted(forest: Forest, model: str, counted: Counted) -> None:
+    """Print what was counted: of what, the bytes of each scheme, and the course over time."""
+    for line in _about(forest, model, counted):
+        say(line)
+    out.print(_table(counted))
+    for line in _explained(counted.attention):
+        say(line)
+    _show_course(counted)
+
+
+def _spell(size: float, like: float | None = None) -> str:
+    """Write bytes in the unit that fits them, or another size."""
+    unit, scale = next((each for each in _UNITS if (like or size) >= each[1] / 100), ("B", 1.0))
+    return f"{size / scale:,.2f} {unit}" if scale > 1 else f"{size:,.0f} B"
+
+
+def _about(forest: Forest, model: str, counted: Counted) -> list[str]:
+    attention, totals = counted.attention, counted.totals
+    of = "" if forest.records == 1 else f": {len(forest.trees)} of {forest.records} trees, {forest.complete} complete"
+    factor = counted.sharing_factor
+    prompt = float(sum(each.prompt for each in forest.trees)) / len(forest.trees)
+    return [
+        f"{forest.name}{of}{'; figures are means per tree' if len(forest.trees) > 1 else ''}",
+        f"{model}: {attention.layers} layers, {attention.heads} heads, {attention.kv_heads} of keys and values, each of"
+        f" {attention.head_dim} values of {attention.value_bytes} bytes",
+        f"prompt {prompt:,.6g} tokens{', the template + 1' if forest.template else ''}; {float(totals['steps']):,.6g}"
+        f" steps, {float(counted.generated_tokens):,.8g} tokens generated",
+        f"sharing factor {factor:.3f}: tokens of all paths to tokens of the tree"
+        if factor
+        else "no step is decoded: nothing is read",
+    ]
+
+
+def _table(counted: Counted) -> Table:
+    table = Table("scheme", box=None, pad_edge=False)
+    for heading in (
+        "published\nKV",
+        "published\npartials",
+        "physical\nKV",
+        "KV as\nlaunched",
+        "full",
+        "full, to\nleast",
+    ):
+        table.add_column(heading, justify="right")
+    reads = counted.reads
+    least = min(each.full for each in reads.values())
+    for name, each in reads.items():
+        sizes = (each.published, each.published_partials, each.physical, each.kv, each.full)
+        ratio = f"{float(each.full / least):,.2f}x" if least else "-"
+        table.add_row(name, *(_spell(float(size)) for size in sizes), ratio)
+    return table
+
+
+def _explained(attention: Attention) -> list[str]:
+    every, stored = (attention.kv_bytes(heads) for heads in (attention.heads, attention.kv_heads))
+    return [
+        f"published: keys and values per query head, {every:,} bytes a token; physical: per stored head, {stored:,}",
+        "full: as launched, with queries, outputs, partial outputs, masks and scores",
+    ]
+
+
+def _show_course(counted: Counted) -> None:
+    shown = over_time(counted)
+    steps = len(shown.branches)
+    if steps == 0:
+        return
+    _plot("live branches", [(shown.branches, "o")], steps, lambda value: f"{value:,.4g}")
+    tokens = [(shown.path_tokens, "p"), (shown.tree_tokens, "t")]
+    _plot("tokens: p of all paths  t of the tree", tokens, steps, lambda value: f"{value:,.0f}")
+    marked = [(series, _MARKS[name]) for name, series in shown.reads.items()]
+    key = "  ".join(f"{_MARKS[name]} {name}" for name in shown.reads)
+    most = max(float(series.max()) for series in shown.reads.values()) / 100
+    _plot(f"read and written per step: {key}", marked, steps, lambda value: _spell(value, most))
+
+
+def _plot(title: str, lines: list[tuple[Series, str]], steps: int, spell: Spell) -> None:
+    """Draw lines over the steps; each column of characters has the mean of its steps."""
+    say(f"\n{title}", "bold")
+    edges = np.unique(np.linspace(0, steps, min(_WIDTH, steps) + 1).astype(int))
+    dots = []
+    for series, mark in lines:
+        means = np.add.reduceat(series, edges[:-1]) / np.diff(edges)
+        dots += [Dot(x, y, mark) for x, y in zip(_places(steps, len(means)), means.tolist(), strict=True)]
+    y = Axis(0, max(dot.y for dot in dots), spell, logarithmic=False)
+    for line in draw(dots, Axis(1, steps, lambda x: f"{x:,.0f}", logarithmic=False), y, width=_WIDTH, height=_HEIGHT):
+        say(line)
+
+
+def _places(steps: int, columns: int) -> list[float]:
+    return [float(each) for each in np.linspace(1, steps, columns)]
