@@ -15,6 +15,7 @@ import plots
 import reads
 import speed
 import torch
+import tree_speed
 import whisper
 
 
@@ -36,6 +37,7 @@ SECTIONS: dict[str, Section] = {
     "look-up": look_up,
     "placement": placement,
     "whisper": whisper,
+    "tree": tree_speed,
 }
 PLOTS = {"reads": reads.PLOTS, "speed": speed.PLOTS, "look-up": look_up.PLOTS, "placement": placement.PLOTS}
 _DOCS = Path(__file__).resolve().parent.parent / "docs"

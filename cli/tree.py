@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefold.cli.options import Json, Revision
+from prefold.cli.tree_run import run
 
 if TYPE_CHECKING:
     from prefold.tree import Attention, Counted, Forest
@@ -16,6 +17,9 @@ tree = typer.Typer(name="tree", no_args_is_help=True, help="Trees of branches th
 @tree.callback()
 def _trees() -> None:
     """Count, or run, attention over branches that share a prefix: read once for all of them, not once for each."""
+
+
+tree.command()(run)
 
 
 @tree.command()

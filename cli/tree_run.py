@@ -1,0 +1,208 @@
+"""``prefold tree run``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefold.cli.options import DType, Json, Revision, TrustRemoteCode, parse_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from prefold.convert.source import Source
+    from prefold.tree.sampling import Asked, Sampled
+
+
+def run(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A causal language model: a folder or a hub id.")],
+    prompt_file: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="The prompt: text, or a JSON list of token ids (.json)."
+        ),
+    ],
+    branches: Annotated[int, typer.Option(metavar="N", min=1, help="Continuations to sample.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(metavar="T", min=1, help="Tokens of each, at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Divides the logits before sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    max_pages: Annotated[
+        int | None, typer.Option(metavar="P", min=1, help="Pages of 16 tokens that the tree may have; any number else.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Also let transformers generate the same by itself.")
+    ] = True,
+    dtype: DType = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Sample several continuations of a prompt, whose keys and values are stored once and read once for all of them.
+
+    Prints the continuations, the bytes of keys and values that attention read, and the time, beside transformers' own.
+
+    Example: `prefold tree run EleutherAI/pythia-70m --prompt-file prompt.txt --branches 16 --max-new-tokens 100`
+    """
+    wanted = parse_dtype(dtype)
+    from prefold.cli.show import note, show_json
+    from prefold.convert.source import open_source
+    from prefold.tree.sampling import Asked, sample_plain, sample_tree
+
+    source = open_source(model, revision)
+    tokenizer, prompt = _read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)
+    loaded = _load(source, wanted, trust_remote_code=trust_remote_code)
+    _require_tokens(prompt, loaded, prompt_file)
+    asked = Asked(prompt, branches, max_new_tokens, temperature, seed, max_pages)
+    note(f"{model}: {branches} branches from a prompt of {len(prompt)} tokens")
+    tree = sample_tree(loaded, asked)
+    plain = sample_plain(loaded, asked) if compare else None
+    texts = tokenizer.batch_decode(tree.continuations) if tokenizer else None
+    figures = _figures(model, asked, tree, plain, texts)
+    if as_json:
+        show_json(figures)
+    else:
+        _show(figures)
+
+
+def _read_prompt(source: "Source", model: str, file: Path, *, trust_remote_code: bool) -> tuple[Any, list[int]]:
+    """Return the tokenizer, if one is needed, and the tokens of the prompt."""
+    from prefold.convert import UsageError
+
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not text in UTF-8") from error
+    if file.suffix == ".json":
+        return None, _read_tokens(content, file)
+    tokenizer = _tokenizer(source, model, trust_remote_code=trust_remote_code)
+    return tokenizer, list(tokenizer(content)["input_ids"])
+
+
+def _read_tokens(content: str, file: Path) -> list[int]:
+    import json
+
+    from prefold.convert import UsageError
+
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise UsageError(f"{file}: not JSON: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(each, int) and not isinstance(each, bool) for each in found):
+        raise UsageError(f"{file}: not a JSON list of token ids")
+    return found
+
+
+def _tokenizer(source: "Source", model: str, *, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    from prefold.convert import UsageError
+
+    where = {"revision": source.revision} if source.revision else {}
+    name = model if source.revision else str(source.folder)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"{model}: its tokenizer does not load; a .json file of token ids needs none: {said}"
+        ) from error
+
+
+def _load(source: "Source", dtype: Any, *, trust_remote_code: bool) -> "PreTrainedModel":
+    """Load the model with its own attention implementation."""
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    from prefold.convert import UnsupportedModel
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedModel([f"{source.name}: no causal language model that transformers loads: {said}"]) from error
+    model: PreTrainedModel = loaded.eval()
+    return model
+
+
+def _require_tokens(prompt: list[int], model: "PreTrainedModel", file: Path) -> None:
+    from prefold.convert import UsageError
+
+    size = model.config.get_text_config(decoder=True).vocab_size
+    if not prompt:
+        raise UsageError(f"{file}: no token in it")
+    if min(prompt) < 0 or max(prompt) >= size:
+        raise UsageError(
+            f"{file}: token {max(prompt) if max(prompt) >= size else min(prompt)} of a vocabulary of {size}"
+        )
+
+
+def _figures(
+    model: str, asked: "Asked", tree: "Sampled", plain: "Sampled | None", texts: list[str] | None
+) -> dict[str, Any]:
+    """Return what was found as JSON has it."""
+    same = None if plain is None else _equal_rows(tree, plain)
+    return {
+        "model": model,
+        "prompt_tokens": len(asked.prompt),
+        "branches": asked.branches,
+        "max_new_tokens": asked.new,
+        "tree": _cost(tree),
+        "transformers": None if plain is None else _cost(plain),
+        "same_continuations": same,
+        "continuations": [
+            {"tokens": row, "text": None if texts is None else texts[at]}
+            for at, row in enumerate(tree.continuations.tolist())
+        ],
+    }
+
+
+def _equal_rows(one: "Sampled", other: "Sampled") -> int:
+    pairs = zip(one.continuations.tolist(), other.continuations.tolist(), strict=True)
+    return sum(a == b for a, b in pairs)
+
+
+def _cost(sampled: "Sampled") -> dict[str, Any]:
+    return {
+        "prefill_seconds": sampled.prefill_seconds,
+        "decode_seconds": sampled.decode_seconds,
+        "decode_steps": sampled.steps,
+        "read_bytes": sampled.read_bytes,
+        "cache_bytes": sampled.cache_bytes,
+    }
+
+
+def _show(figures: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from prefold.cli.show import out, say
+
+    for number, each in enumerate(figures["continuations"], 1):
+        said = each["text"] if each["text"] is not None else " ".join(map(str, each["tokens"]))
+        say(f"{number}: {said}")
+    table = Table("", "keys and values read", "held", "prefill", "decode", "per step", box=None)
+    for name, key in (("tree", "tree"), ("transformers", "transformers")):
+        if figures[key]:
+            table.add_row(name, *_cells(figures[key]))
+    out.print(table)
+    if figures["transformers"]:
+        say(_verdict(figures))
+
+
+def _cells(cost: dict[str, Any]) -> list[str]:
+    step = cost["decode_seconds"] / max(1, cost["decode_steps"])
+    return [
+        f"{cost['read_bytes'] / 1e6:,.1f} MB",
+        f"{cost['cache_bytes'] / 1e6:,.1f} MB",
+        f"{cost['prefill_seconds']:.2f} s",
+        f"{cost['decode_seconds']:.2f} s",
+        f"{step * 1e3:.1f} ms",
+    ]
+
+
+def _verdict(figures: dict[str, Any]) -> str:
+    tree, plain = figures["tree"], figures["transformers"]
+    reads = plain["read_bytes"] / tree["read_bytes"] if tree["read_bytes"] else 1.0
+    times = plain["decode_seconds"] / tree["decode_seconds"] if tree["decode_seconds"] else 1.0
+    said = f"{figures['same_continuations']} of {figures['branches']} continuations are the same"
+    return f"{reads:.1f} times fewer bytes read, decoding {times:.2f} times as fast; {said}"

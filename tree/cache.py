@@ -1,0 +1,294 @@
+"""A cache of transformers' that holds every segment of a tree of sequences once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache
+
+import prefold.tree.attention  # noqa: F401  # makes the implementation known, which no cache does without
+from prefold.tree.cache_errors import CacheError, PrunedSegment, RaggedRows, UnequalRows
+from prefold.tree.layers import LayerStore
+from prefold.tree.live import Live, LiveTree
+from prefold.tree.pages import Pages
+from prefold.tree.refusals import Refusals
+from prefold.tree.states import States, Update
+from prefold.tree.step import Step, make_step
+
+# Rows that say the same differ by rounding: this part of the largest value, or so many units of it.
+_ROUNDING, _UNITS = 1e-5, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a cache holds: tokens, pages of ``page_tokens`` tokens, and bytes.
+
+    ``used_bytes`` are those of the pages that hold segments, ``bytes`` those of all of the pool's tensors.
+    """
+
+    tokens: int
+    pages: int
+    page_tokens: int
+    used_bytes: int
+    bytes: int
+
+
+class TreeCache(Refusals, Cache):
+    """Keys and values of a tree, or several trees, of sequences; row ``b`` of a batch goes on in leaf ``b``.
+
+    The model has to be loaded with, or set to, ``attn_implementation="prefold_tree"``. Rows that go on from the same
+    leaf share all of its tokens: branching copies nothing, pruning frees pages.
+
+    Args:
+        branches: Consecutive rows of the batch that begin with the same prompt, as ``generate`` makes them for
+            ``num_return_sequences`` or ``num_beams``: the prompt is stored once for each ``branches`` rows.
+        max_pages: Pages that there may be; None for as many as are needed.
+        page_tokens: Tokens for each page.
+
+    Attributes:
+        reads: Bytes of keys and values that attention read from the pool, for every forward pass.
+    """
+
+    def __init__(self, branches: int = 1, *, max_pages: int | None = None, page_tokens: int = 16) -> None:
+        super().__init__(layers=[])
+        if branches < 1 or page_tokens < 1 or (max_pages is not None and max_pages < 1):
+            raise CacheError("TreeCache: branches, page_tokens and max_pages are at least 1")
+        self.branches = branches
+        self._limits = (page_tokens, max_pages)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._pages = Pages(*self._limits)
+        self.live = LiveTree(self._pages)
+        self.stores: dict[int, LayerStore] = {}
+        self.reads: list[int] = []
+        self._step: Step | None = None
+        self._steps, self._holds, self._next_hold = 0, dict[int, Live](), 0
+        self.takes_positions = False
+
+    # What a forward pass does
+
+    def update(  # type: ignore[override]
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[States, States]:
+        """Take new keys and values, ``[batch, kv_heads, new, head_dim]``; the layer's attention stores and reads them.
+
+        Raises:
+            CacheError: They need gradients.
+        """
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            raise CacheError("TreeCache keeps no gradients: run the model under torch.no_grad()")
+        update = Update(self, layer_idx, key_states, value_states)
+        columns = max(self._columns(), default=0)
+        return States(update, key_states, columns), States(update, value_states, columns)
+
+    def store(self, update: Update, padding: torch.Tensor | None) -> Step:
+        """Store what a layer has given, and return the forward pass that it belongs to.
+
+        Args:
+            update: As :meth:`update` made it.
+            padding: Which columns hold tokens, ``[batch, columns]``, all columns so far; None for all.
+
+        Raises:
+            RaggedRows: ``padding`` does not fit the tokens that are stored.
+            UnequalRows: Rows of a prompt differ.
+            OutOfPages: There is no room.
+        """
+        if update.step is None:
+            layer = self._layer(update)
+            if layer.steps == self._steps:
+                self._step = self._begin(update, padding)
+                self._steps += 1
+                self.reads.append(0)
+            step = update.step = self._belongs(update, layer)
+            layer.steps += 1
+            layer.settle(step.moves)
+            for part in step.parts:
+                part.store(layer, update.keys, update.values)
+        found: Step = update.step
+        return found
+
+    def _layer(self, update: Update) -> LayerStore:
+        if update.layer not in self.stores:
+            self.stores[update.layer] = LayerStore(self._pages, update.keys, update.values)
+        layer = self.stores[update.layer]
+        if not layer.same(update.keys, update.values):
+            raise CacheError(f"TreeCache: layer {update.layer} gives keys of another type or shape than before")
+        return layer
+
+    def _belongs(self, update: Update, layer: LayerStore) -> Step:
+        if self._step is None or layer.steps != self._steps - 1:
+            raise CacheError(f"TreeCache: layer {update.layer} missed a forward pass, which was broken off: reset()")
+        return self._step
+
+    def _begin(self, update: Update, padding: torch.Tensor | None) -> Step:
+        batch, columns = update.keys.shape[0], update.keys.shape[2]
+        if not self.live.rows:
+            if batch % self.branches:
+                raise UnequalRows(f"TreeCache: {batch} rows are no multiple of branches={self.branches}")
+            self.live.plant(batch, self.branches)
+        if batch != len(self.live.rows):
+            raise RaggedRows(f"TreeCache: the cache has {len(self.live.rows)} rows and the call {batch}")
+        new = self._new_tokens(columns, padding)
+        copies = self.branches if self._say_the_same(update, new) else 1
+        for leaf, more in dict(zip(self.live.rows, new, strict=True)).items():
+            leaf.padding += columns - more if leaf.end == 0 else 0
+        self.live.extend(new, shared=copies > 1)
+        return make_step(columns, copies, self.live.rows[::copies], new[::copies], self.live.take_moves())
+
+    def _new_tokens(self, columns: int, padding: torch.Tensor | None) -> list[int]:
+        """Return how many of the new columns of each row hold tokens."""
+        ends = [leaf.end for leaf in self.live.rows]
+        if padding is None:
+            if len(set(ends)) > 1 or any(leaf.padding for leaf in self.live.rows):
+                raise RaggedRows("TreeCache: rows of unequal length need attention_mask=cache.attention_mask(new)")
+            return [columns] * len(ends)
+        counts = padding.sum(1, keepdim=True)
+        at = torch.arange(padding.shape[1], device=padding.device)
+        if not torch.equal(padding, at >= padding.shape[1] - counts):
+            raise RaggedRows("TreeCache: attention_mask hides other columns than those to the left of a row")
+        new = padding[:, -columns:].sum(1)
+        stored = (counts[:, 0] - new).tolist()
+        if stored != ends:
+            raise RaggedRows(f"TreeCache: attention_mask has {stored} earlier tokens of the rows, the cache {ends}")
+        return [int(each) for each in new.tolist()]
+
+    def _say_the_same(self, update: Update, new: Sequence[int]) -> bool:
+        """Return whether the rows of every tree are in one leaf and gain the same tokens."""
+        rows, each = self.live.rows, self.branches
+        if each == 1 or len(rows) % each or any(leaf is not rows[row // each * each] for row, leaf in enumerate(rows)):
+            return False
+        same = all(count == new[row // each * each] for row, count in enumerate(new))
+        same = same and all(_are_equal(states, each) for states in (update.keys, update.values))
+        if not same and not self._steps:
+            raise UnequalRows(f"TreeCache: not every {each} rows (branches={each}) begin with the same prompt")
+        return same
+
+    # What transformers asks
+
+    def __len__(self) -> int:
+        return len(self.stores)
+
+    def _columns(self) -> set[int]:
+        return {leaf.padding + leaf.end for leaf in self.live.rows}
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the columns of the batch so far, padding and all.
+
+        Raises:
+            RaggedRows: The rows do not end at one position.
+        """
+        columns = self._columns()
+        if len(columns) > 1 and not self.takes_positions:
+            raise RaggedRows(
+                "TreeCache: rows end at different positions: give position_ids=cache.position_ids(new) and"
+                " attention_mask=cache.attention_mask(new), and say cache.takes_positions = True"
+            )
+        return max(columns, default=0)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return how many columns a mask would have, and where it would begin."""
+        return max(self._columns(), default=0) + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Return -1: there is no largest length."""
+        return -1
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether tokens can be taken back: no."""
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether a layer has stored something."""
+        return bool(self.stores)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows; -1 before the first pass."""
+        return len(self.live.rows) or -1
+
+    def reorder_cache(self, beam_idx: torch.LongTensor | Sequence[int]) -> None:
+        """Let row ``b`` go on where row ``beam_idx[b]`` is; what no row goes on from is pruned."""
+        rows = beam_idx.tolist() if isinstance(beam_idx, torch.Tensor) else list(beam_idx)
+        self.live.set_rows([self._leaf(row) for row in rows])
+
+    def _leaf(self, row: int) -> Live:
+        if not 0 <= row < len(self.live.rows):
+            raise CacheError(f"TreeCache: row {row} of {len(self.live.rows)} rows")
+        return self.live.rows[row]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Branch every row into so many."""
+        self.live.set_rows([leaf for leaf in self.live.rows for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows alone."""
+        rows = indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices
+        self.live.set_rows([self._leaf(row) for row in rows.tolist()])
+
+    # What a user asks
+
+    def hold(self, row: int) -> int:
+        """Keep what a row has so far, whatever becomes of the row; returns a name to branch from."""
+        leaf = self._leaf(row)
+        leaf.holders += 1
+        name, self._next_hold = self._next_hold, self._next_hold + 1
+        self._holds[name] = leaf
+        return name
+
+    def branch(self, held: Sequence[int]) -> None:
+        """Let the rows go on from what is held, one for each name; what only the former rows held is pruned.
+
+        Raises:
+            PrunedSegment: One of them was pruned.
+        """
+        self.live.set_rows([self._held(name) for name in held])
+
+    def prune(self, held: int) -> None:
+        """Let go of what is held; its pages are freed as far as no row and no other segment needs them.
+
+        Raises:
+            PrunedSegment: It was pruned before.
+        """
+        leaf = self._held(held)
+        del self._holds[held]
+        self.live.drop([leaf])
+
+    def _held(self, name: int) -> Live:
+        if name not in self._holds:
+            raise PrunedSegment(f"TreeCache: segment {name} was pruned, or never held: nothing can branch from it")
+        return self._holds[name]
+
+    def position_ids(self, new: int = 1, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return the positions of so many new tokens of every row, ``[rows, new]``: they follow the path."""
+        ends = torch.tensor([leaf.end for leaf in self.live.rows], device=device)
+        return ends[:, None] + torch.arange(new, device=device)
+
+    def attention_mask(self, new: int = 1, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return which columns hold tokens, with new ones, ``[rows, longest + new]``: rows end at the right."""
+        ends = torch.tensor([leaf.end for leaf in self.live.rows], device=device)
+        longest = int(ends.max())
+        return (torch.arange(longest + new, device=device) >= longest - ends[:, None]).long()
+
+    def memory(self) -> Memory:
+        """Return what the cache holds."""
+        segments = {segment for leaf in [*self.live.rows, *self._holds.values()] for segment in leaf.path()}
+        used = self._pages.held * self._pages.size * sum(store.token_bytes for store in self.stores.values())
+        return Memory(
+            tokens=sum(segment.length for segment in segments),
+            pages=self._pages.held,
+            page_tokens=self._pages.size,
+            used_bytes=used,
+            bytes=sum(store.bytes_held for store in self.stores.values()),
+        )
+
+
+def _are_equal(states: torch.Tensor, each: int) -> bool:
+    """Return whether every ``each`` consecutive rows are equal, but for rounding."""
+    rows = states.unflatten(0, (-1, each))
+    tolerance = max(_ROUNDING, _UNITS * torch.finfo(states.dtype).eps) * states.abs().max()
+    return bool(((rows - rows[:, :1]).abs() <= tolerance).all())

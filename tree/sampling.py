@@ -1,0 +1,161 @@
+"""Sampling several continuations of a prompt, with a tree and without, to compare what each costs."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from prefold.tree.cache_errors import WrongAttention
+from prefold.tree.masks import NAME
+from prefold.tree.prompt import prefill
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Continuations and what they cost.
+
+    Attributes:
+        continuations: New tokens of every branch, ``[branches, new]``.
+        prefill_seconds: Until the first new token could be chosen.
+        decode_seconds: From then on.
+        steps: Decode steps.
+        read_bytes: Keys and values that attention read in these steps.
+        cache_bytes: Keys and values that are held at the end.
+    """
+
+    continuations: torch.Tensor
+    prefill_seconds: float
+    decode_seconds: float
+    steps: int
+    read_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to sample: so many continuations of at most ``new`` tokens of a prompt, ``[tokens]``."""
+
+    prompt: list[int]
+    branches: int
+    new: int
+    temperature: float = 1.0
+    seed: int = 0
+    max_pages: int | None = None
+
+
+class _Clock(LogitsProcessor):
+    """Notes when each step's logits are there."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.ticks.append(time.perf_counter())
+        return scores
+
+
+@dataclass(eq=False)
+class _Counted:
+    """Bytes of keys and values that a cache of transformers' own hands to attention, for every pass."""
+
+    cache: DynamicCache
+    reads: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        cache: Any = self.cache
+        update, first = cache.update, [-1]
+
+        def counted(key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+            found = update(key, value, layer, *args, **kwargs)
+            if first[0] in (-1, layer):
+                first[0] = layer
+                self.reads.append(0)
+            self.reads[-1] += sum(each.numel() * each.element_size() for each in found)
+            return found
+
+        cache.update = counted
+
+    @property
+    def held(self) -> int:
+        """Bytes of the tensors that it holds."""
+        layers: list[Any] = self.cache.layers
+        kept = [each for layer in layers for each in (layer.keys, layer.values) if each is not None]
+        return sum(each.numel() * each.element_size() for each in kept)
+
+
+def sample_tree(model: PreTrainedModel, asked: Asked) -> Sampled:
+    """Sample with the prompt read and stored once.
+
+    Raises:
+        WrongAttention: The model does not know ``prefold_tree``.
+        CacheError: As :func:`prefold.tree.prefill` and :class:`prefold.tree.TreeCache` say.
+    """
+    before = model.config.get_text_config(decoder=True)._attn_implementation
+    attend_by(model, NAME)
+    try:
+        ids = torch.tensor([asked.prompt], device=model.device)
+        start = time.perf_counter()
+        cache = prefill(model, ids, branches=asked.branches, max_pages=asked.max_pages)
+        found, ticks = _generate(model, ids, asked, cache)
+        steps = len(ticks) - 1
+        reads = sum(cache.reads[len(cache.reads) - steps :])
+        return _sampled(found, start, ticks, asked, reads, cache.memory().bytes)
+    finally:
+        attend_by(model, before)
+
+
+def sample_plain(model: PreTrainedModel, asked: Asked) -> Sampled:
+    """Sample as transformers does by itself, with the model's own attention implementation."""
+    ids = torch.tensor([asked.prompt], device=model.device)
+    counted = _Counted(DynamicCache(config=model.config.get_text_config(decoder=True)))
+    start = time.perf_counter()
+    found, ticks = _generate(model, ids, asked, counted.cache)
+    return _sampled(found, start, ticks, asked, sum(counted.reads[1:]), counted.held)
+
+
+def attend_by(model: PreTrainedModel, name: str) -> None:
+    """Let a model attend by an implementation.
+
+    Raises:
+        WrongAttention: It cannot.
+    """
+    if model._can_set_attn_implementation():  # else transformers would say so in a warning of several lines
+        model.set_attn_implementation(name)
+    if model.config.get_text_config(decoder=True)._attn_implementation != name:
+        raise WrongAttention(
+            f"{type(model).__name__} does not attend through transformers' AttentionInterface: it cannot use {name!r}"
+        )
+
+
+def _sampled(found: Any, start: float, ticks: list[float], asked: Asked, reads: int, held: int) -> Sampled:
+    return Sampled(
+        continuations=found[:, len(asked.prompt) :],
+        prefill_seconds=ticks[0] - start,
+        decode_seconds=ticks[-1] - ticks[0],
+        steps=len(ticks) - 1,
+        read_bytes=reads,
+        cache_bytes=held,
+    )
+
+
+@torch.no_grad()
+def _generate(model: PreTrainedModel, ids: torch.Tensor, asked: Asked, cache: Any) -> tuple[torch.Tensor, list[float]]:
+    clock, settings = _Clock(), model.generation_config
+    pad = next((each for each in (settings.pad_token_id, settings.eos_token_id) if isinstance(each, int)), 0)
+    torch.manual_seed(asked.seed)
+    generator: Any = model
+    found: torch.Tensor = generator.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        do_sample=True,
+        num_beams=1,
+        temperature=asked.temperature,
+        num_return_sequences=asked.branches,
+        max_new_tokens=asked.new,
+        pad_token_id=pad,
+        logits_processor=LogitsProcessorList([clock]),
+    )
+    return found, clock.ticks
