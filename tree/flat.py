@@ -1,0 +1,73 @@
+"""One decoding step's attention to a tree in the Triton kernels, instead of group by group."""
+
+from weakref import WeakKeyDictionary
+
+import torch
+
+from prefold.tree.blocks import Blocks, Stretch, make_blocks
+from prefold.tree.grouping import _spans, _windowed
+from prefold.tree.layers import LayerStore
+from prefold.tree.masks import Window
+from prefold.tree.merge import add_sinks
+from prefold.tree.partial import Scoring
+from prefold.tree.states import Update
+from prefold.tree.step import Part
+from prefold.tree.triton_attention import attend_pools, query_tile
+
+_Key = tuple[Window | None, torch.device, int]
+_Prepared = tuple[Blocks, torch.Tensor | None]
+# What layers of one kind share, for as long as their step is there.
+_MADE: WeakKeyDictionary[Part, dict[_Key, _Prepared]] = WeakKeyDictionary()
+
+
+def attend_decoding(
+    part: Part,
+    query: torch.Tensor,
+    update: Update,
+    layer: LayerStore,
+    window: Window | None,
+    how: Scoring,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend from the one new token of each row of a part to all up to itself, which the pool has by now.
+
+    Args:
+        part: Rows that gain one token each.
+        query: Of the whole batch, ``[batch, heads, new, head_dim]``.
+        update: The layer's new keys and values; the bytes that are read are counted for its cache, each once.
+        layer: Where keys and values lie.
+        window: How far back a query sees.
+        how: The scale of the scores, and the bound of soft-capping.
+        sinks: A logit for each head that has no value, ``[heads]``.
+
+    Returns:
+        ``[rows, 1, heads, width]``.
+    """
+    own = part.pick(query)[:, :, 0]
+    widest = max(own.shape[2], update.values.shape[-1])
+    tile = query_tile(own.shape[1], layer.heads, widest, own.element_size())
+    blocks, ends = _prepared(part, window, own.device, tile)
+    pools = {pool.name: layer.extent(pool.name) for pool in blocks.pools}
+    exact = None if sinks is None else torch.float32
+    found = attend_pools(own, pools, blocks, how, window=window, ends=ends, dtype=exact)
+    update.cache.reads[-1] += len(blocks.slots) * layer.token_bytes
+    out = found[0] if sinks is None else add_sinks(found, sinks).to(query.dtype)
+    return out[:, None]
+
+
+def _prepared(part: Part, window: Window | None, device: torch.device, tile: int) -> _Prepared:
+    made, key = _MADE.setdefault(part, {}), (window, device, tile)
+    if key not in made:
+        ends = None if window is None else torch.tensor([leaf.end - 1 for leaf in part.leaves], device=device)
+        made[key] = make_blocks(_stretches(part, window), len(part.leaves), tile=tile, device=device), ends
+    return made[key]
+
+
+def _stretches(part: Part, window: Window | None) -> list[Stretch]:
+    """Return what the new tokens of rows see, depth first: rows in their order, and paths from the root."""
+    spans = _windowed(_spans(part.leaves, 0), part.leaves, part.new, window)
+    return [
+        Stretch(span.slot, span.tokens, span.low, span.high, span.position, span.segment.run.extent)
+        for span in sorted(spans, key=lambda span: (span.low, span.position))
+        if span.segment.run is not None
+    ]

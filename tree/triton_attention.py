@@ -1,0 +1,167 @@
+"""Attention to a flattened tree in Triton kernels, for decoding on CUDA (DeFT-Flatten).
+
+Checked in Triton's interpreter, and compiled for GPUs, but not yet timed on one: see ``benchmarks/tree_gpu.py``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+from prefold.tree.blocks import BITS, Blocks, Pool
+from prefold.tree.masks import Window
+from prefold.tree.partial import Partial, Scoring
+from prefold.tree.triton_kernels import attend, merge
+
+_DOT = 16  # the least that a side of a product can be
+_ROWS, _MERGED = 128, 16
+_INTERPRETED = not isinstance(attend, triton.JITFunction)
+_FUSED = {"enable_fp_fusion": True}  # said because its default is about to change
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How phase 1 runs: rows of a product at most, tokens of one, warps for so many rows, and loads under way."""
+
+    rows: int
+    step: int
+    warps: int
+    stages: int
+
+
+def make_launch(widest: int, value_bytes: int, stages: int = 2) -> Launch:
+    """Return what fits into registers and shared memory, for heads of so many values of so many bytes."""
+    pad = triton.next_power_of_2(widest)
+    shrink = max(1, pad * value_bytes // 256) * (2 if value_bytes > 2 else 1)  # float32 has no tensor cores
+    rows = max(_DOT, _ROWS // shrink)
+    warps = 8 if rows * pad > 1 << 13 or value_bytes > 2 else 4
+    return Launch(rows, max(_DOT, 64 // shrink), warps, stages)
+
+
+def query_tile(heads: int, kv_heads: int, widest: int, value_bytes: int) -> int:
+    """Return how many queries :func:`prefold.tree.blocks.make_blocks` should put into a tile."""
+    return min(BITS, max(1, make_launch(widest, value_bytes).rows // (heads // kv_heads)))
+
+
+def flatten_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, blocks: Blocks, how: Scoring, **options: Any
+) -> Partial:
+    """Attend to one pool of keys, ``[kv_heads, slots, head_dim]``, and values; see :func:`attend_pools`."""
+    return attend_pools(query, {pool.name: (keys, values) for pool in blocks.pools[:1]}, blocks, how, **options)
+
+
+def attend_pools(
+    query: torch.Tensor,
+    pools: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
+    blocks: Blocks,
+    how: Scoring,
+    *,
+    window: Window | None = None,
+    ends: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    launch: Launch | None = None,
+) -> Partial:
+    """Attend from every query to what lies on its path, and read each block once for each tile of its queries.
+
+    Args:
+        query: ``[queries, heads, head_dim]``; this and all other tensors have any strides.
+        pools: Keys, ``[kv_heads, slots, head_dim]``, and values, ``[kv_heads, slots, width]``, of every pool.
+        blocks: Which query sees which slots.
+        how: The scale of the scores, and the bound of soft-capping.
+        window: How far back a query sees; None for all of its path.
+        ends: With a window, the position of every query, ``[queries]``.
+        dtype: Of the output; that of the queries if not given.
+        launch: How to run it; what fits if not given.
+
+    Returns:
+        ``[queries, heads, width]``, zeros for a query that sees nothing, and the log-sum-exp of its scores, float32
+        ``[queries, heads]``, there minus infinity.
+
+    Raises:
+        ValueError: The tensors do not fit one another or the blocks, or a window has no positions.
+    """
+    _check(query, pools, blocks, window, ends)
+    (queries, heads, _), pairs = query.shape, len(blocks.queries)
+    width = next((values.shape[-1] for _, values in pools.values()), query.shape[-1])
+    found = query.new_empty(queries, heads, width, dtype=dtype or query.dtype)
+    total = query.new_empty(queries, heads, dtype=torch.float32)
+    partial = query.new_empty(pairs, heads, width, dtype=torch.float32), query.new_empty(pairs, heads).float()
+    firsts = None if window is None else window.first(ends).contiguous()
+    with torch.cuda.device_of(query):
+        for pool in blocks.pools:
+            _attend_pool(query, *pools[pool.name], blocks, pool, firsts, partial, how, launch)
+        if queries:
+            pad = triton.next_power_of_2(width)
+            merged = (*partial, blocks.order, blocks.offsets, found, total)
+            merge[queries, heads](*merged, HEADS=heads, WIDTH=width, WIDTH_PAD=pad, PAIRS=_MERGED, **_FUSED)
+    return found, total
+
+
+def _attend_pool(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    blocks: Blocks,
+    pool: Pool,
+    firsts: torch.Tensor | None,
+    partial: Partial,
+    how: Scoring,
+    launch: Launch | None,
+) -> None:
+    """Run phase 1 for the items of a pool."""
+    heads, head_dim, width = query.shape[1], query.shape[2], values.shape[2]
+    launch = launch or make_launch(max(head_dim, width), query.element_size())
+    constants, options = compiled_for(heads, keys.shape[0], head_dim, width, blocks.most, launch)
+    attend[pool.end - pool.begin, keys.shape[0]](
+        query, keys, values, blocks.slots, blocks.positions, blocks.masks, blocks.queries, blocks.items,
+        blocks.slots if firsts is None else firsts, *partial, pool.begin, how.scale, how.softcap or 1.0,
+        *query.stride(), *keys.stride(), *values.stride(), **constants, CAPPED=how.softcap is not None,
+        WINDOWED=firsts is not None, WIDE=_INTERPRETED and query.dtype == torch.bfloat16, **options,
+    )  # fmt: skip
+
+
+def compiled_for(
+    heads: int, kv_heads: int, head_dim: int, width: int, most: int, launch: Launch
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Return constants and options that phase 1 is compiled with, for at most ``most`` queries in an item."""
+    rows = max(_DOT, triton.next_power_of_2(most * (heads // kv_heads)))
+    warps = launch.warps if rows >= launch.rows else max(4, launch.warps * rows // launch.rows)
+    constants = {
+        "HEADS": heads,
+        "GROUP": heads // kv_heads,
+        "HEAD_DIM": head_dim,
+        "WIDTH": width,
+        "HEAD_PAD": max(_DOT, triton.next_power_of_2(head_dim)),
+        "WIDTH_PAD": max(_DOT, triton.next_power_of_2(width)),
+        "ROWS": rows,
+        "STEP": launch.step,
+    }
+    return constants, {"num_warps": warps, "num_stages": launch.stages, **_FUSED}
+
+
+def _check(
+    query: torch.Tensor,
+    pools: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
+    blocks: Blocks,
+    window: Window | None,
+    ends: torch.Tensor | None,
+) -> None:
+    """Refuse what the kernels, which check nothing, would read or write out of bounds."""
+    if query.shape[0] != blocks.number or query.device != blocks.slots.device:
+        raise ValueError(
+            f"{query.shape[0]} queries on {query.device}, and blocks of {blocks.number} on {blocks.slots.device}"
+        )
+    if window is not None and (ends is None or ends.shape != query.shape[:1]):
+        raise ValueError("a window needs the position of every query")
+    for pool in blocks.pools:
+        for states in pools[pool.name]:
+            if states.shape[1] < pool.stop or states.dtype != query.dtype or states.device != query.device:
+                raise ValueError(
+                    f"{[*states.shape]} of {states.dtype} on {states.device}, for queries of {query.dtype} on"
+                    f" {query.device} and slots up to {pool.stop}"
+                )
+        keys, values = pools[pool.name]
+        if keys.shape[0] != values.shape[0] or query.shape[1] % keys.shape[0] or query.shape[2] != keys.shape[2]:
+            raise ValueError(f"queries {[*query.shape]}, keys {[*keys.shape]} and values {[*values.shape]}")
