@@ -10,6 +10,7 @@ from prefold.cli.options import (
     Cut,
     DType,
     Json,
+    MaxMemory,
     MaxTable,
     MergeResidual,
     Placement,
@@ -45,6 +46,7 @@ def convert(
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check it before it appears as OUT.")] = True,
     cut: Cut = "auto",
     max_table: MaxTable = None,
+    max_memory: MaxMemory = None,
     text_only: TextOnly = False,
     adapter: Adapter = None,
     placement: Placement = "device",
@@ -59,6 +61,7 @@ def convert(
 
     Example: `prefold convert EleutherAI/pythia-70m pythia-70m-folded`
     """
+    from prefold.cli.memory import limit_memory
     from prefold.cli.progress import ShownWatch
     from prefold.cli.show import byte_bars, note
     from prefold.convert import Options, convert_checkpoint, open_repository, upload
@@ -80,6 +83,7 @@ def convert(
         table_dtype=parse_table_dtype(table_dtype),
         quantize_residual=quantize_residual,
     )
+    limit_memory(parse_size(max_memory, "--max-memory"))
     if push_to_hub:
         open_repository(push_to_hub, private=private)
     with byte_bars() as bars:

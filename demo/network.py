@@ -14,6 +14,7 @@ __all__ = [
     "CONTEXT",
     "DECAY",
     "DROPOUT",
+    "LAYERS",
     "PEAK_RATE",
     "STEP_TOKENS",
     "VOCAB",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 END = "<|endoftext|>"
-VOCAB, CONTEXT, STEP_TOKENS = 2048, 512, 4096
+VOCAB, CONTEXT, STEP_TOKENS, LAYERS = 2048, 512, 4096, 4
 PEAK_RATE, WARMUP, DECAY, DROPOUT = 2e-3, 100, 0.1, 0.1
 
 
@@ -58,13 +59,13 @@ def encode_blocks(tokenizer: PreTrainedTokenizerFast, blocks: list[str]) -> list
     return [torch.tensor([end, *tokenizer(block, verbose=False)["input_ids"]]) for block in blocks]
 
 
-def new_model() -> GPTNeoXForCausalLM:
+def new_model(layers: int = LAYERS) -> GPTNeoXForCausalLM:
     """Return an untrained model in float32."""
     # A quarter of each head is what every version of transformers assumes for this architecture.
     config = GPTNeoXConfig(
         vocab_size=VOCAB,
         hidden_size=192,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=6,
         intermediate_size=768,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},

@@ -1,6 +1,6 @@
-"""Train the demo checkpoint: a 4-layer GPT-NeoX model of one public-domain book.
+"""Train the demo checkpoint: a small GPT-NeoX model of one public-domain book.
 
-Run as ``python -m prefold.demo.train --out demo``.
+Run as ``python -m prefold.demo.train --out demo``; with other layers it has the same tokenizer.
 """
 
 import json
@@ -20,6 +20,7 @@ from prefold.demo.network import (
     CONTEXT,
     DECAY,
     DROPOUT,
+    LAYERS,
     PEAK_RATE,
     STEP_TOKENS,
     VOCAB,
@@ -149,7 +150,7 @@ def write_card(folder: Path, corpus: Corpus, model: GPTNeoXForCausalLM, outcome:
     (folder / "README.md").write_text(template.substitute(fields), "utf-8")
 
 
-def build(out: Path, text: Path | None, steps: int, seed: int, console: Console) -> Outcome:
+def build(out: Path, text: Path | None, steps: int, seed: int, console: Console, *, layers: int = LAYERS) -> Outcome:
     """Train and write everything under the folder, and return the figures."""
     corpus = load_corpus(text)
     checkpoint = out / "checkpoint"
@@ -157,7 +158,7 @@ def build(out: Path, text: Path | None, steps: int, seed: int, console: Console)
     tokenizer = train_tokenizer(corpus.train)
     stream = torch.cat(encode_blocks(tokenizer, corpus.train))
     torch.manual_seed(seed)
-    model = new_model()
+    model = new_model(layers)
     train_model(model, stream, steps, seed, console)
     save_checkpoint(model, tokenizer, checkpoint)
     outcome = judge_checkpoint(checkpoint, corpus, stream, steps, seed)
@@ -171,6 +172,7 @@ def main(
     text: Annotated[Path | None, typer.Option(help="Text file to read in place of the package.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of 4096 tokens each.")] = 1800,
     seed: Annotated[int, typer.Option(help="Seed of weights, dropout and window order.")] = 0,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the model.")] = LAYERS,
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to PyTorch.")] = 0,
 ) -> None:
     """Train the demo checkpoint and write it with its card and a held-out excerpt."""
@@ -178,7 +180,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     try:
-        outcome = build(out, text, steps, seed, console)
+        outcome = build(out, text, steps, seed, console, layers=layers)
     except DemoError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error

@@ -1,8 +1,7 @@
 """Run a folded checkpoint: the first layer's token-pure modules become slices of one looked-up row.
 
-This file travels in every folded checkpoint, with ``columns_prefold.py`` and ``storage_prefold.py``; the three need
-torch and transformers alone. ``PrefoldX`` is derived from transformers' own ``X`` the moment it is asked for, so they
-serve every architecture.
+This file travels in every folded checkpoint, with those that it imports beside it; they need torch and transformers
+alone. ``PrefoldX`` is derived from transformers' own ``X`` the moment it is asked for: they serve every architecture.
 """
 
 import copy
@@ -22,6 +21,7 @@ from transformers.conversion_mapping import (
 from transformers.utils import logging
 
 from .columns_prefold import Column, Dropped, Folded, FoldedInputError, Merged, Row, Scale, Shown, SumColumn, Table
+from .ranks_prefold import distributor_of
 from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
 
 PREFIX = "Prefold"
@@ -244,6 +244,7 @@ def _fold_model_class(
         "__init__": _init_of(source),
         "_load_pretrained_model": _loader_of(source),
         "save_pretrained": _saver_of(source),
+        "maybe_distribute_model": distributor_of(source),
         "__module__": module,
         "config_class": derive(config_class, module),
         # Left to itself, transformers answers these two from the text of a class's own file, which here is this one.
