@@ -183,12 +183,14 @@ so they have one tokenizer. None of them is large: with a real target, drafting 
 faster draft is a smaller part of that.
 
 ```python
+from pathlib import Path
+
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefold.convert import convert_checkpoint
 from prefold.demo import CHECKPOINT
 
-draft_folder = convert_checkpoint(str(CHECKPOINT), "draft-folded").out  # here the demo stands for a draft
+draft_folder = convert_checkpoint(str(CHECKPOINT), Path("draft-folded")).out  # here the demo stands for a draft
 model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype="auto")
 draft = AutoModelForCausalLM.from_pretrained(draft_folder, trust_remote_code=True, dtype="auto")
 prompt = AutoTokenizer.from_pretrained(CHECKPOINT)("In the beginning", return_tensors="pt")

@@ -19,11 +19,10 @@ _WANTED = {"accepted": "vllm:spec_decode_num_accepted_tokens", "proposed": "vllm
 def serve(drafts: dict[str, Path], target: tuple[str, Path], prompts: list[list[int]], new: int, ahead: int) -> str:
     """Generate with every draft in turn and return the section; ``drafts`` are ``source`` and ``folded``."""
     job = {"prompts": prompts, "new": new, "target": str(target[1])}
-    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("none", *drafts)}
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in drafts}
     for turn in range(_TURNS):
         for kind in list(runs)[:: 1 - 2 * turn]:  # there and back, so that a slow minute is nobody's alone
-            with_draft = {"model": str(drafts[kind]), "num_speculative_tokens": ahead} if kind in drafts else None
-            runs[kind].append(_run(job | {"draft": with_draft}))
+            runs[kind].append(_run(job | {"draft": {"model": str(drafts[kind]), "num_speculative_tokens": ahead}}))
     return render(target[0], runs, len(prompts) * new, ahead)
 
 

@@ -61,7 +61,7 @@ def convert(
 
     Example: `prefold convert EleutherAI/pythia-70m pythia-70m-folded`
     """
-    from prefold.cli.memory import limit_memory
+    from prefold.cli.memory import limited_memory
     from prefold.cli.progress import ShownWatch
     from prefold.cli.show import byte_bars, note
     from prefold.convert import Options, convert_checkpoint, open_repository, upload
@@ -83,10 +83,9 @@ def convert(
         table_dtype=parse_table_dtype(table_dtype),
         quantize_residual=quantize_residual,
     )
-    limit_memory(parse_size(max_memory, "--max-memory"))
     if push_to_hub:
         open_repository(push_to_hub, private=private)
-    with byte_bars() as bars:
+    with limited_memory(parse_size(max_memory, "--max-memory")), byte_bars() as bars:
         watch = ShownWatch(bars)
         trusting = {"trust_remote_code": trust_remote_code}
         check = require_verified(adapter=adapter, progress=watch.doing, **trusting) if verify else None

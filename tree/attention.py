@@ -3,6 +3,8 @@
 Importing this makes the name known to transformers.
 """
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -113,7 +115,7 @@ def _attend(
 ) -> torch.Tensor:
     """Attend from every row's new tokens, ``[batch, new, heads, width]``; zeros where there is no token."""
     layer, batch = update.cache.stores[update.layer], query.shape[0]
-    outs = [_attend_part(part, query, update, layer, window, how, sinks) for part in step.parts]
+    outs = [_back_end(part, query)(part, query, update, layer, window, how, sinks) for part in step.parts]
     if step.parts and step.whole(batch):
         return outs[0]
     shape = (batch, step.columns, query.shape[1], update.values.shape[-1])
@@ -123,6 +125,15 @@ def _attend(
         for copy in range(step.copies):
             out[rows + copy, step.columns - part.new :] = found
     return out
+
+
+def _back_end(part: Part, query: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """Return what attends from a part: the Triton kernels where they decode on CUDA, else group by group."""
+    if part.new > 1 or query.device.type != "cuda" or find_spec("triton") is None:
+        return _attend_part
+    from prefold.tree.flat import attend_decoding  # needs triton
+
+    return attend_decoding
 
 
 def _attend_part(

@@ -18,4 +18,4 @@ class UnknownName(TreeError):
     def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
         """Name those that are nearest."""
         near = get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
-        super().__init__(f"{name}: no such {kind}; the nearest are {', '.join(near[:3])}")
+        super().__init__(f"{name}: no such {kind}; the nearest: {', '.join(near[:3])}")

@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from prefold.tree.blocks import Blocks, Stretch, make_blocks
-from prefold.tree.grouping import _spans, _windowed
+from prefold.tree.grouping import spans_of, windowed
 from prefold.tree.layers import LayerStore
 from prefold.tree.masks import Window
 from prefold.tree.merge import add_sinks
@@ -65,7 +65,7 @@ def _prepared(part: Part, window: Window | None, device: torch.device, tile: int
 
 def _stretches(part: Part, window: Window | None) -> list[Stretch]:
     """Return what the new tokens of rows see, depth first: rows in their order, and paths from the root."""
-    spans = _windowed(_spans(part.leaves, 0), part.leaves, part.new, window)
+    spans = windowed(spans_of(part.leaves, 0), part.leaves, part.new, window)
     return [
         Stretch(span.slot, span.tokens, span.low, span.high, span.position, span.segment.run.extent)
         for span in sorted(spans, key=lambda span: (span.low, span.position))

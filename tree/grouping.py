@@ -105,7 +105,7 @@ def make_work(leaves: Sequence[Live], new: int, window: Window | None, device: t
     With one new token that is everything up to itself; several attend to one another by another way (``own``).
     """
     own = new > 1
-    spans = _windowed(_spans(leaves, new if own else 0), leaves, new, window)
+    spans = windowed(spans_of(leaves, new if own else 0), leaves, new, window)
     together: dict[tuple[int, int, int], list[Span]] = defaultdict(list)
     groups: list[Group] = []
     for span in spans:
@@ -119,7 +119,7 @@ def make_work(leaves: Sequence[Live], new: int, window: Window | None, device: t
     return Work(tuple(groups), len(leaves), own, device)
 
 
-def _spans(leaves: Sequence[Live], without: int) -> list[Span]:
+def spans_of(leaves: Sequence[Live], without: int) -> list[Span]:
     """Return every segment above the rows with the rows below it; the last tokens of leaves are left out."""
     below: dict[Live, list[int]] = {}
     for row, leaf in enumerate(leaves):
@@ -133,7 +133,7 @@ def _spans(leaves: Sequence[Live], without: int) -> list[Span]:
     return [Span(each, low, high, 0, lengths[each]) for each, (low, high) in below.items() if lengths[each] > 0]
 
 
-def _windowed(spans: Iterable[Span], leaves: Sequence[Live], new: int, window: Window | None) -> Iterable[Span]:
+def windowed(spans: Iterable[Span], leaves: Sequence[Live], new: int, window: Window | None) -> Iterable[Span]:
     """Leave out the tokens that no query sees."""
     if window is None:
         yield from spans

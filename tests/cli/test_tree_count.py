@@ -130,8 +130,8 @@ def test_a_file_that_is_no_tree_is_refused_in_one_line(prefold, tmp_path, conten
     ("arguments", "code", "said"),
     [
         (["nowhere.json"], 2, "No such file"),
-        ([FEW_SHOT, "--scheme", "flaten"], 2, "the nearest are flatten"),
-        ([FEW_SHOT, "--model", "lama3-8b"], 2, "the nearest are llama3-8b"),
+        ([FEW_SHOT, "--scheme", "flaten"], 2, "the nearest: flatten"),
+        ([FEW_SHOT, "--model", "lama3-8b"], 2, "the nearest: llama3-8b"),
         ([FEW_SHOT, "--plot", "tree.pdf"], 2, "one of .svg, .png"),
         (["few-shot:prompt=4000"], 2, "without branches, steps"),
         ([FEW_SHOT, "--model", "deepseek-v3"], 3, "stored compressed"),

@@ -87,7 +87,7 @@ def test_names_are_found_in_any_case():
 
 
 def test_an_unknown_name_comes_with_the_nearest():
-    with pytest.raises(UnknownName, match=r"^tpuv4: no such hardware; the nearest are tpu-v4"):
+    with pytest.raises(UnknownName, match=r"^tpuv4: no such hardware; the nearest: tpu-v4"):
         find_chip("tpuv4")
 
 

@@ -105,7 +105,7 @@ def test_names_are_found_in_any_case():
 
 
 def test_an_unknown_name_comes_with_the_nearest():
-    with pytest.raises(UnknownName, match=r"^palm-450b: no such shape; the nearest are palm-540b"):
+    with pytest.raises(UnknownName, match=r"^palm-450b: no such shape; the nearest: palm-540b"):
         find_shape("palm-450b")
 
 

@@ -108,5 +108,5 @@ def test_schemes_have_other_names(name: str, scheme: str):
 
 
 def test_an_unknown_scheme_is_told_the_nearest():
-    with pytest.raises(UnknownName, match="flaten: no such scheme; the nearest are flatten"):
+    with pytest.raises(UnknownName, match="flaten: no such scheme; the nearest: flatten"):
         count_trees([WIDE], ODD, schemes=["flaten"])
