@@ -99,14 +99,13 @@ def _template_table(figures: list[dict[str, Any]]) -> str:
 
 
 def _kernel_table(figures: list[dict[str, Any]]) -> str:
-    head = ["one segment, one layer", "queries of a head", "flash ms", "products ms", "chosen"]
+    head = ["one segment, one layer", "queries of a head", "flash ms", "products ms"]
     rows = [
         [
             f"{each['heads']} heads of {each['width']}, {each['tokens']:,} tokens",
             str(each["queries"]),
             _milliseconds(each["flash"]),
             _milliseconds(each["products"]),
-            each["chosen"],
         ]
         for each in _of(figures, "kernels")
     ]

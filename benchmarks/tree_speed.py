@@ -18,7 +18,7 @@ from prefold.tree import TreeCache, count_trees, open_trees
 from prefold.tree.attention import tree_attention
 from prefold.tree.course import course
 from prefold.tree.masks import TreeMask
-from prefold.tree.partial import Scoring, _flash, _products, _products_are_faster
+from prefold.tree.partial import Scoring, _flash, _products
 from prefold.tree.reads import Attention
 
 _DATA = Path(__file__).resolve().parent.parent / "tests" / "tree" / "data"
@@ -178,7 +178,7 @@ def _path_wise(cache: TreeCache) -> float:
 
 
 def _kernels(quick: bool) -> list[dict[str, Any]]:
-    """Time both ways of attending to one segment, by which ``prefold.tree.partial`` chooses."""
+    """Time both ways of attending to one segment, of which ``prefold.tree.partial`` takes the kernel."""
     found, how = [], Scoring(WIDTH**-0.5)
     for heads, width in ((16, 64), (8, 128)):
         for tokens in (256, 1024, 4000):
@@ -189,9 +189,8 @@ def _kernels(quick: bool) -> list[dict[str, Any]]:
                     "products": lambda: _seconds(lambda: _products(query, keys, values, how, None)),  # noqa: B023
                 }
                 seconds = {name: median(each) for name, each in in_turn(ways, 3 if quick else 15).items()}
-                chosen = "products" if _products_are_faster(query, keys) else "flash"
                 shape = {"heads": heads, "width": width, "tokens": tokens, "queries": queries}
-                found.append({"case": "kernels", **shape, **seconds, "chosen": chosen})
+                found.append({"case": "kernels", **shape, **seconds})
     return found
 
 

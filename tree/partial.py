@@ -15,9 +15,6 @@ from prefold.tree.masks import Window
 Partial = tuple[torch.Tensor, torch.Tensor]
 # Scores that are held at one time: longer prompts are attended to in blocks of queries.
 _SCORES = 1 << 23
-# From `python benchmarks/tree.py --case kernels`: below as many queries for each head and from as many tokens on, two
-# matrix products in float32 are faster than the flash kernel of torch for CPUs, which is made for square shapes.
-_FEW_QUERIES, _MANY_TOKENS = 16, 1024
 _NONE = float("-inf")
 
 
@@ -37,11 +34,12 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 def attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: Scoring, mask: torch.Tensor | None = None
 ) -> Partial:
-    """Attend to all keys, or to those that ``mask``, ``[queries, tokens]``, lets each query see."""
+    """Attend to all keys, or to those that ``mask``, ``[queries, tokens]``, lets each query see.
+
+    By a kernel where there is one: two products are no faster (`python benchmarks/tree.py --case kernels`).
+    """
     if mask is not None or not _has_kernel(query, keys, values, how):
         return _in_blocks(query, keys, values, how, mask)
-    if query.device.type == "cpu" and _products_are_faster(query, keys):
-        return _products(query, keys, values, how, None)
     return _flash(query, keys, values, how, causal=False)
 
 
@@ -96,11 +94,6 @@ def _has_kernel(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, h
     if how.softcap is not None or keys.shape[-1] != values.shape[-1] or keys.shape[2] == 0:
         return False
     return query.device.type == "cpu" or (query.device.type == "cuda" and keys.shape[-1] % 8 == 0)
-
-
-def _products_are_faster(query: torch.Tensor, keys: torch.Tensor) -> bool:
-    few = query.shape[2] <= _FEW_QUERIES and query.shape[0] == 1
-    return few and keys.shape[2] >= _MANY_TOKENS and query.dtype == torch.float32
 
 
 def _flash(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: Scoring, *, causal: bool) -> Partial:
