@@ -4,6 +4,7 @@ Importing this makes the name known to transformers.
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -129,7 +130,12 @@ def _attend(
 
 def _back_end(part: Part, query: torch.Tensor) -> Callable[..., torch.Tensor]:
     """Return what attends from a part: the Triton kernels where they decode on CUDA, else group by group."""
-    if part.new > 1 or query.device.type != "cuda" or find_spec("triton") is None:
+    return _decoding() if part.new == 1 and query.device.type == "cuda" else _attend_part
+
+
+@cache  # every layer of every step asks, and a search for what is not installed reads folders
+def _decoding() -> Callable[..., torch.Tensor]:
+    if find_spec("triton") is None:
         return _attend_part
     from prefold.tree.flat import attend_decoding  # needs triton
 
