@@ -81,8 +81,13 @@ class TreeCache(Refusals, Cache):
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
             raise CacheError("TreeCache keeps no gradients: run the model under torch.no_grad()")
         update = Update(self, layer_idx, key_states, value_states)
-        columns = max(self._columns(), default=0)
+        columns = self._columns_before(layer_idx, key_states.shape[2])
         return States(update, key_states, columns), States(update, value_states, columns)
+
+    def _columns_before(self, layer: int, new: int) -> int:
+        """Return the columns before this pass: an earlier layer of it may have counted its new ones already."""
+        passes = self.stores[layer].steps if layer in self.stores else 0
+        return max(self._columns(), default=0) - (new if passes < self._steps else 0)
 
     def store(self, update: Update, padding: torch.Tensor | None) -> Step:
         """Store what a layer has given, and return the forward pass that it belongs to.

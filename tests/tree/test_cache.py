@@ -117,6 +117,23 @@ def test_positions_follow_the_path(llama: PreTrainedModel) -> None:
     assert grove.cache.attention_mask(1).sum(1).tolist() == [11, 14]
 
 
+@torch.no_grad()
+def test_every_layer_is_told_of_as_many_columns(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, update = list[int](), TreeCache.update
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        made = update(*args, **kwargs)
+        told.extend(each.shape[2] for each in made)
+        return made
+
+    monkeypatch.setattr(TreeCache, "update", watched)
+    cache = TreeCache()
+    for ids in (tokens(1)[:, :5], tokens(1)[:, :1]):
+        llama(ids, past_key_values=cache)
+    each_pass = 2 * llama.config.num_hidden_layers
+    assert told == [5] * each_pass + [6] * each_pass
+
+
 def test_pages_run_out(llama: PreTrainedModel) -> None:
     grove = _grown(llama, max_pages=3)
     grove.choose([0, 0, 0])
