@@ -27,6 +27,7 @@ def register() -> None:
         _wrap(AutoConfig, "from_pretrained", _refuse_version)
         return
     from vllm.lora.worker_manager import WorkerLoRAManager
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
     from vllm.model_executor.models.registry import _ModelRegistry
     from vllm.transformers_utils.config import HFConfigParser
     from vllm.v1.engine.input_processor import InputProcessor
@@ -34,6 +35,7 @@ def register() -> None:
     _wrap(HFConfigParser, "parse", _parse)
     _wrap(_ModelRegistry, "inspect_model_cls", _inspect)
     _wrap(_ModelRegistry, "resolve_model_cls", _resolve)
+    _wrap(BaseModelLoader, "load_model", _load)
     _wrap(InputProcessor, "_validate_lora", _admit_request)
     _wrap(WorkerLoRAManager, "_load_adapter", _admit_adapter)
 
@@ -105,6 +107,14 @@ def _resolve(original: Callable[..., Any], registry: Any, architectures: Any, mo
             raise ValueError("a folded checkpoint generates, and does nothing else with vLLM")
         model_class = derive(model_class)
     return model_class, architecture
+
+
+def _load(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    from prefold.runtime.vllm_model import require_loaded
+
+    model = original(*args, **kwargs)
+    require_loaded(model)
+    return model
 
 
 def _admit_request(original: Callable[..., Any], processor: Any, request: Any) -> Any:

@@ -102,8 +102,10 @@ class _Planner:
         if getattr(linear, "gather_output", False) and linear.tp_size > 1:
             raise NotExpressibleError(f"{name}: its outputs are gathered from all ranks")
         held = linear.weight.data
+        if held.shape[-1] != linear.input_size:
+            raise NotExpressibleError(f"{name}: its inputs are parted over ranks")
         held.fill_(-1)
-        numbered = torch.zeros(width, self._fold["table"]["width"])
+        numbered = torch.zeros(width, linear.input_size)
         for digit in range(_DIGITS):
             numbered[:, digit] = torch.arange(width) // _BASE**digit % _BASE
         loaded = self._load([(f"{module}.weight", numbered)])

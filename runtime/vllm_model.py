@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from functools import cache, partial, wraps
 from glob import glob
 from typing import Any
 
@@ -16,8 +16,9 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 from prefold.runtime.modeling_prefold import PREFIX
 from prefold.runtime.storage_prefold import TableError
-from prefold.runtime.vllm_layout import Layout, plan
+from prefold.runtime.vllm_layout import Layout, NotExpressibleError, plan
 from prefold.runtime.vllm_modules import CountedRow, FoldedEmbedding, Passed, Reader, Zeros
+from prefold.runtime.vllm_outputs import outputs_of
 from prefold.runtime.vllm_quantized import spared
 from prefold.runtime.vllm_refusals import folded_modules
 from prefold.runtime.vllm_residual import settle_residual
@@ -31,6 +32,7 @@ def derive(model_class: type[nn.Module]) -> type[nn.Module]:
     """Return the class that serves what was folded of a source which ``model_class`` serves."""
     namespace = {
         "__init__": _init_of(model_class),
+        "forward": _pass_of(model_class),
         "load_weights": _loader_of(model_class),
         "__module__": __name__,
         "__doc__": model_class.__doc__,
@@ -44,16 +46,36 @@ def _init_of(model_class: Any) -> Callable[..., None]:
         packed = getattr(model_class, "packed_modules_mapping", {})
         with spared(vllm_config.quant_config, folded_modules(config.prefold), packed):
             model_class.__init__(self, vllm_config=vllm_config, prefix=prefix)
-        (self.prefold,) = config.prefold["folds"]
+        (self.prefold,), drafting = config.prefold["folds"], vllm_config.speculative_config
+        self.prefold_is_lent = drafting is not None and drafting.use_eagle()
         self.prefold_files = partial(_files, vllm_config)
-        self.prefold_embedding = None
+        self.prefold_is_loaded, self.prefold_embedding, self.prefold_row = False, None, CountedRow(0)
         if get_pp_group().is_first_rank:
             with torch.device("cpu"):
                 layout = plan(self, partial(model_class.load_weights, self), self.prefold)
-            _swap(self, layout, config)
-            self.prefold_embedding = layout.embedding
+            self.prefold_embedding, self.prefold_row = layout.embedding, _swap(self, layout, config)
 
     return __init__
+
+
+def _pass_of(model_class: Any) -> Callable[..., Any]:
+    @wraps(model_class.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        require_loaded(self)
+        with self.prefold_row.awaited():
+            return model_class.forward(self, *args, **kwargs)
+
+    return forward
+
+
+def require_loaded(model: Any) -> None:
+    """Refuse a folded model whose weights came by a way that its ``load_weights`` knows nothing of.
+
+    Raises:
+        TableError: it is one.
+    """
+    if not getattr(model, "prefold_is_loaded", True):
+        raise TableError("no table was loaded: this load_format of vLLM hands a model no weights by their names")
 
 
 def _files(vllm_config: Any) -> list[str]:
@@ -66,23 +88,30 @@ def _files(vllm_config: Any) -> list[str]:
     return sorted(glob(f"{folder}/*.safetensors"))
 
 
-def _swap(model: nn.Module, layout: Layout, config: Any) -> None:
-    """Let look-ups stand for what was folded."""
+def _swap(model: nn.Module, layout: Layout, config: Any) -> CountedRow:
+    """Let look-ups stand for what was folded; returns the row that they share."""
     row = CountedRow(len(layout.readers))
     for name, (begin, end) in layout.readers.items():
         module = model.get_submodule(name)
-        model.set_submodule(name, Reader(module, row, begin, end, silent=_is_said_elsewhere(module)))
+        returned = outputs_of(module, config.hidden_size)
+        silent = returned.partial and get_tensor_model_parallel_rank() > 0
+        model.set_submodule(name, Reader(module, row, begin, end, silent=silent, pair=returned.pair))
     for name in layout.passed:
-        model.set_submodule(name, Passed(pair=_returns_pair(model.get_submodule(name), config.hidden_size)))
+        norm = model.get_submodule(name)
+        width = next(norm.parameters(), torch.empty(config.hidden_size)).shape[-1]  # a norm of heads is narrower
+        model.set_submodule(name, Passed(pair=outputs_of(norm, width).pair))
     for name in layout.zeros:
-        model.set_submodule(name, Zeros())
+        model.set_submodule(name, Zeros(pair=outputs_of(model.get_submodule(name), config.hidden_size).pair))
     entry = config.prefold["folds"][0]["table"]
     table = Table(entry, layout.values.to("cpu"), config.prefold_placement, config.prefold["made"][entry["tensor"]])
-    _look_up_in(model, layout, table, row)
+    embedding = _look_up_in(model, layout)
+    embedding.prefold, embedding.row, embedding.residual = table, row, layout.residual
+    embedding.is_plain = layout.residual is not None and not layout.zeros
+    return row
 
 
-def _look_up_in(model: nn.Module, layout: Layout, table: Table, row: CountedRow) -> None:
-    """Let the embedding be a look-up; where it is the model's head as well, it stays that."""
+def _look_up_in(model: nn.Module, layout: Layout) -> Any:
+    """Let the embedding be a look-up, and return it; where it is the model's head as well, it stays that."""
     embedding: Any = model.get_submodule(layout.embedding)
     if _has_head(model):
         embedding = FoldedEmbedding(embedding.embedding_dim)
@@ -90,20 +119,7 @@ def _look_up_in(model: nn.Module, layout: Layout, table: Table, row: CountedRow)
     else:
         own = type(embedding)
         embedding.__class__ = type(f"Folded{own.__name__}", (FoldedEmbedding, own), {"__module__": __name__})
-    embedding.prefold, embedding.row, embedding.residual = table, row, layout.residual
-
-
-def _is_said_elsewhere(module: nn.Module) -> bool:
-    """Say whether the outputs of all ranks are added up later, so that the first one's is enough."""
-    partial_sums = any(getattr(part, "reduce_results", True) is False for part in module.modules())
-    return partial_sums and get_tensor_model_parallel_rank() > 0
-
-
-def _returns_pair(norm: nn.Module, width: int) -> bool:
-    """Ask a norm whether it returns a residual even where it was given none."""
-    weight = next(norm.parameters(), torch.empty(width))
-    with torch.compiler.set_stance("force_eager"):
-        return isinstance(norm(torch.zeros_like(weight)[None]), tuple)
+    return embedding
 
 
 def _has_head(model: nn.Module) -> bool:
@@ -118,6 +134,7 @@ def _loader_of(model_class: Any) -> Callable[..., Any]:
         loaded = model_class.load_weights(self, _without_ours(self, weights, ours))
         if self.prefold_embedding is not None:
             ours.add(_load_table(self))
+        self.prefold_is_loaded = True
         return None if loaded is None else loaded | ours
 
     return load_weights
@@ -131,6 +148,8 @@ def _load_table(model: Any) -> str:
     if not table.is_filled:
         raise TableError(f"{table.entry['tensor']}: no file of the checkpoint has this table")
     settle_residual(model, model.prefold_embedding, model.prefold)
+    if model.prefold_is_lent and not model.get_submodule(model.prefold_embedding).is_plain:
+        raise NotExpressibleError("a draft that may take its target's embedding: the table has it scaled, or in a sum")
     return f"{model.prefold_embedding}.prefold.weight"
 
 

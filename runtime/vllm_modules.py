@@ -1,5 +1,7 @@
 """What stands in one of vLLM's models for the modules that were folded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,20 @@ class CountedRow(Row):
         super().__init__(adds=False)
         self._readers = readers
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the model is in a pass of its own, so that rows will be read."""
+        return getattr(self._of_thread, "awaited", False)
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Let look-ups be those of a pass of the model; others are a draft's that asks its target for an embedding."""
+        self._of_thread.awaited = True
+        try:
+            yield
+        finally:
+            self._of_thread.awaited = False
+
     def begin(self, values: torch.Tensor) -> None:
         """Keep the rows of a new pass; what one that was interrupted left is dropped."""
         self.forget()
@@ -40,21 +56,26 @@ class FoldedEmbedding(nn.Module):
     """Looks rows up, and returns their residual.
 
     Where an embedding of vLLM's is a model's head as well, it becomes one of these, too: its weight is the head's.
+    Drafts may take a target's embedding for theirs; they get the residual, which ``is_plain`` where it is just that.
     """
 
     prefold: Table
     row: CountedRow
     residual: int | None
+    is_plain: bool
 
     def __init__(self, embedding_dim: int) -> None:
         """``embedding_dim`` counts the values of what is returned."""
         super().__init__()
         self.embedding_dim = embedding_dim
+        # No rows: what a draft compares with an embedding of its own, which is then never the same.
+        self.register_buffer("weight", torch.empty(0, embedding_dim), persistent=False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Look ``[tokens]`` ids up; returns ``[tokens, hidden]``."""
         values: torch.Tensor = self.prefold(input_ids)
-        self.row.begin(values)
+        if self.row.is_awaited:
+            self.row.begin(values)
         if self.residual is None:
             return values.new_empty(*input_ids.shape, self.embedding_dim)
         return values[..., : self.residual].contiguous()
@@ -63,13 +84,15 @@ class FoldedEmbedding(nn.Module):
 class Reader(nn.Module):
     """Stands for a folded module: returns its slice of the row."""
 
-    def __init__(self, module: nn.Module, row: CountedRow, begin: int, end: int, *, silent: bool) -> None:
-        """``module`` is the one that is folded; ``silent`` says that another rank says it already."""
+    def __init__(self, module: nn.Module, row: CountedRow, begin: int, end: int, *, silent: bool, pair: bool) -> None:
+        """``module`` is the one that is folded.
+
+        ``silent``: another rank says it already; ``pair``: nothing is returned beside it, as a bias would be.
+        """
         super().__init__()
         plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN) and name[0] != "_"}
         self.__dict__ |= plain  # its sizes, for callers that split by them
-        self.row, self.begin, self.end, self.silent = row, begin, end, silent
-        self.pair = getattr(module, "return_bias", False)  # vLLM's projections return a bias, too
+        self.row, self.begin, self.end, self.silent, self.pair = row, begin, end, silent, pair
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """Return ``[tokens, width]``."""
@@ -94,6 +117,12 @@ class Passed(nn.Module):
 class Zeros(nn.Module):
     """Stands for an FFN that is part of the residual already: adds nothing."""
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def __init__(self, *, pair: bool) -> None:
+        """``pair``: with no bias beside it."""
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         """Return zeros, ``[tokens, width]``."""
-        return torch.zeros_like(hidden_states)
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if self.pair else zeros

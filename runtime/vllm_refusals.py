@@ -44,10 +44,14 @@ def _of_checkpoint(section: dict[str, Any]) -> list[str]:
 
 
 def _of_engine(model_config: Any) -> list[str]:
-    reasons = []
+    reasons, config = [], model_config.hf_config
+    if config.model_type != config.prefold["source_model_type"]:
+        reasons.append(
+            f"{config.model_type}: drafts that lie in a target's own checkpoint (MTP) read its embedding there"
+        )
     if model_config.enable_prompt_embeds:
         reasons.append("enable_prompt_embeds: there are no token ids to look up")
-    placement = model_config.hf_config.prefold_placement
+    placement = config.prefold_placement
     if placement not in PLACEMENTS:
         reasons.append(f"prefold_placement {placement!r} is none of {', '.join(PLACEMENTS)}")
     elif placement != "device" and not current_platform.is_cpu() and not model_config.enforce_eager:

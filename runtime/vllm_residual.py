@@ -25,13 +25,14 @@ def settle_residual(model: Any, name: str, fold: dict[str, Any]) -> None:
     if embedding.residual is None or not hasattr(parent, "embed_input_ids"):
         return
     ids = torch.arange(min(fold["table"]["rows"], _PROBED), device=next(model.parameters()).device)
-    looked_up, seen = embedding(ids), parent.embed_input_ids(ids)
+    with embedding.row.awaited():
+        looked_up, seen = embedding(ids), parent.embed_input_ids(ids)
     embedding.row.forget()
     if torch.equal(looked_up, seen) or _is_plain(model.config, fold["table"]["module"]):
         return
     if not _is_scaled(looked_up.double(), seen.double()):
         raise NotExpressibleError(f"{name}: {type(parent).__name__} changes what it looks up, and so did the source")
-    parent.embed_input_ids = embedding.forward
+    parent.embed_input_ids, embedding.is_plain = embedding.forward, False
 
 
 def _is_plain(config: Any, module: str) -> bool:
