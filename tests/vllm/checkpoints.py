@@ -24,6 +24,10 @@ _SERIAL: dict[str, Any] = {
 _GROUPED = _SERIAL | {"num_key_value_heads": 2}
 _HEADS = _GROUPED | {"head_dim": 32}
 _PLAIN = {"vocab_size": VOCABULARY, "hidden_size": 128, "n_layer": 3, "n_head": 4}
+_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "first_k_dense_replace": 1}
+_LATENT = _SERIAL | _EXPERTS | {"first_k_dense_replace": 3, "kv_lora_rank": 64, "q_lora_rank": 64, "v_head_dim": 32}
+_LATENT |= {"qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "n_shared_experts": 1}
+_FALCON = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 # By what a test calls them: transformers' type, and the settings of its config.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +52,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", _GROUPED | {"embedding_multiplier": 6.0}),
     "bloom": ("bloom", _PLAIN),
     "gptj": ("gptj", {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 3, "n_head": 4, "rotary_dim": 16}),
+    "falcon": ("falcon", _FALCON | {"multi_query": True}),
+    "falcon_new": ("falcon", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "cohere2_moe": (
+        "cohere2_moe",
+        _HEADS | {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1, "sliding_window": 64},
+    ),
+    "deepseek_v2": ("deepseek_v2", _LATENT),
+    "glm4_moe": ("glm4_moe", _HEADS | _EXPERTS | {"num_nextn_predict_layers": 1}),
     "gpt2": ("gpt2", {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 2, "n_head": 4}),
 }  # fmt: skip
 

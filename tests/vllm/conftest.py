@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.vllm.checkpoints import SHAPES, fold, save
+from tests.vllm.engines import answers, tokens
 
 # Without the first the engine takes nearly all of the machine's memory for its cache.
 ENVIRONMENT = {
@@ -40,3 +41,15 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def llama(checkpoint) -> Path:
+    """Return the folder of the small Llama."""
+    return checkpoint("llama")
+
+
+@pytest.fixture(scope="session")
+def said(llama) -> list[list[int]]:
+    """Return what its source says."""
+    return tokens(answers(llama / "source"))

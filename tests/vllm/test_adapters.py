@@ -1,6 +1,9 @@
 """Adapters of what is not folded work; others are refused with the names of the folded modules."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,3 +61,16 @@ def test_an_adapter_of_what_is_folded(checkpoint, tmp_path):
             with pytest.raises(VLLMValidationError, match=f"inside: {inside[0]}, {inside[1]}: folded into the table"):
                 refused()
         assert tokens(say(llm)) == before
+
+
+def test_a_server_that_is_started_with_such_an_adapter(checkpoint, tmp_path):
+    """It does not start, and says which modules are folded."""
+    inside = "model.layers.0.self_attn.q_proj"
+    folder = adapter(tmp_path / "inside", (inside,))
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint("llama") / "folded"]
+    command += ["--skip-tokenizer-init", "--enforce-eager", "--max-model-len", "192", "--dtype", "float32"]
+    command += ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"inside={folder}"]
+    environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode
+    assert f"adapter inside: {inside}: folded into the table" in done.stdout + done.stderr

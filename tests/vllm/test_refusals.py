@@ -53,6 +53,35 @@ def test_a_module_that_vllm_does_not_have(checkpoint, tmp_path):
         start(folder)
 
 
+def test_projections_that_vllm_reads_itself(checkpoint):
+    with pytest.raises(ValueError, match=r"q_b_proj: vLLM reads its weights in .*mla_attn, too"):
+        start(checkpoint("deepseek_v2") / "folded")
+
+
+@pytest.mark.ranks
+def test_a_projection_whose_inputs_lie_on_several_ranks(checkpoint, tmp_path, capfd):
+    """On ranks that is seen in a process of the engine's, and not by who starts it."""
+
+    def deeper(section):
+        section["folds"][0]["columns"][-1]["module"] = "model.layers.0.mlp.down_proj"
+
+    folder = edited(checkpoint("cohere") / "folded", tmp_path / "deeper", deeper)
+    with pytest.raises(RuntimeError, match="Engine core initialization failed"):
+        start(folder, ranks=2)
+    assert "down_proj: its inputs are parted over ranks" in capfd.readouterr().out
+
+
+def test_weights_that_come_from_nowhere(checkpoint):
+    with pytest.raises(OSError, match="no table was loaded: this load_format"):
+        start(checkpoint("llama") / "folded", load_format="dummy")
+
+
+def test_a_draft_in_the_checkpoint_itself(checkpoint):
+    asked = {"method": "mtp", "num_speculative_tokens": 1}
+    with pytest.raises(ValueError, match=r"glm4_moe_mtp: drafts that lie in a target's own checkpoint"):
+        start(checkpoint("glm4_moe") / "folded", speculative_config=asked)
+
+
 def test_another_format(checkpoint, tmp_path):
     def newer(section):
         section["format"] = 99

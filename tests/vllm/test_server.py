@@ -14,6 +14,7 @@ from tests.vllm.engines import STEPS, answers, tokens
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 psutil = pytest.importorskip("psutil", reason="vLLM brings it")
+pytestmark = pytest.mark.ranks
 
 _PATIENCE = 240
 

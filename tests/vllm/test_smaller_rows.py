@@ -10,14 +10,10 @@ from tests.vllm.engines import STEPS, answers, tokens
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 
-@pytest.fixture(scope="module")
-def smaller(checkpoint, tmp_path_factory):
-    return fold(
-        checkpoint("llama") / "source",
-        tmp_path_factory.mktemp("smaller") / "folded",
-        table_dtype=torch.int8,
-        quantize_residual=True,
-    )
+@pytest.fixture(scope="module", params=[torch.int8, torch.float8_e4m3fn], ids=str)
+def smaller(request, llama, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smaller") / "folded"
+    return fold(llama / "source", folder, table_dtype=request.param, quantize_residual=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +32,7 @@ def test_one_rank(smaller, said, placement, eager):
     assert tokens(answers(smaller, **options)) == said
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("placement", ["device", "host"])
 def test_each_of_two_ranks_holds_the_bytes_of_its_heads(smaller, said, placement):
     assert tokens(answers(smaller, ranks=2, hf_overrides={"prefold_placement": placement})) == said

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.vllm.checkpoints import fold
 from tests.vllm.engines import answers, are_close, tokens
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
@@ -12,8 +13,9 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 # Where vLLM has fused modules, norms of heads, scaled embeddings, parallel blocks, no class of its own, experts.
 NAMED = ("llama", "qwen3", "gemma2", "cohere", "gpt_neox", "phi3", "mixtral")
 OTHERS = ("llama_tied", "llama_one_kv_head", "qwen2", "gemma3", "qwen3_moe", "olmo2", "granite", "bloom", "gptj")
-# On two ranks an engine takes half a minute to start.
-TWO_RANKS = ("llama_one_kv_head", "cohere", "gpt_neox")
+OTHERS += ("falcon", "falcon_new", "cohere2_moe")
+# Of the others, on two ranks: heads that are repeated, and parallel blocks that add up their parts in other ways.
+TWO_RANKS = ("llama_one_kv_head", "falcon_new", "cohere2_moe")
 
 
 def slow_but(quick):
@@ -38,15 +40,23 @@ def test_compiled(name, checkpoint):
     assert_same(checkpoint(name), enforce_eager=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMED, *OTHERS])
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", slow_but(NAMED + TWO_RANKS))
 def test_eager_on_two_ranks(name, checkpoint):
     assert_same(checkpoint(name), ranks=2)
 
 
-@pytest.mark.parametrize("name", slow_but(TWO_RANKS))
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", slow_but(NAMED))
 def test_compiled_on_two_ranks(name, checkpoint):
     assert_same(checkpoint(name), ranks=2, enforce_eager=False)
+
+
+@pytest.mark.parametrize("name", ["cohere", "falcon"])
+def test_an_ffn_in_the_residual(name, checkpoint, tmp_path):
+    """A sum in another order: no longer equal to the last bit, and equal in what is said."""
+    folded = fold(checkpoint(name) / "source", tmp_path / "merged", merge_residual=True)
+    assert tokens(answers(folded)) == tokens(answers(checkpoint(name) / "source"))
 
 
 def test_columns_in_the_wrong_place_are_noticed(checkpoint, tmp_path):
