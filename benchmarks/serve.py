@@ -6,7 +6,6 @@ measures a small model and prints. A run that is stopped can be taken up: ``--ro
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+from benchmarks.engine import set_environment
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
 from benchmarks.plan_page import write_section
@@ -27,9 +27,6 @@ _AT_ONCE = (1, 8, 64)
 _PROMPT, _STEPS, _LONGEST = 32, 32, 128
 _SMALL = PYTHIA_410M.changed("small", hidden_size=256, num_attention_heads=4, num_hidden_layers=2, vocab_size=4096)
 _SIDES = ("source", "folded")
-# Without the first an engine on a CPU takes nearly all of its memory; two of them are there at a time.
-_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "HF_HUB_OFFLINE": "1"}
-_QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, nargs="+", default=_AT_ONCE, help="numbers of requests")
     parser.add_argument("--models", type=Path, help="a folder for source and folded, used again if they are there")
     asked = parser.parse_args()
-    os.environ.update({name: os.environ.get(name, value) for name, value in (_ENVIRONMENT | _QUIET).items()})
+    set_environment()
     shape, rounds = (_SMALL, 2) if asked.quick else (PYTHIA_410M, asked.rounds)
     with TemporaryDirectory(prefix="prefold-bench-") as folder:
         figures = _measure(shape, _made(shape, asked.models or Path(folder)), asked.at_once, rounds)

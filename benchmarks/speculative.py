@@ -214,21 +214,27 @@ said = model.generate(**prompt, assistant_model=draft, do_sample=False, max_new_
 """
 
 
+def _served(steps: int) -> str:
+    with drafts(trained(_DRAFT[0], steps)) as folders:
+        return serve(folders, steps, prompts().tolist(), _NEW_TOKENS, _AHEAD)
+
+
+def _generated(*, quick: bool) -> str:
+    steps, rounds = ((4, 4), 2) if quick else ((_DRAFT[1], _DEEPER[1]), _ROUNDS)
+    draft, deeper = trained(_DRAFT[0], steps[0]), trained(_DEEPER[0], steps[1])
+    targets = {"demo, 4 layers": Path(CHECKPOINT), f"{_DEEPER[0]} layers": deeper}
+    return render(*measure(draft, targets, rounds))
+
+
 def main() -> None:
     """Measure, and write the section or print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few steps of training, few rounds, printed")
     parser.add_argument("--engine", action="store_true", help="measure vLLM, and write its own section")
+    parser.add_argument("--steps", type=int, default=_DRAFT[1], help="of training the draft that vLLM is measured with")
     asked, machine = parser.parse_args(), describe()
     transformers_logging.set_verbosity_error()  # generation warns of what it does itself for a draft
-    steps, rounds = ((_DRAFT[1], _DEEPER[1]), _ROUNDS) if not asked.quick else ((4, 4), 2)
-    draft, deeper = trained(_DRAFT[0], steps[0]), trained(_DEEPER[0], steps[1])
-    targets = {"demo, 4 layers": Path(CHECKPOINT), f"{_DEEPER[0]} layers": deeper}
-    if asked.engine:
-        with drafts(draft) as folders:
-            text = serve(folders, (f"{_DEEPER[0]} layers", deeper), prompts().tolist(), _NEW_TOKENS, _AHEAD)
-    else:
-        text = render(*measure(draft, targets, rounds))
+    text = _served(asked.steps) if asked.engine else _generated(quick=asked.quick)
     text += f"\n{sentence(machine)}"
     if asked.quick:
         sys.stdout.write(text + "\n")
