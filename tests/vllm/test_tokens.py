@@ -16,6 +16,8 @@ OTHERS = ("llama_tied", "llama_one_kv_head", "qwen2", "gemma3", "qwen3_moe", "ol
 OTHERS += ("falcon", "falcon_new", "cohere2_moe")
 # Of the others, on two ranks: heads that are repeated, and parallel blocks that add up their parts in other ways.
 TWO_RANKS = ("llama_one_kv_head", "falcon_new", "cohere2_moe")
+# Compiled, on two ranks, takes two minutes each: fused modules, parallel blocks, no class of its own, experts.
+COMPILED_ON_TWO = ("llama", "cohere", "gpt_neox", "mixtral")
 
 
 def slow_but(quick):
@@ -47,7 +49,7 @@ def test_eager_on_two_ranks(name, checkpoint):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", slow_but(NAMED))
+@pytest.mark.parametrize("name", slow_but(COMPILED_ON_TWO))
 def test_compiled_on_two_ranks(name, checkpoint):
     assert_same(checkpoint(name), ranks=2, enforce_eager=False)
 
