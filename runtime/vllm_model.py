@@ -46,10 +46,12 @@ def _init_of(model_class: Any) -> Callable[..., None]:
         packed = getattr(model_class, "packed_modules_mapping", {})
         with spared(vllm_config.quant_config, folded_modules(config.prefold), packed):
             model_class.__init__(self, vllm_config=vllm_config, prefix=prefix)
-        (self.prefold,), drafting = config.prefold["folds"], vllm_config.speculative_config
+        (self.prefold,) = config.prefold["folds"]
+        drafting = vllm_config.speculative_config
         self.prefold_is_lent = drafting is not None and drafting.use_eagle()
         self.prefold_files = partial(_files, vllm_config)
-        self.prefold_is_loaded, self.prefold_embedding, self.prefold_row = False, None, CountedRow(0)
+        self.prefold_is_loaded = False
+        self.prefold_embedding, self.prefold_row = None, CountedRow(0)  # of later stages of a pipeline
         if get_pp_group().is_first_rank:
             with torch.device("cpu"):
                 layout = plan(self, partial(model_class.load_weights, self), self.prefold)
