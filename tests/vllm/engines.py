@@ -44,7 +44,8 @@ def engine(folder: Path, *, ranks: int = 1, apart: bool = False, **options: Any)
             patch.setenv(name, value)
         if apart:
             patch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
-        llm = LLM(model=str(folder), dtype="float32", seed=0, tensor_parallel_size=ranks, **(defaults | options))
+        with _no_collection():
+            llm = LLM(model=str(folder), dtype="float32", seed=0, tensor_parallel_size=ranks, **(defaults | options))
         try:
             yield llm
         finally:
@@ -52,6 +53,21 @@ def engine(folder: Path, *, ranks: int = 1, apart: bool = False, **options: Any)
             del llm
             gc.collect()
             os.sched_setaffinity(0, mask)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Free no garbage while an engine compiles.
+
+    Projections of engines before it, and of its draft, call torch's operators when they are freed. Within a trace that
+    fails, and leaves this process with a torch whose tensors have no values.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def say(llm: Any, asked: list[list[int]] | None = None, **request: Any) -> list[Said]:
