@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 SERVED := $(VLLM)/bin/pytest tests/vllm
 ROOMS := cli convert demo plan runtime tree verify
-SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py))
+SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/*/*.py))
 
 .PHONY: demo test test-vllm test-vllm-full check bench coverage docs clean
 

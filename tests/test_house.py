@@ -36,7 +36,7 @@ def imported_rooms(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_imports_go_one_way(room: str):
-    for file in (ROOT / room).glob("*.py"):
+    for file in (ROOT / room).rglob("*.py"):
         assert imported_rooms(file) <= MAY_IMPORT[room], file
 
 
@@ -53,7 +53,7 @@ def test_the_runtime_module_needs_torch_and_transformers_alone():
 
 
 def test_no_code_asks_for_an_architecture_by_name():
-    for file in (path for room in MAY_IMPORT for path in (ROOT / room).glob("*.py") if room != "demo"):
+    for file in (path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py") if room != "demo"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Compare) and "model_type" in ast.dump(node.left):
                 assert not any(isinstance(c, ast.Constant) and isinstance(c.value, str) for c in node.comparators), file
@@ -92,7 +92,7 @@ def test_a_wheel_brings_the_demo_checkpoint_and_every_room(wheel: Path):
     archive = zipfile.ZipFile(wheel)
     names = set(archive.namelist())
     for room in MAY_IMPORT:
-        assert {f"prefold/{room}/{file.name}" for file in (ROOT / room).glob("*.py")} <= names
+        assert {f"prefold/{file.relative_to(ROOT)}" for file in (ROOT / room).rglob("*.py")} <= names
         assert f"prefold/{room}/py.typed" in names
     checkpoint = [info for info in archive.infolist() if info.filename.startswith("prefold/demo/checkpoint/")]
     assert {Path(info.filename).name for info in checkpoint} >= {"config.json", "model.safetensors", "tokenizer.json"}

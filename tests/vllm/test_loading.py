@@ -17,7 +17,7 @@ import re, resource, sys
 from pathlib import Path
 import torch
 from safetensors import safe_open
-from prefold.runtime.vllm_table import Table
+from prefold.runtime.vllm.table import Table
 
 with safe_open(sys.argv[1], framework="pt") as file:
     whole = file.get_tensor("embed")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from prefold.runtime.storage_prefold import DiskRows, HostRows, TableError, find_extent
-from prefold.runtime.vllm_part import part_of
+from prefold.runtime.vllm.part import part_of
 
 # Rows that are cut at once: what a rank holds of the whole table at any time, beside its part.
 _CHUNK = 4096

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prefold.runtime.vllm_layout import NotExpressibleError
+from prefold.runtime.vllm.layout import NotExpressibleError
 
 _PROBED = 64
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prefold.runtime.columns_prefold import Row
-from prefold.runtime.vllm_table import Table
+from prefold.runtime.vllm.table import Table
 
 _PLAIN = (int, float, str, list, tuple)
 

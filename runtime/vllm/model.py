@@ -16,13 +16,13 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 from prefold.runtime.modeling_prefold import PREFIX
 from prefold.runtime.storage_prefold import TableError
-from prefold.runtime.vllm_layout import Layout, NotExpressibleError, plan
-from prefold.runtime.vllm_modules import CountedRow, FoldedEmbedding, Passed, Reader, Zeros
-from prefold.runtime.vllm_outputs import outputs_of
-from prefold.runtime.vllm_quantized import spared
-from prefold.runtime.vllm_refusals import folded_modules
-from prefold.runtime.vllm_residual import settle_residual
-from prefold.runtime.vllm_table import Table
+from prefold.runtime.vllm.layout import Layout, NotExpressibleError, plan
+from prefold.runtime.vllm.modules import CountedRow, FoldedEmbedding, Passed, Reader, Zeros
+from prefold.runtime.vllm.outputs import outputs_of
+from prefold.runtime.vllm.quantized import spared
+from prefold.runtime.vllm.refusals import folded_modules
+from prefold.runtime.vllm.residual import settle_residual
+from prefold.runtime.vllm.table import Table
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 

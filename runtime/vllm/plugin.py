@@ -92,14 +92,14 @@ def _source_name(name: str, config_class: type[PreTrainedConfig]) -> str:
 
 
 def _inspect(original: Callable[..., Any], registry: Any, architectures: Any, model_config: Any) -> Any:
-    from prefold.runtime.vllm_refusals import require_served
+    from prefold.runtime.vllm.refusals import require_served
 
     require_served(model_config)
     return original(registry, architectures, model_config)
 
 
 def _resolve(original: Callable[..., Any], registry: Any, architectures: Any, model_config: Any) -> Any:
-    from prefold.runtime.vllm_model import derive
+    from prefold.runtime.vllm.model import derive
 
     model_class, architecture = original(registry, architectures, model_config)
     if hasattr(model_config.hf_config, "prefold"):
@@ -110,7 +110,7 @@ def _resolve(original: Callable[..., Any], registry: Any, architectures: Any, mo
 
 
 def _load(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from prefold.runtime.vllm_model import require_loaded
+    from prefold.runtime.vllm.model import require_loaded
 
     model = original(*args, **kwargs)
     require_loaded(model)
@@ -118,14 +118,14 @@ def _load(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _admit_request(original: Callable[..., Any], processor: Any, request: Any) -> Any:
-    from prefold.runtime.vllm_refusals import require_adaptable
+    from prefold.runtime.vllm.refusals import require_adaptable
 
     require_adaptable(processor.model_config.hf_config, request)
     return original(processor, request)
 
 
 def _admit_adapter(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    from prefold.runtime.vllm_refusals import require_adaptable
+    from prefold.runtime.vllm.refusals import require_adaptable
 
     require_adaptable(manager._adapter_manager.model.config, request)
     return original(manager, request)
