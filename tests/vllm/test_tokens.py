@@ -55,11 +55,19 @@ def test_compiled_on_two_ranks(name, checkpoint):
     assert_same(checkpoint(name), ranks=2, enforce_eager=False)
 
 
+MERGED = [
+    {},
+    pytest.param({"enforce_eager": False}, marks=pytest.mark.slow),
+    pytest.param({"ranks": 2}, marks=[pytest.mark.slow, pytest.mark.ranks]),
+]
+
+
+@pytest.mark.parametrize("options", MERGED, ids=["eager", "compiled", "two ranks"])
 @pytest.mark.parametrize("name", ["cohere", "falcon"])
-def test_an_ffn_in_the_residual(name, checkpoint, tmp_path):
+def test_an_ffn_in_the_residual(name, options, checkpoint, tmp_path):
     """A sum in another order: no longer equal to the last bit, and equal in what is said."""
     folded = fold(checkpoint(name) / "source", tmp_path / "merged", merge_residual=True)
-    assert tokens(answers(folded)) == tokens(answers(checkpoint(name) / "source"))
+    assert tokens(answers(folded, **options)) == tokens(answers(checkpoint(name) / "source", **options))
 
 
 def test_columns_in_the_wrong_place_are_noticed(checkpoint, tmp_path):
