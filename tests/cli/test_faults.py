@@ -83,9 +83,11 @@ def test_killed_at_random_moments_it_never_leaves_half_an_output(source: Path, t
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_interrupted_it_cleans_up(source: Path, tmp_path: Path, name: str, code: int):
-    running = start(source, tmp_path / "out")
+    sent = getattr(signal, name)
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    running = start(source, tmp_path / "out", preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL))
     wait_for_work(running, tmp_path / "out")
-    running.send_signal(getattr(signal, name))
+    running.send_signal(sent)
     _, err = running.communicate()
     assert running.returncode == code
     assert "Traceback" not in err
