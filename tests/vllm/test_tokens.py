@@ -17,7 +17,7 @@ OTHERS += ("falcon", "falcon_new", "cohere2_moe")
 # On two ranks a model takes one minute, and two compiled, so it runs there in one mode unless everything is asked for.
 # Compiled: fused modules, parallel blocks, no class of its own, experts.
 COMPILED_ON_TWO = ("llama", "cohere", "gpt_neox", "mixtral")
-# Beside what else is named, heads that are repeated, and parallel blocks that add up their parts in other ways.
+# Eager: the rest of the named; heads that are repeated; parallel blocks that add up their parts in other ways.
 EAGER_ON_TWO = ("qwen3", "gemma2", "phi3", "llama_one_kv_head", "falcon_new", "cohere2_moe")
 
 
