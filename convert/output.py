@@ -19,13 +19,14 @@ _AT_FDCWD = -100
 def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``out`` that takes its place when the block ends without an error.
 
-    The folder is locked while it is written. What a run that was killed left behind is removed by the next.
+    The folder is new and locked while it is written. What a run that was killed left behind is removed by the next.
+    Where ``out`` is a link, the folder that it leads to is written, and the link stays.
 
     Raises:
         OutputExists: ``out`` exists and ``force`` is not set, or another run is writing it.
         StorageError: the folder cannot be made.
     """
-    out = out.absolute()
+    out = _target(out)
     _restore(out)
     _refuse_existing(out, force=force)
     work = out.with_name(f".{out.name}.prefold")
@@ -33,11 +34,10 @@ def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     locks = [_claim(work)]
     try:
         _refuse_existing(out, force=force)
-        _empty(work)
         yield work
         _sync(work)
         if out.exists():
-            locks.append(os.open(out, os.O_RDONLY))
+            locks.append(_opened(out))
             fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
             _exchange(work, out)
         else:
@@ -70,14 +70,36 @@ def _refuse_existing(out: Path, *, force: bool) -> None:
         raise OutputExists(f"{out}: is no checkpoint, so --force does not replace it")
 
 
+def _target(out: Path) -> Path:
+    try:
+        return out.resolve()
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"{out}: leads nowhere: {error}") from error
+
+
 def _claim(work: Path) -> int:
-    """Make the folder, or take over a dead run's, and lock it; returns the lock."""
+    """Make the folder, where a dead run's may lie, and lock it; returns the lock."""
     try:
         work.parent.mkdir(parents=True, exist_ok=True)
-        work.mkdir(exist_ok=True)
-        lock = os.open(work, os.O_RDONLY)
+        _remove_dead(work)
+        work.mkdir()
+        return _locked(work)
     except OSError as error:
         raise StorageError(f"{work.parent}: cannot be written to: {error.strerror}") from error
+
+
+def _remove_dead(work: Path) -> None:
+    """Remove what a dead run left; a link or a file of that name is somebody else's."""
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        raise StorageError(f"{work}: is no folder of a conversion: remove it")
+    if work.exists():
+        lock = _locked(work)
+        shutil.rmtree(work)
+        os.close(lock)
+
+
+def _locked(work: Path) -> int:
+    lock = _opened(work)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -89,16 +111,12 @@ def _claim(work: Path) -> int:
     return lock
 
 
+def _opened(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
 def _busy(work: Path) -> OutputExists:
     return OutputExists(f"{work.parent / work.name[1:].removesuffix('.prefold')}: another conversion is writing it")
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _sync(folder: Path) -> None:
@@ -120,12 +138,13 @@ def _aside(out: Path) -> Path:
 
 def _restore(out: Path) -> None:
     """Bring back an older output that a killed run had set aside."""
-    if _aside(out).exists() and not out.exists():
+    if _aside(out).is_dir() and not _aside(out).is_symlink() and not out.exists():
         _aside(out).rename(out)
 
 
 def _is_one_of(folder: Path, opened: list[int]) -> bool:
-    return folder.exists() and folder.stat().st_ino in {os.fstat(descriptor).st_ino for descriptor in opened}
+    inodes = {(found.st_dev, found.st_ino) for found in map(os.fstat, opened)}
+    return os.path.lexists(folder) and (folder.lstat().st_dev, folder.lstat().st_ino) in inodes
 
 
 def _exchange(work: Path, out: Path) -> None:

@@ -63,6 +63,73 @@ def test_leftovers_of_a_dead_run_are_removed(tmp_path: Path):
     assert os.listdir(tmp_path / "out") == ["config.json"]
 
 
+@pytest.mark.parametrize("leads_to", ["folder", "nothing", "file"])
+def test_a_planted_link_in_the_work_folders_place_is_not_followed(tmp_path: Path, leads_to: str):
+    theirs = tmp_path / "theirs"
+    if leads_to == "folder":
+        theirs.mkdir()
+        (theirs / "thesis.tex").write_text("years of work")
+    elif leads_to == "file":
+        theirs.write_text("years of work")
+    (tmp_path / ".out.prefold").symlink_to(theirs)
+    with pytest.raises(StorageError, match="no folder of a conversion"):
+        write(tmp_path / "out", "new")
+    assert leads_to != "folder" or (theirs / "thesis.tex").read_text() == "years of work"
+    assert leads_to != "file" or theirs.read_text() == "years of work"
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_inside_a_dead_runs_folder_are_not_followed(tmp_path: Path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("years of work")
+    (tmp_path / ".out.prefold").mkdir()
+    (tmp_path / ".out.prefold" / "link").symlink_to(tmp_path / "theirs")
+    write(tmp_path / "out", "new")
+    assert (tmp_path / "theirs" / "thesis.tex").exists()
+    assert os.listdir(tmp_path / "out") == ["config.json"]
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path, levels: int):
+    """``models/current -> v1``: the folder behind the link is replaced, as often as that is asked for."""
+    v1, current = tmp_path / "models" / "v1", tmp_path / "here" / "current"
+    write(v1, "first")
+    current.parent.mkdir()
+    current.symlink_to(v1)
+    if levels == 2:
+        current, middle = tmp_path / "here" / "outer", current
+        current.symlink_to(middle)
+    for text in ("second", "third"):
+        write(current, text, force=True)
+        assert current.is_symlink()
+        assert (v1 / "config.json").read_text() == text
+        assert os.listdir(v1.parent) == ["v1"]
+    with pytest.raises(RuntimeError):
+        write(current, "fourth", force=True, fail=True)
+    assert (v1 / "config.json").read_text() == "third"
+
+
+def test_a_link_to_no_folder_yet_leads_where_it_says(tmp_path: Path):
+    (tmp_path / "current").symlink_to(tmp_path / "v1")
+    write(tmp_path / "current", "new")
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "v1" / "config.json").read_text() == "new"
+
+
+def test_a_link_to_itself_leads_nowhere(tmp_path: Path):
+    (tmp_path / "out").symlink_to(tmp_path / "out")
+    with pytest.raises(StorageError, match="leads nowhere"):
+        write(tmp_path / "out", "new")
+
+
+def test_a_planted_link_in_an_older_outputs_place_does_not_come_back(tmp_path: Path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / ".out.prefold-old").symlink_to(tmp_path / "theirs")
+    write(tmp_path / "out", "new")
+    assert not (tmp_path / "out").is_symlink()
+    assert os.listdir(tmp_path / "theirs") == []
+
+
 def test_an_output_that_a_dead_run_had_set_aside_comes_back(tmp_path: Path):
     write(tmp_path / "out", "old")
     (tmp_path / "out").rename(tmp_path / ".out.prefold-old")
