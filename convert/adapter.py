@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut
 from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
+from prefold.convert.files import ADAPTER
 from prefold.convert.shards import Entry, passed_through, read_header, write_file
 from prefold.convert.sides import find_sides
-from prefold.convert.source import ADAPTER
 from prefold.convert.trace import hooks, run_side, stop
 
 WEIGHTS = "adapter_model.safetensors"

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from prefold.convert.files import CARD
+from prefold.convert.files import CARD, own_file
 from prefold.convert.folded import source_name, versions
 from prefold.convert.model import Kind
 from prefold.convert.source import Source
@@ -19,10 +19,8 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 def _carried(source: Source) -> dict[str, Any]:
     """Return what the source's own card says that holds for a folded checkpoint too, its licence first."""
-    card = source.folder / CARD
-    data = (
-        ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict() if card.exists() else {}
-    )
+    text = own_file(source.folder, CARD).read_text(encoding="utf-8") if CARD in source.data_names() else ""
+    data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     kept = ("license", "license_name", "license_link", "language", "pipeline_tag")
     return {key: data[key] for key in kept if data.get(key)}
 

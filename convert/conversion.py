@@ -18,13 +18,12 @@ from prefold.convert.card import write_card
 from prefold.convert.cut import Cut
 from prefold.convert.encoding import asked_for
 from prefold.convert.errors import BrokenCheckpoint, StorageError, UsageError
-from prefold.convert.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE, side_files
+from prefold.convert.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE
 from prefold.convert.first_layer import load_first_layer, require_device
 from prefold.convert.folded import (
     circumstances,
-    copy_runtime,
-    copy_side_files,
     folded_config,
+    runtime_code,
     source_name,
     versions,
     write_config,
@@ -35,6 +34,7 @@ from prefold.convert.names import live_names
 from prefold.convert.output import output_folder, require_space
 from prefold.convert.quantized import method_of, require_loadable, require_plain, require_token_pure
 from prefold.convert.shards import Outgoing, as_bytes, dtype_name, write_file
+from prefold.convert.side_files import SideFiles, find_side_files
 from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, add_weights, open_config
 from prefold.convert.study import AUTO, Study, Wanted, study_model
@@ -125,11 +125,13 @@ class Conversion:
         out: the folded checkpoint.
         inspection: what it is worth.
         verification: what its check said; None where none was asked for.
+        left_out: files of the source that did not go along, folders as ``name/``.
     """
 
     out: Path
     inspection: Inspection
     verification: Report | None
+    left_out: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures."""
@@ -137,6 +139,7 @@ class Conversion:
             "out": str(self.out),
             "inspection": self.inspection.as_json(),
             "verification": self.verification.as_json() if self.verification else None,
+            "left_out": self.left_out,
         }
 
 
@@ -147,6 +150,7 @@ class _Job:
     kind: Kind
     study: Study
     live: dict[str, str]
+    side: SideFiles
     dtype: torch.dtype
     options: Options
     watch: Watch
@@ -173,8 +177,7 @@ def convert_checkpoint(
     """
     with output_folder(out, force=options.force) as folder:
         job = _prepare(model, revision, options, watch)
-        if (job.source.folder.resolve() / CONFIG).is_relative_to(out.resolve()):
-            raise UsageError(f"{out}: the source lies there, and would be replaced")
+        _require_apart(job.source, out)
         worth = _weigh(job)
         inspection = Inspection(source_name(job.source), job.source.revision, [], worth=worth)
         watch.inspected(inspection)
@@ -187,13 +190,25 @@ def convert_checkpoint(
         write_card(folder, job.source, job.kind, worth, inspection.verdict, _command(job), proof)
         result = {"inspection": inspection.as_json(), "verification": report.as_json() if report else None}
         (folder / REPORT).write_text(json.dumps(result | {"versions": versions()}, indent=2) + "\n")
-    return Conversion(out, inspection, report)
+    return Conversion(out, inspection, report, job.side.left_out)
+
+
+def _require_apart(source: Source, out: Path) -> None:
+    """Refuse an output that would replace the source, or be one of its side files."""
+    folder, out = source.folder.resolve(), out.resolve()
+    if (folder / CONFIG).is_relative_to(out):
+        raise UsageError(f"{out}: the source lies there, and would be replaced")
+    for inside in (folder / name for name in source.module_folders):
+        if out.is_relative_to(inside):
+            raise UsageError(f"{out}: lies among the source's side files")
 
 
 def _prepare(model: str, revision: str | None, options: Options, watch: Watch) -> _Job:
     """Find everything out that can be found out before the first byte is written."""
     require_device(options.device)
     opened = open_config(model, revision)
+    if opened.revision is None:
+        opened = add_weights(opened)  # what lies here is looked at first, and what is to be downloaded last
     config = load_config(opened, trust_remote_code=options.trust_remote_code)
     require_loadable(config)
     kind = load_kind(opened, config)
@@ -204,10 +219,11 @@ def _prepare(model: str, revision: str | None, options: Options, watch: Watch) -
     if options.adapter:
         whole = build_on_meta(kind.model_class, config, torch.float32)
         check_adapter(options.adapter, whole, modules_in_tables(study.cuts))
-    source = add_weights(opened)
+    source = add_weights(opened) if opened.revision else opened
+    side = find_side_files(source, trust_remote_code=options.trust_remote_code)
     dtype = resolve_dtype(source, config, options.dtype)
     live = live_names(build_on_meta(kind.model_class, config, dtype), source.entries)
-    return _Job(source, config, kind, study, live, dtype, options, watch)
+    return _Job(source, config, kind, study, live, side, dtype, options, watch)
 
 
 def _weigh(job: _Job) -> Worth:
@@ -230,17 +246,18 @@ def _write(job: _Job, folder: Path) -> None:
     )
     maker = _Maker(job, plan)
     total, kept = sum(tensor.size for tensor in maker.outgoing.values()), plan.shard_bytes
-    side = sum((source.folder / name).stat().st_size for name in side_files(source.folder))
-    require_space(folder, kept + total + side + (1 << 20))
+    require_space(folder, kept + total + job.side.size + (1 << 20))
     write_file(folder / TABLE, maker.outgoing, written=lambda done: watch.advanced("table", done, total))
     write_shards(folder, plan, lambda done: watch.advanced("untouched tensors", done, kept))
     write_index(folder, plan, maker.outgoing)
+    code = runtime_code(job.config, job.kind.model_class)
     section = folded_config(
         source,
         job.config,
         job.kind,
         study,
         job.live,
+        code | job.side.code,
         dtype=job.dtype,
         placement=options.placement,
         text_only=job.options.text_only,
@@ -248,8 +265,9 @@ def _write(job: _Job, folder: Path) -> None:
         computed=circumstances(job.options.device, [job.chunk_tokens(cut) for cut in study.cuts]),
     )
     write_config(folder, section)
-    copy_runtime(folder, job.config, job.kind.model_class)
-    copy_side_files(source, folder)
+    for name, content in code.items():
+        (folder / name).write_bytes(content)
+    job.side.write(folder)
     if options.adapter:
         remaining_adapter(options.adapter, modules_in_tables(study.cuts), folder / ADAPTER_FOLDER)
 

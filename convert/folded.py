@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from prefold.convert.files import CONFIG, REMOTE_RUNTIME, RUNTIME, RUNTIMES, copied_name, side_files
+from prefold.convert.files import CONFIG, REMOTE_RUNTIME, RUNTIME, RUNTIMES
 from prefold.convert.model import Kind
+from prefold.convert.side_files import module_of, strings
 from prefold.convert.source import Source
 from prefold.convert.study import Study
 from prefold.convert.weights import made_tensors
@@ -25,6 +25,7 @@ def folded_config(
     kind: Kind,
     study: Study,
     live: dict[str, str],
+    code: dict[str, bytes],
     *,
     dtype: torch.dtype,
     placement: str = "device",
@@ -34,8 +35,9 @@ def folded_config(
 ) -> dict[str, Any]:
     """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it.
 
-    ``live`` are the parameters that the source's tensors become; ``placement`` is where tables are to lie; ``made`` are
-    the hashes of the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
+    ``live`` are the parameters that the source's tensors become; ``code`` are the modules that run it, by file;
+    ``placement`` is where tables are to lie; ``made`` are the hashes of the tensors that were computed; ``computed``
+    says how, as ``circumstances`` tells it.
     """
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
     from prefold.runtime.modeling_prefold import FORMAT, folded_name
@@ -47,7 +49,7 @@ def folded_config(
     return source.config | {
         "model_type": f"prefold_{config.model_type}",
         "architectures": [architecture],
-        "auto_map": source.config.get("auto_map", {})
+        "auto_map": _reached(source, code)
         | {
             "AutoConfig": f"{module}.Prefold{type(config).__name__}",
             kind.auto_class: f"{module}.{architecture}",
@@ -63,11 +65,17 @@ def folded_config(
             "folds": [cut.section(tensors[f"{cut.embedding}.weight"].name) for cut in study.cuts],
             "refused_inputs": kind.other_inputs if text_only else [],
             "made": made or {},
-            "runtime_sha256": {name: hashlib.sha256(_runtime(name)).hexdigest() for name in RUNTIMES},
+            "runtime_sha256": {name: hashlib.sha256(content).hexdigest() for name, content in code.items()},
             "computed": computed or {},
             "versions": versions(),
         },
     }
+
+
+def _reached(source: Source, code: dict[str, bytes]) -> dict[str, Any]:
+    """Return the entries of the source's ``auto_map`` whose modules go along: all, or none without trust."""
+    auto_map: dict[str, Any] = source.config.get("auto_map") or {}
+    return {key: names for key, names in auto_map.items() if all(module_of(name) in code for name in strings(names))}
 
 
 def source_name(source: Source) -> str:
@@ -101,29 +109,17 @@ def is_native(kind: type[Any]) -> bool:
     return kind.__module__.startswith("transformers.")
 
 
-def copy_runtime(folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
-    """Copy the modules that run a folded checkpoint, verbatim.
+def runtime_code(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> dict[str, bytes]:
+    """Return the modules that run a folded checkpoint, by file.
 
-    A source that brings its own code, which is among its side files, gets a module beside it that joins the two.
+    Beside a source's own code, which goes along, lies a module that joins the two.
     """
-    for name in RUNTIMES:
-        (folder / name).write_bytes(_runtime(name))
+    code = {name: files("prefold.runtime").joinpath(name).read_bytes() for name in RUNTIMES}
     if is_native(model_class):
-        return
+        return code
     kinds: list[type[Any]] = [type(config), model_class]
     runtime = RUNTIME.removesuffix(".py")
     imports = [f"from .{kind.__module__.rpartition('.')[2]} import {kind.__name__}" for kind in kinds]
     derived = [f"Prefold{kind.__name__} = derive({kind.__name__}, __name__)" for kind in kinds]
-    (folder / REMOTE_RUNTIME).write_text("\n".join([*imports, f"from .{runtime} import derive", "", *derived]) + "\n")
-
-
-def _runtime(name: str) -> bytes:
-    return files("prefold.runtime").joinpath(name).read_bytes()
-
-
-def copy_side_files(source: Source, folder: Path) -> None:
-    """Copy tokenizer, chat template, licence and all else verbatim; the source's model card under another name."""
-    for name in side_files(source.folder):
-        target = folder / copied_name(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.folder / name, target)
+    joined = "\n".join([*imports, f"from .{runtime} import derive", "", *derived]) + "\n"
+    return code | {REMOTE_RUNTIME: joined.encode()}

@@ -13,6 +13,7 @@ from transformers.models.auto import modeling_auto
 
 from prefold.convert.errors import UnsupportedModel
 from prefold.convert.shards import DTYPES
+from prefold.convert.side_files import code_reasons
 from prefold.convert.source import Source
 
 # Whose models are folded, and in which order a type without a named architecture is looked for.
@@ -34,6 +35,7 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
         UnsupportedModel: with one reason each.
     """
     reasons = _reasons(source.config, trust_remote_code=trust_remote_code)
+    reasons += code_reasons(source, trust_remote_code=trust_remote_code)
     if reasons:
         raise UnsupportedModel(reasons)
     try:

@@ -1,16 +1,26 @@
 """A checkpoint to be read: where it lies, what it says of itself, which tensors it holds."""
 
 import json
+import os
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefold.convert import hub
 from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
-from prefold.convert.files import CONFIG, INDEX, SINGLE, is_side_file, is_weights
+from prefold.convert.files import (
+    ADAPTER,
+    CONFIG,
+    INDEX,
+    MODULES,
+    SINGLE,
+    all_files,
+    is_side_file,
+    is_weights,
+    own_file,
+)
 from prefold.convert.shards import Entry, read_header
-
-ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,29 @@ class Source:
         """Bytes of all tensors."""
         return sum(entry.size for entry in self.entries.values())
 
+    @cached_property
+    def module_folders(self) -> list[str]:
+        """The folders of sentence-transformers' modules, as its own file names them.
+
+        Raises:
+            BrokenCheckpoint: it is not of that form, or names a folder out of the checkpoint.
+        """
+        if not self.config_path.is_dir() or not (self.folder / MODULES).exists():
+            return []
+        modules = read_json(own_file(self.folder, MODULES), list)
+        try:
+            folders = [PurePosixPath(module.get("path", "")).as_posix() for module in modules]
+        except (AttributeError, TypeError) as error:
+            raise BrokenCheckpoint(f"{MODULES}: names no folder for each module") from error
+        for folder in folders:
+            _require_inside(MODULES, folder)
+        return [folder for folder in folders if folder != "."]
+
+    def data_names(self) -> list[str]:
+        """Name the side files that lie in its folder."""
+        names = all_files(self.folder) if self.config_path.is_dir() else ()
+        return [name for name in names if is_side_file(name, self.module_folders)]
+
 
 def _is_local(model: str) -> bool:
     looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
@@ -64,16 +97,19 @@ def open_config(model: str, revision: str | None = None) -> Source:
         return _open_bare(path, model)
     if not path.exists():
         raise UsageError(f"{model}: no such file or folder")
-    return Source(path, model, None, _read_json(path))
+    return Source(path, model, None, read_json(path))
 
 
 def _open_remote(model: str, revision: str | None) -> Source:
     commit, names = hub.resolve(model, revision)
     _refuse_files(model, set(names))
     path = hub.fetch_file(model, commit, CONFIG)
-    opened = Source(path.parent, model, commit, _read_json(path), hub_files=names)
-    if "auto_map" in opened.config:  # the config is not understood without the code that it names
-        hub.fetch_files(model, commit, [name for name in names if name.endswith(".py")])
+    opened = Source(path.parent, model, commit, read_json(path), hub_files=names)
+    # Both may name code: without it the one is not understood, and the other not what it says.
+    code = [name for name in names if name.endswith(".py")] if "auto_map" in opened.config else []
+    needed = [*code, *(name for name in names if name == MODULES)]
+    if needed:
+        hub.fetch_files(model, commit, needed)
     return opened
 
 
@@ -82,7 +118,7 @@ def _open_bare(folder: Path, name: str) -> Source:
         raise UsageError(f"{name}: no such folder")
     names = {path.name for path in folder.iterdir()}
     _refuse_files(name, names)
-    return Source(folder, name, None, _read_json(folder / CONFIG))
+    return Source(folder, name, None, read_json(own_file(folder, CONFIG)))
 
 
 def open_source(model: str, revision: str | None = None) -> Source:
@@ -119,7 +155,7 @@ def _fetch_weights(opened: Source, commit: str) -> None:
         weights = sorted(set(_weight_map(hub.fetch_file(opened.name, commit, INDEX)).values()))
     for name in sorted(set(weights) - set(opened.hub_files)):
         raise BrokenCheckpoint(f"{INDEX}: names {name}, which is missing")
-    side = [name for name in opened.hub_files if is_side_file(name)]
+    side = [name for name in opened.hub_files if is_side_file(name, opened.module_folders)]
     hub.fetch_files(opened.name, commit, weights + side)
 
 
@@ -133,13 +169,18 @@ def open_folder(folder: Path, name: str | None = None, revision: str | None = No
     return replace(opened, revision=revision, entries=read_entries(folder))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, form: type[Any] = dict) -> Any:
+    """Read a JSON file whose outermost value is of the type ``form``.
+
+    Raises:
+        BrokenCheckpoint: it is not JSON, or of another form.
+    """
     try:
         decoded = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenCheckpoint(f"{path.name}: not JSON: {error}") from error
-    if not isinstance(decoded, dict):
-        raise BrokenCheckpoint(f"{path.name}: not a JSON object")
+    if not isinstance(decoded, form):
+        raise BrokenCheckpoint(f"{path.name}: not a JSON {'object' if form is dict else form.__name__}")
     return decoded
 
 
@@ -149,6 +190,10 @@ def _refuse_files(model: str, names: set[str]) -> None:
         if ADAPTER in names:
             raise UnsupportedModel([f"{model}: an adapter alone: merge it into its base model and fold that"])
         raise UsageError(f"{model}: not a checkpoint: it has no {CONFIG}")
+    if ADAPTER in names:
+        raise UnsupportedModel(
+            [f"{model}: {ADAPTER} lies beside its weights: take the adapter out of the folder and pass it as --adapter"]
+        )
     weights = sorted(name for name in names if is_weights(name))
     if weights and SINGLE not in names and INDEX not in names:
         raise UnsupportedModel(
@@ -166,11 +211,11 @@ def read_entries(folder: Path) -> dict[str, Entry]:
         BrokenCheckpoint: they disagree, a shard is missing or cut short, or the index points out of the folder.
         UnsupportedModel: there are no weights.
     """
-    if (folder / SINGLE).exists():
-        return read_header(folder / SINGLE)
-    if not (folder / INDEX).exists():
+    if os.path.lexists(folder / SINGLE):
+        return read_header(own_file(folder, SINGLE))
+    if not os.path.lexists(folder / INDEX):
         raise UnsupportedModel([f"{folder}: no weights: neither {SINGLE} nor {INDEX}"])
-    weight_map = _weight_map(folder / INDEX)
+    weight_map = _weight_map(own_file(folder, INDEX))
     entries: dict[str, Entry] = {}
     for shard in sorted(set(weight_map.values())):
         entries |= _read_shard(folder, shard, {name for name, file in weight_map.items() if file == shard})
@@ -178,20 +223,25 @@ def read_entries(folder: Path) -> dict[str, Entry]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise BrokenCheckpoint(f"{INDEX}: has no weight_map that names a file for each tensor")
     return weight_map
 
 
 def _read_shard(folder: Path, shard: str, expected: set[str]) -> dict[str, Entry]:
-    parts = PurePosixPath(shard)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise BrokenCheckpoint(f"{INDEX}: {shard!r} lies outside the checkpoint")
-    if not (folder / shard).exists():
+    _require_inside(INDEX, shard)
+    if not os.path.lexists(folder / shard):
         raise BrokenCheckpoint(f"{INDEX}: names {shard}, which is missing")
-    found = read_header(folder / shard)
+    found = read_header(own_file(folder, shard))
     for name in sorted(expected ^ set(found)):
         where = "is not in it" if name in expected else "is not in the index"
         raise BrokenCheckpoint(f"{shard}: {name} {where}")
     return found
+
+
+def _require_inside(file: str, name: str) -> None:
+    """Refuse a name that a file of the checkpoint has for something that is no part of it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise BrokenCheckpoint(f"{file}: {name!r} lies outside the checkpoint")

@@ -1,5 +1,6 @@
 """Whether the files of a folded checkpoint are what they say, and what the source's were."""
 
+import filecmp
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -7,8 +8,10 @@ from typing import Any
 
 import torch
 
-from prefold.convert.files import CARD, CONFIG, REPORT, RUNTIMES, copied_name, side_files
+from prefold.convert.errors import BrokenCheckpoint
+from prefold.convert.files import CARD, CONFIG, INDEX, REPORT, all_files, own_file
 from prefold.convert.shards import Entry, Outgoing, cast, dtype_name, passed_through
+from prefold.convert.side_files import SideFiles
 from prefold.convert.source import Source
 from prefold.convert.study import Study
 from prefold.convert.weights import Made, made_tensors, untouched
@@ -17,6 +20,8 @@ from prefold.verify.checks import Outcome
 # What a config may say otherwise: where the source was found, and what wrote the table when.
 _FREE = {f"prefold.{key}" for key in ("source", "revision")}
 _CIRCUMSTANCES = ("prefold.versions.", "prefold.computed", "prefold.made", "prefold.runtime_sha256")
+# What git and the hub's client keep in a folder that they have fetched; nothing loads it.
+_KEPT_BY_CLIENTS = (".git/", ".gitattributes", ".gitignore", ".cache/huggingface/")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Blueprint:
         live: into which parameter each tensor of the source is loaded, by the tensor's name.
         study: what folds.
         dtype: that the folded checkpoint runs in.
-        code: the modules that this version of prefold would write beside it, by name.
+        code: the modules that run it, by name: those that this version of prefold writes, and a trusted source's.
+        side: the source's side files.
         adapter: the files of what remains of an adapter that was merged into the table, by name.
     """
 
@@ -39,6 +45,7 @@ class Blueprint:
     study: Study
     dtype: torch.dtype
     code: dict[str, bytes]
+    side: SideFiles
     adapter: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -77,7 +84,7 @@ def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             yield f"{CONFIG}: {key} is {said.get(key)!r}, should be {expected.get(key)!r}"
 
 
-def _code_problems(blueprint: Blueprint, folded: Source, *, trusted: bool) -> Iterator[str]:
+def _code_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     said = folded.config["prefold"].get("runtime_sha256")
     said = said if isinstance(said, dict) else {}
     for name, ours in blueprint.code.items():
@@ -85,10 +92,30 @@ def _code_problems(blueprint: Blueprint, folded: Source, *, trusted: bool) -> It
         found = path.read_bytes() if path.is_file() else None
         if found is None:
             yield f"{name}: missing"
-        elif sha256([found]) != (said.get(name) if name in RUNTIMES else sha256([ours])):
+        elif sha256([found]) != said.get(name):
             yield f"{name}: not the file that was written (its hash differs)"
-        elif found != ours and not trusted:
-            yield f"{name}: not the one that this version writes: read it, then pass --trust-remote-code to run it"
+        elif found != ours:
+            what = "source's bytes" if name in blueprint.side.code else "one that this version writes: convert again"
+            yield f"{name}: not the {what}"
+
+
+def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+    """Find files that neither this version would write nor the source has: none of them is ever loaded."""
+    side, written = blueprint.side, blueprint.side.edited | blueprint.adapter
+    shards = [entry.file.relative_to(folded.folder).as_posix() for entry in folded.entries.values()]
+    known = {CONFIG, INDEX, CARD, REPORT, *shards, *blueprint.code, *side.copied, *written}
+    for name in all_files(folded.folder):
+        try:
+            path = own_file(folded.folder, name)
+        except BrokenCheckpoint as problem:
+            yield str(problem)
+            continue
+        if name not in known and not name.startswith(_KEPT_BY_CLIENTS):
+            yield f"{name}: unexpected, the source has no such file"
+        if name in side.copied and not filecmp.cmp(path, side.copied[name], shallow=False):
+            yield f"{name}: not the source's bytes"
+        if name in written and path.read_bytes() != written[name]:
+            yield f"{name}: not {'what remains of the adapter' if name in blueprint.adapter else 'as it was written'}"
 
 
 def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
@@ -100,11 +127,15 @@ def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             yield f"{made.name}: the table is {table.dtype} {table.shape}, should be {dtype} {made.shape}"
 
 
-def find_refusals(blueprint: Blueprint, folded: Source, *, trusted: bool) -> list[str]:
-    """Return why a folded checkpoint must not even be run: its config, code or table is not what was written."""
+def find_refusals(blueprint: Blueprint, folded: Source) -> list[str]:
+    """Return why a folded checkpoint must not even be loaded: its config, code, files or table are not what they were.
+
+    What tensors hold is looked at later: it is data.
+    """
     return [
         *_config_problems(blueprint, folded),
-        *_code_problems(blueprint, folded, trusted=trusted),
+        *_code_problems(blueprint, folded),
+        *_file_problems(blueprint, folded),
         *_table_problems(blueprint, folded),
     ]
 
@@ -136,30 +167,15 @@ def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             yield f"{name}: not the table that was written (its hash differs)"
 
 
-def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
-    source = blueprint.source.folder
-    copies = {copied_name(name): source / name for name in side_files(source)}
-    for name, original in copies.items():
-        copy = folded.folder / name
-        if not copy.is_file():
+def _missing(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+    for name in [*blueprint.side.copied, *blueprint.side.edited, *blueprint.adapter]:
+        if not (folded.folder / name).is_file():
             yield f"{name}: missing"
-        elif copy.read_bytes() != original.read_bytes():
-            yield f"{name}: not the source's bytes"
-    for rest, written in blueprint.adapter.items():
-        copy = folded.folder / rest
-        if not copy.is_file() or copy.read_bytes() != written:
-            yield f"{rest}: not what remains of the adapter"
-    added = {path.as_posix() for path in side_files(folded.folder) if path not in copies}
-    added -= {CARD, REPORT, *blueprint.code, *blueprint.adapter}
-    shards = {entry.file for entry in folded.entries.values()}
-    added |= {path.name for path in folded.folder.glob("*.safetensors") if path not in shards}
-    for extra in sorted(added):
-        yield f"{extra}: unexpected, the source has no such file"
 
 
 def find_differences(blueprint: Blueprint, folded: Source) -> list[str]:
-    """Return which tensors and side files are not the source's, and whether the table is the one that was written."""
-    return [*_tensor_problems(blueprint, folded), *_file_problems(blueprint, folded)]
+    """Return which tensors are not the source's, which files are missing, and whether the table is the written one."""
+    return [*_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
 
 
 def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
@@ -180,7 +196,7 @@ def check_structure(
     ``before`` tells the same of the source: what it holds for nobody, as heads of another task, passes through.
     """
     problems = [*differences, *_key_problems(loading, before)]
-    untouched, copied = len(blueprint.untouched), len(side_files(blueprint.source.folder))
+    untouched, copied = len(blueprint.untouched), len(blueprint.side.copied)
     summary = f"{untouched} untouched tensors and {copied} side files equal the source's, no key missing or unexpected"
     figures = {"untouched_tensors": untouched, "side_files": copied, "loaded_as": loading["class"]}
     return Outcome(not problems, told(problems) if problems else summary, figures, problems)

@@ -12,11 +12,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prefold.convert.adapter import modules_in_tables, remaining_adapter
 from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
 from prefold.convert.files import ADAPTER_FOLDER, CONFIG
-from prefold.convert.folded import copy_runtime, folded_config
+from prefold.convert.folded import folded_config, runtime_code
 from prefold.convert.model import load_config, load_kind, require_text
 from prefold.convert.names import live_names
 from prefold.convert.quantized import method_of, require_loadable
 from prefold.convert.shards import DTYPES
+from prefold.convert.side_files import find_side_files
 from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, open_folder, open_source
 from prefold.convert.study import AUTO, Study, Wanted, study_model
@@ -156,14 +157,15 @@ class _Comparison:
         text_only = bool(folded.config["prefold"].get("refused_inputs"))
         require_text(self.kind, text_only=text_only)
         placement = claimed_placement(folded.config["prefold"])
+        side = find_side_files(source, trust_remote_code=trust_remote_code)
+        code = runtime_code(config, self.kind.model_class) | side.code
         expected = folded_config(
-            source, config, self.kind, self.study, live, dtype=dtype, placement=placement, text_only=text_only
+            source, config, self.kind, self.study, live, code, dtype=dtype, placement=placement, text_only=text_only
         )
         expected.pop("torch_dtype", None)
-        code = _code(config, self.kind.model_class)
-        self.blueprint = Blueprint(source, expected, live, self.study, dtype, code, _remaining(adapter, self.study))
-        rest = folded.folder / ADAPTER_FOLDER
-        self.adapters = {source.folder: adapter, folded.folder: rest if self.blueprint.adapter else None}
+        rest = _remaining(adapter, self.study)
+        self.blueprint = Blueprint(source, expected, live, self.study, dtype, code, side, rest)
+        self.adapters = {source.folder: adapter, folded.folder: folded.folder / ADAPTER_FOLDER if rest else None}
         context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or LONGEST + NEW_TOKENS
         self.new_tokens = min(NEW_TOKENS, context // 2)
         self.is_smaller = any(cut.encoding for cut in self.study.cuts)
@@ -175,7 +177,7 @@ class _Comparison:
         )
 
     def run(self, *, speed: bool) -> dict[str, Outcome]:
-        refusals = find_refusals(self.blueprint, self.folded, trusted=self.trust)
+        refusals = find_refusals(self.blueprint, self.folded)
         if refusals:
             raise _Unfit(refusals)
         self.progress("comparing files")
@@ -261,13 +263,6 @@ def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted:
         return study_model(model_class, config, wanted)
     except UsageError:
         return study_model(model_class, config, replace(wanted, cut=AUTO))
-
-
-def _code(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> dict[str, bytes]:
-    """Return the modules that a conversion writes for a model, by name."""
-    with tempfile.TemporaryDirectory(prefix="prefold-") as scratch:
-        copy_runtime(Path(scratch), config, model_class)
-        return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
 
 
 def _remaining(adapter: Path | None, study: Study) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ SIDE = {
     "LICENSE": b"free",
     "README.md": b"---\nlicense: mit\n---\n# Small\n",
     "chat_template.jinja": b"{{ messages }}\n",
-    "original/params[1].json": b"{}",
+    "params[1].json": b"{}",
 }
 
 

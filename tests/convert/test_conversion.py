@@ -68,7 +68,6 @@ def test_side_files_are_copied_verbatim_and_the_licence_is_carried(checkpoint: C
         "LICENSE": "do as you like",
         "tokenizer.json": '{"odd":   "spacing"}',
         "chat_template.jinja": "{{ x }}",
-        "more/notes.txt": "kept",
         CARD: "---\nlicense: apache-2.0\nlanguage: en\n---\n# Source\n",
     }
     for name, text in side.items():

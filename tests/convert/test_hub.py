@@ -27,7 +27,7 @@ FOREIGN = dict.fromkeys(
     [
         "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.Q4_K_M.gguf",
         "onnx/model.onnx", "onnx/model.onnx_data", "original/consolidated.00.pth", "model.fp16.safetensors",
-        ".gitattributes", ".eval_results/one.yaml",
+        ".gitattributes", ".eval_results/one.yaml", "original/params.json", "custom_generate/generate.py", "train.py",
     ],
     b"not to be fetched",
 )  # fmt: skip

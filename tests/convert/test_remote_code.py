@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefold.convert import UnsupportedModel, convert_checkpoint, inspect_checkpoint
+from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, convert_checkpoint, inspect_checkpoint
 from prefold.convert.files import REMOTE_RUNTIME
 from tests.conftest import load, tokens
 
@@ -56,3 +56,54 @@ def test_trusted_code_folds_and_says_the_same(own_code: Path, fold, tmp_path: Pa
     assert torch.equal(load(own_code)(ids).logits, model(ids).logits)
     model.save_pretrained(tmp_path / "again")
     assert torch.equal(load(tmp_path / "again")(ids).logits, model(ids).logits)
+
+
+def point(source: Path, **auto_map: object) -> None:
+    config = json.loads((source / "config.json").read_text())
+    config["auto_map"] |= auto_map
+    (source / "config.json").write_text(json.dumps(config))
+
+
+def test_code_of_another_repository_is_refused(own_code: Path, tmp_path: Path):
+    point(own_code, AutoTokenizer=["evil/repo--tokenization.Own", None])
+    with pytest.raises(UnsupportedModel, match=r"part of another repository, evil/repo--tokenization\.Own"):
+        convert_checkpoint(str(own_code), tmp_path / "out", options=Options(trust_remote_code=True))
+
+
+def test_code_that_is_named_and_missing(own_code: Path, tmp_path: Path):
+    point(own_code, AutoTokenizer=["tokenization_own.Own", None])
+    with pytest.raises(BrokenCheckpoint, match=r"^tokenization_own\.py: is missing"):
+        convert_checkpoint(str(own_code), tmp_path / "out", options=Options(trust_remote_code=True))
+
+
+def test_code_that_leads_out_of_the_checkpoint(own_code: Path, tmp_path: Path):
+    (own_code / "modeling_own.py").rename(tmp_path / "modeling_own.py")
+    (own_code / "modeling_own.py").symlink_to(tmp_path / "modeling_own.py")
+    with pytest.raises(BrokenCheckpoint, match=r"modeling_own\.py: a link that leads out"):
+        convert_checkpoint(str(own_code), tmp_path / "out", options=Options(trust_remote_code=True))
+
+
+def test_a_module_with_the_name_of_the_runtimes_is_refused(own_code: Path, tmp_path: Path):
+    (own_code / "columns_prefold.py").write_text("")
+    modeling = (own_code / "modeling_own.py").read_text()
+    (own_code / "modeling_own.py").write_text(f"from .columns_prefold import *\n{modeling}")
+    with pytest.raises(UnsupportedModel, match=r"columns_prefold\.py has the name of one that prefold writes"):
+        convert_checkpoint(str(own_code), tmp_path / "out", options=Options(trust_remote_code=True))
+
+
+def test_all_that_is_named_and_imported_goes_along(own_code: Path, fold):
+    (own_code / "tokenization_own.py").write_text("from .helper_own import x\nclass Own: pass\n")
+    (own_code / "helper_own.py").write_text("x = 1\n")
+    (own_code / "train.py").write_text("x = 1\n")
+    (own_code / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}})
+    )
+    folded = fold(own_code, trust_remote_code=True)
+    assert {path.name for path in folded.glob("*_own.py")} == {
+        "configuration_own.py",
+        "helper_own.py",
+        "modeling_own.py",
+        "tokenization_own.py",
+    }
+    assert not (folded / "train.py").exists()
+    assert json.loads((folded / "tokenizer_config.json").read_text())["auto_map"]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefold.convert import BrokenCheckpoint, PrefoldError, UnsupportedModel, UsageError, convert_checkpoint
-from prefold.convert.files import INDEX, SINGLE, side_files
+from prefold.convert.files import INDEX, SINGLE
 from prefold.convert.source import open_source
 from tests.conftest import Checkpoint
 
@@ -180,21 +180,3 @@ def test_an_unknown_model_type(checkpoint: Checkpoint):
     source = checkpoint()
     edit(source / "config.json", model_type="nobody_knows_this")
     assert_refused(source, UnsupportedModel, "nobody_knows_this")
-
-
-def test_side_files_are_all_but_weights_config_and_hidden_ones(tmp_path: Path):
-    names = [
-        "config.json",
-        "tokenizer.json",
-        "chat_template.jinja",
-        "a/b.txt",
-        ".git/x",
-        "w.bin",
-        "w.onnx",
-        SINGLE,
-        INDEX,
-    ]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).write_text("")
-    assert [path.as_posix() for path in side_files(tmp_path)] == ["a/b.txt", "chat_template.jinja", "tokenizer.json"]

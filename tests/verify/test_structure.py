@@ -1,5 +1,6 @@
 """What the files alone give away, without a model being run."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from prefold.convert.files import CARD, REPORT, RUNTIMES
 from prefold.convert.folded import folded_config
 from prefold.convert.model import load_config, load_kind
 from prefold.convert.names import live_names
+from prefold.convert.side_files import find_side_files
 from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import open_folder, open_source
 from prefold.convert.study import study_model
@@ -31,14 +33,14 @@ def blueprint(llama: Pair) -> Blueprint:
     kind = load_kind(source, config)
     study = study_model(kind.model_class, config)
     live = live_names(build_on_meta(kind.model_class, config, torch.float32), source.entries)
-    expected = folded_config(source, config, kind, study, live, dtype=torch.float32)
     code = {name: (llama.folded / name).read_bytes() for name in RUNTIMES}
-    return Blueprint(source, expected, live, study, torch.float32, code)
+    expected = folded_config(source, config, kind, study, live, code, dtype=torch.float32)
+    return Blueprint(source, expected, live, study, torch.float32, code, find_side_files(source))
 
 
 def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Blueprint):
     folded = open_folder(llama.folded)
-    assert find_refusals(blueprint, folded, trusted=False) == []
+    assert find_refusals(blueprint, folded) == []
     assert find_differences(blueprint, folded) == []
 
 
@@ -71,12 +73,6 @@ def test_a_table_that_is_not_the_one_of_the_hash_is_found(
         (lambda folded: faults.drop_tensor(folded, NORM), f"{NORM}: missing"),
         (lambda folded: faults.add_tensor(folded, "more"), "more: unexpected"),
         (lambda folded: (folded / "generation_config.json").unlink(), "generation_config.json: missing"),
-        (
-            lambda folded: (folded / "generation_config.json").write_text("{}"),
-            "generation_config.json: not the source's bytes",
-        ),
-        (lambda folded: (folded / "a.jinja").write_text("x"), "a.jinja: unexpected, the source has no such file"),
-        (lambda folded: (folded / "a.safetensors").touch(), "a.safetensors: unexpected, the source has no such file"),
     ],
 )
 def test_a_tensor_or_file_that_is_not_the_sources_is_found_by_name(
@@ -101,16 +97,65 @@ def test_where_and_when_a_table_was_made_may_differ(key: str, llama: Pair, bluep
     pair = breakable(llama)
     value = {"prefold": "0.0.0"} if key == "versions" else "elsewhere"
     faults.edit_config(lambda config: config["prefold"].update({key: value}))(pair.folded)
-    assert find_refusals(blueprint, open_folder(pair.folded), trusted=False) == []
+    assert find_refusals(blueprint, open_folder(pair.folded)) == []
 
 
-def test_a_module_of_another_version_runs_where_it_is_trusted(llama: Pair, blueprint: Blueprint, breakable: Breakable):
+def _link(name: str, target: str) -> Callable[[Path], None]:
+    def fault(folded: Path) -> None:
+        (folded / name).unlink(missing_ok=True)
+        (folded / name).symlink_to(target)
+
+    return fault
+
+
+def _add(name: str) -> Callable[[Path], None]:
+    def fault(folded: Path) -> None:
+        (folded / name).parent.mkdir(parents=True, exist_ok=True)
+        (folded / name).write_text("raise SystemExit('ran')")
+
+    return fault
+
+
+ADDED = ("a.jinja", "a.safetensors", "a.py", "custom_generate/generate.py", "sub/deep/a.json", ".hidden/a.py",
+         ".env", "pytorch_model.bin", "__pycache__/a.pyc")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        *((_add(name), f"{name}: unexpected, the source has no such file") for name in ADDED),
+        (
+            lambda folded: (folded / "generation_config.json").write_text("{}"),
+            "generation_config.json: not the source's bytes",
+        ),
+        (
+            lambda folded: faults.edit_runtime(folded, hidden=True),
+            "modeling_prefold.py: not the one that this version writes: convert again",
+        ),
+        (
+            _link("README.md", "/etc/hostname"),
+            "README.md: a link that leads out of the checkpoint: put the file itself there",
+        ),
+        (_link("a", "/etc"), "a: a link that leads out of the checkpoint: put the file itself there"),
+        (_link("a", "nowhere"), "a: is missing, or a link that leads nowhere"),
+        (lambda folded: os.mkfifo(folded / "a"), "a: no regular file"),
+    ],
+)
+def test_what_this_version_would_not_write_is_refused_before_anything_is_loaded(
+    fault: Callable[[Path], object], line: str, llama: Pair, blueprint: Blueprint, breakable: Breakable
+):
     pair = breakable(llama)
-    faults.edit_runtime(pair.folded, hidden=True)
-    folded = open_folder(pair.folded)
-    (line,) = find_refusals(blueprint, folded, trusted=False)
-    assert line.endswith("read it, then pass --trust-remote-code to run it")
-    assert find_refusals(blueprint, folded, trusted=True) == []
+    fault(pair.folded)
+    assert find_refusals(blueprint, open_folder(pair.folded)) == [line]
+
+
+def test_what_git_and_the_hubs_client_leave_in_a_folder_is_no_part_of_it(
+    llama: Pair, blueprint: Blueprint, breakable: Breakable
+):
+    pair = breakable(llama)
+    for name in (".gitattributes", ".git/config", ".cache/huggingface/download/a.metadata"):
+        _add(name)(pair.folded)
+    assert find_refusals(blueprint, open_folder(pair.folded)) == []
 
 
 LOADING = {

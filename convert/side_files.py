@@ -1,0 +1,178 @@
+"""What goes along with the weights of a source: its side files, and its code where that is trusted."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
+from prefold.convert.files import (
+    CONFIG,
+    INDEX,
+    MODULES,
+    REMOTE_RUNTIME,
+    RUNTIMES,
+    SINGLE,
+    all_files,
+    copied_name,
+    is_hidden,
+    is_side_file,
+    own_file,
+)
+from prefold.convert.source import Source, read_json
+
+# By these keys sentence-transformers' files name classes; its own and torch's are installed with it.
+_CLASS_KEYS = ("type", "types", "activation_function", "activation_fn")
+_INSTALLED = ("sentence_transformers.", "torch.")
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """The files of a source that go along with its weights, by their names in the folded checkpoint.
+
+    Attributes:
+        copied: verbatim.
+        edited: without the names of code that does not go along.
+        code: the modules that a trusted source runs.
+        left_out: what else the source has, folders as ``name/``.
+    """
+
+    copied: dict[str, Path]
+    edited: dict[str, bytes]
+    code: dict[str, bytes]
+    left_out: list[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        written = [*self.edited.values(), *self.code.values()]
+        return sum(path.stat().st_size for path in self.copied.values()) + sum(map(len, written))
+
+    def write(self, folder: Path) -> None:
+        """Write all of them into a folder."""
+        for name in [*self.copied, *self.edited, *self.code]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for name, path in self.copied.items():
+            shutil.copyfile(path, folder / name)
+        for name, content in (self.edited | self.code).items():
+            (folder / name).write_bytes(content)
+
+
+def find_side_files(source: Source, *, trust_remote_code: bool = False) -> SideFiles:
+    """Find what goes along with a source's weights.
+
+    Raises:
+        BrokenCheckpoint: a file is a link that leads out of the checkpoint, or code that is named is missing.
+    """
+    folder = source.folder
+    names = source.hub_files or list(all_files(folder))
+    kept = [name for name in names if is_side_file(name, source.module_folders)]
+    paths = {name: own_file(folder, name) for name in kept}
+    edited = {} if trust_remote_code else dict(_without_code(paths))
+    code = _code(source) if trust_remote_code else {}
+    read = {CONFIG, SINGLE, INDEX, *kept, *code}
+    read |= {entry.file.relative_to(folder).as_posix() for entry in source.entries.values()}
+    left_out = {_shown(name, source) for name in names if name not in read and not is_hidden(name)}
+    copied = {copied_name(name): path for name, path in paths.items() if name not in edited}
+    return SideFiles(copied, edited, code, sorted(left_out))
+
+
+def _shown(name: str, source: Source) -> str:
+    """Name a file, or the folder that it lies in where nothing of that is read."""
+    top, _, inside = name.partition("/")
+    return f"{top}/" if inside and top not in source.module_folders else name
+
+
+def _without_code(paths: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
+    """Yield configs that name code, as of a tokenizer, without those names: stock then takes a class of its own."""
+    for name, path in paths.items():
+        decoded = read_json(path) if name.endswith(CONFIG) and "/" not in name else {}
+        if "auto_map" in decoded:
+            plain = {key: value for key, value in decoded.items() if key != "auto_map"}
+            yield name, (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def code_reasons(source: Source, *, trust_remote_code: bool) -> list[str]:
+    """Return why a source's code keeps it from being folded: it is not trusted, or no part of the checkpoint."""
+    reasons = []
+    classes = list(_module_classes(source))
+    if classes and not trust_remote_code:
+        reasons.append(
+            f"{MODULES} names code of its own, {classes[0]}: read that, then pass --trust-remote-code to run it"
+        )
+    for name in dict.fromkeys([*classes, *_auto_classes(source)]) if trust_remote_code else ():
+        if "--" in name:
+            reasons.append(
+                f"its code is part of another repository, {name}: save the model with it, by save_pretrained"
+            )
+    return reasons
+
+
+def _auto_classes(source: Source) -> Iterator[str]:
+    """Yield the classes that the config, and the configs beside it, name as code: ``module.Class``."""
+    yield from strings(source.config.get("auto_map"))
+    for name in source.data_names():
+        if name.endswith(CONFIG) and "/" not in name:
+            yield from strings(read_json(own_file(source.folder, name)).get("auto_map"))
+
+
+def _module_classes(source: Source) -> Iterator[str]:
+    """Yield the classes that sentence-transformers' files name, but for those that are installed with it."""
+    for name in source.data_names():
+        if name == MODULES or ("/" in name and name.endswith(".json")):
+            named = _named(read_json(own_file(source.folder, name), object))
+            yield from (each for each in named if not each.startswith(_INSTALLED))
+
+
+def _named(decoded: Any) -> Iterator[str]:
+    if isinstance(decoded, list):
+        for part in decoded:
+            yield from _named(part)
+    elif isinstance(decoded, dict):
+        for key, value in decoded.items():
+            yield from strings(value) if key in _CLASS_KEYS else _named(value)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Yield every string in decoded JSON."""
+    if isinstance(value, str):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from strings(part)
+
+
+def _code(source: Source) -> dict[str, bytes]:
+    """Return the modules that the names of classes reach, by file.
+
+    Raises:
+        BrokenCheckpoint: one is missing.
+        UnsupportedModel: one has the name of one of prefold's own.
+    """
+    folder, found = source.folder, dict[str, bytes]()
+    named = [module_of(name) for name in _auto_classes(source)]
+    own = [module_of(name) for name in _module_classes(source)]
+    named += [module for module in own if (folder / module).exists()]  # else a package that is installed
+    for module in dict.fromkeys(named):
+        found[module] = own_file(folder, module).read_bytes()
+        for file in _imported(folder, module):
+            found[file] = own_file(folder, file).read_bytes()
+    for taken in sorted(found.keys() & {*RUNTIMES, REMOTE_RUNTIME}):
+        raise UnsupportedModel([f"its module {taken} has the name of one that prefold writes: rename it"])
+    return found
+
+
+def module_of(name: str) -> str:
+    """Return the file of a class that is named as code: ``module.Class``."""
+    return name.rpartition(".")[0].replace(".", "/") + ".py"
+
+
+def _imported(folder: Path, module: str) -> list[str]:
+    """Return the files that a module imports from beside it, as transformers finds them."""
+    try:
+        return sorted(Path(file).relative_to(folder).as_posix() for file in get_relative_import_files(folder / module))
+    except (OSError, ValueError) as error:
+        raise BrokenCheckpoint(f"{module}: imports what the checkpoint does not have: {error}") from error
