@@ -1,5 +1,6 @@
 """``prefold convert``."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,8 @@ from prefold.cli.options import (
 if TYPE_CHECKING:
     from prefold.convert import Conversion
 
+_LEFT_OUT = 10  # files that are named
+
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder or a hub id (org/name).")],
@@ -42,7 +45,10 @@ def convert(
     max_shard_size: Annotated[
         str | None, typer.Option(help="Repack what is not folded, e.g. 5GB; as in the source if not given.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT, once the new one is verified.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace OUT, once the new one is verified, and weights in the repository."),
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check it before it appears as OUT.")] = True,
     cut: Cut = "auto",
     max_table: MaxTable = None,
@@ -64,7 +70,7 @@ def convert(
     from prefold.cli.memory import limited_memory
     from prefold.cli.progress import ShownWatch
     from prefold.cli.show import byte_bars, note
-    from prefold.convert import Options, convert_checkpoint, open_repository, upload
+    from prefold.convert import Options, convert_checkpoint, open_repository, require_publishable, upload
     from prefold.verify import require_verified
 
     options = Options(
@@ -83,22 +89,23 @@ def convert(
         table_dtype=parse_table_dtype(table_dtype),
         quantize_residual=quantize_residual,
     )
+    repository = partial(open_repository, push_to_hub, private=private) if push_to_hub else None
     if push_to_hub:
-        open_repository(push_to_hub, private=private)
+        require_publishable(push_to_hub, source, private=private, force=force)
     with limited_memory(parse_size(max_memory, "--max-memory")), byte_bars() as bars:
-        watch = ShownWatch(bars)
+        watch = ShownWatch(bars, repository)
         trusting = {"trust_remote_code": trust_remote_code}
         check = require_verified(adapter=adapter, progress=watch.doing, **trusting) if verify else None
         conversion = convert_checkpoint(source, out, revision=revision, options=options, check=check, watch=watch)
     uploaded = None
     if push_to_hub:
         note(f"uploading to {push_to_hub}")
-        uploaded = upload(out, push_to_hub, private=private)
+        uploaded = upload(out, push_to_hub, private=private, force=force)
     _tell(conversion, uploaded, as_json=as_json)
 
 
 def _tell(conversion: "Conversion", uploaded: str | None, *, as_json: bool) -> None:
-    from prefold.cli.show import say, show_inspection, show_json, show_verification
+    from prefold.cli.show import note, say, show_inspection, show_json, show_verification
     from prefold.verify import Verification
 
     if as_json:
@@ -107,4 +114,7 @@ def _tell(conversion: "Conversion", uploaded: str | None, *, as_json: bool) -> N
     show_inspection(conversion.inspection)
     if isinstance(conversion.verification, Verification):
         show_verification(conversion.verification)
+    if conversion.left_out:
+        shown, more = conversion.left_out[:_LEFT_OUT], len(conversion.left_out) - _LEFT_OUT
+        note(f"left out: {', '.join(shown)}" + (f" and {more} more" if more > 0 else ""))
     say(f"folded into {conversion.out}" + (f" and {uploaded}" if uploaded else ""), "bold")

@@ -16,6 +16,7 @@ from prefold.cli.hardware import hardware
 from prefold.cli.inspect import inspect
 from prefold.cli.plan import plan
 from prefold.cli.shapes import shapes
+from prefold.cli.show import printable
 from prefold.cli.tree import tree
 from prefold.cli.verify import verify
 
@@ -74,7 +75,7 @@ def main() -> None:
             raise
         lines, code = explain(error)
         for line in lines:
-            typer.echo(f"prefold: {line}", err=True)
+            typer.echo(f"prefold: {printable(line)}", err=True)
         sys.exit(code)
 
 

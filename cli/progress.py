@@ -1,5 +1,7 @@
 """Work under way, shown on stderr."""
 
+from collections.abc import Callable
+
 from rich.progress import Progress, TaskID
 
 from prefold.cli.show import err, note
@@ -7,15 +9,20 @@ from prefold.convert import Inspection, Watch
 
 
 class ShownWatch(Watch):
-    """Shows a conversion: the verdict before it starts, then a bar for each stage."""
+    """Shows a conversion: the verdict before it starts, then a bar for each stage.
 
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
+    ``prepared`` is called once the source has been looked at, before the first byte is written.
+    """
+
+    def __init__(self, bars: Progress, prepared: Callable[[], None] | None = None) -> None:
+        self._bars, self._prepared = bars, prepared
         self._tasks: dict[str, TaskID] = {}
 
     def inspected(self, inspection: Inspection) -> None:
         """Say what folding is worth before anything is written."""
         note(f"{inspection.model}: {inspection.verdict}")
+        if self._prepared:
+            self._prepared()
 
     def advanced(self, stage: str, done: int, total: int) -> None:
         """Move a stage's bar on by ``done`` bytes."""

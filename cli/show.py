@@ -28,14 +28,19 @@ def show_json(figures: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
 
 
+def printable(text: str) -> str:
+    """Return a text whose characters a terminal shows and does not obey: names come from strangers' files."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
 def say(line: str, style: str = "") -> None:
     """Print a line of the result."""
-    out.print(Text(line, style=style))
+    out.print(Text(printable(line), style=style))
 
 
 def note(line: str) -> None:
     """Print a line about the work itself."""
-    err.print(Text(line, style="dim"))
+    err.print(Text(printable(line), style="dim"))
 
 
 @contextmanager
@@ -170,7 +175,7 @@ def show_verification(verification: "Verification") -> None:
     table = Table("check", "", "measured", box=None, pad_edge=False)
     for name, outcome in verification.checks.items():
         style, word = ("green", "passed") if outcome.passed else ("bold red", "FAILED")
-        table.add_row(name, Text(word, style=style), Text("\n".join([outcome.summary, *outcome.problems])))
+        table.add_row(name, Text(word, style=style), Text(printable("\n".join([outcome.summary, *outcome.problems]))))
     out.print(table)
 
 

@@ -10,7 +10,7 @@ from prefold.convert.errors import (
     UnsupportedModel,
     UsageError,
 )
-from prefold.convert.hub import open_repository, upload
+from prefold.convert.hub import open_repository, require_publishable, upload
 from prefold.convert.inspection import Inspection, inspect_checkpoint
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "convert_checkpoint",
     "inspect_checkpoint",
     "open_repository",
+    "require_publishable",
     "upload",
 ]

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut
-from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
+from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UnsupportedModel, UsageError, model_code
 from prefold.convert.files import ADAPTER
 from prefold.convert.shards import Entry, passed_through, read_header, write_file
 from prefold.convert.sides import find_sides
@@ -179,13 +179,15 @@ def merge_adapter(
     from peft import PeftModel  # an extra
 
     try:
-        adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
+        with model_code():
+            adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
         loaded(adapted)
         modules = sorted(open_adapter(folder).modules & {name for name, _ in model.named_modules()})
         live = _outputs(model, modules)
-        merged: PreTrainedModel = adapted.merge_and_unload()
-    except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
-        raise UnsupportedModel([f"peft does not merge the adapter: {' '.join(str(error).split())[:200]}"]) from error
+        with model_code():
+            merged: PreTrainedModel = adapted.merge_and_unload()
+    except ModelFailed as failure:
+        raise UnsupportedModel([f"peft does not merge the adapter: {failure}"]) from failure
     _require_same(live, _outputs(merged, modules))
     return merged
 

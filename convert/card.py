@@ -20,7 +20,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 def _carried(source: Source) -> dict[str, Any]:
     """Return what the source's own card says that holds for a folded checkpoint too, its licence first."""
     text = own_file(source.folder, CARD).read_text(encoding="utf-8") if CARD in source.data_names() else ""
-    data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    data = ModelCard(text, ignore_metadata_errors=True).data.to_dict() if text else {}
     kept = ("license", "license_name", "license_link", "language", "pipeline_tag")
     return {key: data[key] for key in kept if data.get(key)}
 

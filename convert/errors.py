@@ -1,5 +1,13 @@
 """What can go wrong, one class for each way that a caller may want to treat differently."""
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Packages whose code runs what prefold gives it; all others work for one of these or for prefold.
+_CALLED = {"transformers", "transformers_modules", "huggingface_hub", "peft"}
+_LENGTH = 200  # characters of another program's message that are shown
+
 
 class PrefoldError(Exception):
     """Base of every error that prefold raises on purpose; its text is one line for a person."""
@@ -40,3 +48,43 @@ class UnsupportedModel(PrefoldError):
 
 class OutputExists(PrefoldError):
     """The output is already there, or another conversion is writing it."""
+
+
+class ModelFailed(PrefoldError):
+    """A model's own code raised an error: it asks for what a part of a model, or an experiment, does not give."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the beginning of an error's message on one line, or its class where it has none."""
+    return " ".join(str(error).split())[:_LENGTH] or type(error).__name__
+
+
+def is_own(error: BaseException) -> bool:
+    """Return whether prefold's own code raised an error that was caught around a call, and not what was called.
+
+    Code of prefold's that the called code runs, as a hook, is prefold's own.
+    """
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [name.partition(".")[0] for name in names]
+    inside = next((at for at, package in enumerate(packages) if package != "prefold"), None)
+    if inside is None:
+        return True  # nothing was called, or not as it wants to be
+    known = (package for package in reversed(packages[inside:]) if package in {"prefold", *_CALLED})
+    return next(known, None) == "prefold"
+
+
+@contextmanager
+def model_code() -> Iterator[None]:
+    """Turn what a model's own code raises into ``ModelFailed``, and let errors of prefold's own pass.
+
+    Raises:
+        ModelFailed: with the error's class and message.
+    """
+    try:
+        yield
+    except (PrefoldError, MemoryError):
+        raise
+    except Exception as error:
+        if is_own(error):
+            raise
+        raise ModelFailed(f"{type(error).__name__}: {one_line(error)}") from error

@@ -1,9 +1,12 @@
 """What an experiment is made of: tokens, where they stand, and when two outputs count as the same."""
 
+from itertools import islice
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
+
+from prefold.convert.errors import UnsupportedModel
 
 # A product of matrices may round a row differently when it stands elsewhere in the batch: by 1e-6 of the
 # output's scale in fp32. A row that sees its position or its neighbours changes by about its whole size.
@@ -12,10 +15,19 @@ BATCH, SEQ = 2, 8
 
 
 def experiment_tokens(config: PreTrainedConfig) -> torch.Tensor:
-    """Return distinct ordinary tokens, ``[2, 8]``."""
+    """Return distinct ordinary tokens, ``[2, 8]``.
+
+    Raises:
+        UnsupportedModel: there are not as many.
+    """
     special = _special(config.to_dict())
-    ordinary = [token for token in range(config.get_text_config().vocab_size) if token not in special]
-    return torch.tensor(ordinary[: BATCH * SEQ]).view(BATCH, SEQ)
+    tokens = (token for token in range(config.get_text_config().vocab_size) if token not in special)
+    ordinary = list(islice(tokens, BATCH * SEQ))
+    if len(ordinary) < BATCH * SEQ:
+        raise UnsupportedModel(
+            [f"its vocabulary has {len(ordinary)} ordinary tokens, too few to tell what follows them"]
+        )
+    return torch.tensor(ordinary).view(BATCH, SEQ)
 
 
 def _special(settings: dict[str, Any]) -> set[int]:

@@ -5,10 +5,12 @@ A long random sequence has that to offer at every offset.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import nn
+
+from prefold.convert.errors import UnsupportedModel
 
 # Repeating a random sequence fills memory at the speed of a copy; its length is a prime, so that the rows of
 # a weight, whose lengths are not, all differ.
@@ -17,6 +19,20 @@ _LENGTH = 1_000_003
 LARGE = 1 << 22
 # Values between the beginnings of two that share it: a matrix product wants its operands aligned, to 64 bytes at most.
 _STEP = 48
+
+
+def allocated(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return memory for a tensor, which takes none before it is written.
+
+    Raises:
+        UnsupportedModel: there is no such memory.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except RuntimeError as error:  # the allocator's has no class of its own
+        raise UnsupportedModel(
+            [f"its config asks for a tensor {list(shape)}, which is more than this machine can address"]
+        ) from error
 
 
 def windows(modules: Iterable[nn.Module]) -> None:
@@ -41,7 +57,7 @@ def _is_window(weight: torch.Tensor) -> bool:
 def _share(places: list[tuple[nn.Module, str]]) -> None:
     """Put windows into one sequence in the places of weights of one type; the widest keeps its input's scale."""
     weights = [getattr(module, name) for module, name in places]
-    sequence = torch.empty(max(map(_extent, weights)) + _STEP * len(weights), dtype=weights[0].dtype)
+    sequence = allocated([max(map(_extent, weights)) + _STEP * len(weights)], weights[0].dtype)
     _repeat(sequence, _sample() * max(weight.shape[-1] for weight in weights) ** -0.5)
     memory = sequence.view(torch.uint8).numpy()
     for index, ((module, name), weight) in enumerate(zip(places, weights, strict=True)):

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.utils import logging as loading_logging
 
-from prefold.convert.errors import BrokenCheckpoint, UsageError
+from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UsageError, model_code
 from prefold.convert.pruning import prune, remove
 from prefold.convert.reach import leave_out
 from prefold.convert.skeleton import Stack
@@ -81,11 +81,12 @@ def load_first_layer(
     """
     with quiet_loading():
         try:
-            loaded: Any = _first_layer_class(model_class, stacks, unreached).from_pretrained(
-                source.folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
-            )
-        except (RuntimeError, ValueError, OSError) as error:
-            raise BrokenCheckpoint(f"the first layer does not load: {_summary(error)}") from error
+            with model_code():
+                loaded: Any = _first_layer_class(model_class, stacks, unreached).from_pretrained(
+                    source.folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
+                )
+        except ModelFailed as failure:
+            raise BrokenCheckpoint(f"the first layer does not load: {failure}") from failure
     model, info = loaded
     for name in sorted(info["missing_keys"]):
         raise BrokenCheckpoint(f"{name}: not in the checkpoint")
@@ -94,7 +95,3 @@ def load_first_layer(
     # Quantized modules may refuse to be moved, even to where they are.
     placed: PreTrainedModel = model if model.device.type == torch.device(device).type else model.to(device)
     return placed
-
-
-def _summary(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -4,6 +4,7 @@ Whole files that a download has fetched stay in the client's cache: after an int
 others only.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_DISABLE_PROGRESS_BARS
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from prefold.convert.errors import HubError, UsageError
+from prefold.convert.errors import HubError, OutputExists, UsageError, is_own
+from prefold.convert.files import CONFIG, TABLE, is_weights
 
 _LOG_IN = "log in with `hf auth login`"
 # Weights that a program would take for those of the uploaded checkpoint, if an older upload had left them there.
@@ -34,6 +36,8 @@ def _translated(repo: str) -> Iterator[None]:
         raise UsageError(f"{repo}: no such folder, and not the id of a repository on the hub (org/name)") from error
     # The client lets its HTTP and storage libraries' errors through, whose classes change from version to version.
     except Exception as error:
+        if is_own(error):
+            raise
         raise HubError(f"{repo}: {_reason(error)}") from error
 
 
@@ -99,28 +103,55 @@ def fetch_files(repo: str, commit: str, names: list[str]) -> Path:
     return folder
 
 
-def open_repository(repo: str, *, private: bool) -> str:
-    """Create a repository unless it is there, so that a refusal comes before hours of work; returns its full id.
+def require_publishable(repo: str, model: str, *, private: bool = False, force: bool = False) -> None:
+    """Refuse a repository that a fold of ``model`` must not be uploaded to; nothing is created or changed.
 
     Raises:
-        HubError: the hub refused, or ``private`` is asked for and the repository is public already.
+        UsageError: not the id of a repository, or the source's own.
+        OutputExists: it holds weights that are no fold, and ``force`` is not set.
+        HubError: the hub did not answer, or ``private`` is asked for and the repository is public already.
+    """
+    if repo.count("/") != 1:
+        raise UsageError(f"{repo}: not the id of a repository on the hub (org/name)")
+    if repo.casefold() == model.casefold():
+        raise UsageError(f"{repo}: is the source itself: nothing is uploaded over it")
+    with _translated(repo):
+        try:
+            info = HfApi().model_info(repo)
+        except RepositoryNotFoundError:
+            return
+    if info.id.casefold() == model.casefold():  # by an older name
+        raise UsageError(f"{repo}: is the source itself: nothing is uploaded over it")
+    if private and not info.private:
+        raise HubError(f"{repo}: exists and is public: nothing was uploaded")
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    weights = [name for name in names if is_weights(name)]
+    if weights and TABLE not in names and not force:
+        raise OutputExists(f"{repo}: holds {weights[0]}, which is no fold's; --force replaces the weights there")
+
+
+def open_repository(repo: str, *, private: bool) -> None:
+    """Create a repository unless it is there, so that a refusal comes before hours of work.
+
+    Raises:
+        HubError: the hub refused.
         UsageError: not a repository id.
     """
     with _translated(repo):
-        api = HfApi()
-        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(repo).private:
-            raise HubError(f"{repo}: exists and is public: nothing was uploaded")
-    return repo
+        HfApi().create_repo(repo, private=private, exist_ok=True)
 
 
-def upload(folder: Path, repo: str, *, private: bool) -> str:
-    """Upload a folder in one commit, and remove older weights beside it; returns the address of the commit.
+def upload(folder: Path, repo: str, *, private: bool, force: bool = False) -> str:
+    """Upload a fold in one commit, and remove older weights beside it; returns the address of the commit.
 
     Raises:
-        HubError, UsageError: as ``open_repository``.
+        HubError, UsageError, OutputExists: as ``require_publishable``, for the source that the fold names.
     """
-    repo = open_repository(repo, private=private)
+    section = json.loads((folder / CONFIG).read_text()).get("prefold")
+    if section is None:
+        raise UsageError(f"{folder}: not a folded checkpoint")
+    require_publishable(repo, section["source"], private=private, force=force)
+    open_repository(repo, private=private)
     with _translated(repo):
         api = HfApi()
         info = api.model_info(repo)
@@ -129,5 +160,8 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
     stale = [name for name in there if name not in files and any(fnmatch(name, pattern) for pattern in _STALE)]
     added = [CommitOperationAdd(name, path) for name, path in files.items()]
     removed = [CommitOperationDelete(name) for name in stale]
+    message = "Add a folded checkpoint"
     with _translated(repo):
-        return api.create_commit(repo, [*added, *removed], commit_message="Add a folded checkpoint").commit_url
+        return api.create_commit(
+            repo, [*added, *removed], commit_message=message, parent_commit=info.sha
+        ).commit_url  # the commit that was looked at

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from prefold.convert.errors import UnsupportedModel
 from prefold.convert.experiment import BATCH, same_rows
 from prefold.convert.pure import Pure
 from prefold.convert.sides import Side
@@ -49,7 +50,10 @@ def _try_all(
     output = trace(model, side, first_block, ids.repeat(1 + len(hypotheses), 1), overrides).block_output
     if output is None:
         return [False for _ in hypotheses]
-    axis = next(axis for axis, size in enumerate(output.shape) if size == BATCH * (1 + len(hypotheses)))
+    batches = BATCH * (1 + len(hypotheses))
+    axis = next((axis for axis, size in enumerate(output.shape) if size == batches), None)
+    if axis is None:
+        return [False for _ in hypotheses]
     unchanged, *others = output.split(BATCH, axis)
     return [same_rows(unchanged, other) for other in others]
 
@@ -67,7 +71,9 @@ def unread_and_mergeable(
     ]
     valid = _try_all(model, side, first_block, ids, modules, poisoned + merged)
     unread = {h.module.name for h, ok in zip(poisoned, valid, strict=False) if ok}
-    residual = next(module.name for module in modules if module.name not in unread)
+    residual = next((module.name for module in modules if module.name not in unread), None)
+    if residual is None:
+        raise UnsupportedModel(["its first block reads nothing of what follows its tokens"])
     mergeable = [
         h.module.name
         for h, ok in zip(merged, valid[len(poisoned) :], strict=True)

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
 
-from prefold.convert.errors import UnsupportedModel
+from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.shards import DTYPES
 from prefold.convert.side_files import code_reasons
 from prefold.convert.source import Source
@@ -24,6 +25,8 @@ _AUTO_CLASSES: tuple[Any, ...] = (
     modeling_auto.AutoModelForSpeechSeq2Seq,
     modeling_auto.AutoModel,
 )
+# A skeleton has all blocks; published models have a few hundred, and research went to a thousand.
+_DEPTHS, _DEEPEST = ("layer", "layers", "blocks", "depth"), 1_000
 # Names that transformers gives to inputs which are no tokens.
 _NOT_TEXT = re.compile("pixel|image|video|audio|input_features|input_values")
 
@@ -39,9 +42,12 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
     if reasons:
         raise UnsupportedModel(reasons)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UnsupportedModel([f"transformers cannot read its config: {_first_line(error)}"]) from error
+        with model_code():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                source.config_path, trust_remote_code=trust_remote_code
+            )
+    except ModelFailed as failure:
+        raise UnsupportedModel([f"transformers cannot read its config: {failure}"]) from failure
     return config
 
 
@@ -51,9 +57,21 @@ def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
         reasons.append("it is a folded checkpoint already")
     if "model_type" not in raw and "auto_map" not in raw:
         reasons.append("its config.json names no model_type")
+    reasons += [
+        f"its config.json asks for {count:,} blocks ({name})" for name, count in _depths(raw) if count > _DEEPEST
+    ]
     if "auto_map" in raw and not trust_remote_code and not _is_known(raw):
         reasons.append("it brings its own code: read that, then pass --trust-remote-code to run it")
     return reasons
+
+
+def _depths(raw: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield what a config calls a number of layers, blocks or stages, in its parts, too."""
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            yield from _depths(value)
+        elif isinstance(value, int) and name.endswith(_DEPTHS):
+            yield name, value
 
 
 def _is_known(raw: dict[str, Any]) -> bool:
@@ -141,7 +159,3 @@ def resolve_dtype(source: Source, config: PreTrainedConfig, asked: torch.dtype |
         if entry.is_floating_point and DTYPES[entry.dtype].itemsize > 1:  # smaller ones are quantized
             return DTYPES[entry.dtype]
     return torch.float32
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.experiment import same_rows
 from prefold.convert.trace import Call
 
@@ -35,15 +36,28 @@ class Norm:
 
 
 def gain_and_shift(module: nn.Module, norm: Norm, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Measure, in float64, what a norm multiplies by and what it adds, ``[width]`` each."""
+    """Measure, in float64, what a norm multiplies by and what it adds, ``[width]`` each.
+
+    Raises:
+        ModelFailed: the module takes something else than one tensor, or returns another shape.
+    """
     wide = copy.deepcopy(module).double()
     device = next(iter([*wide.parameters(), *wide.buffers()]), torch.empty(0)).device
     signs = torch.ones(1, 1, width, dtype=torch.float64, device=device)
     signs[..., ::2] = -1
     with torch.no_grad():
-        shift = wide(torch.zeros_like(signs))
-        gain = (wide(signs) - shift) / norm.standardized(signs)
+        shift = _answer(wide, torch.zeros_like(signs))
+        gain = (_answer(wide, signs) - shift) / norm.standardized(signs)
     return gain.flatten().double(), shift.flatten().double()
+
+
+def _answer(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """Return what a module makes of a tensor, which has to be one of the same shape."""
+    with model_code():
+        output = module(values)
+    if not isinstance(output, torch.Tensor) or output.shape != values.shape:
+        raise ModelFailed("it does not return a tensor of the shape that it takes")
+    return output
 
 
 def find_norm(module: nn.Module, name: str, call: Call) -> Norm | None:
@@ -69,8 +83,8 @@ def _explains(norm: Norm, module: nn.Module, taken: torch.Tensor, output: torch.
         gain, shift = gain_and_shift(module, norm, taken.shape[-1])
         small = taken.double() * norm.eps**0.5  # here eps counts as much as the values do
         expected = norm.standardized(small) * gain + shift
-        got = copy.deepcopy(module).double()(small)
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return False  # it takes more than one tensor, or another shape: no norm
+        got = _answer(copy.deepcopy(module).double(), small)
+    except ModelFailed:
+        return False
     large = norm.standardized(taken.double()) * gain + shift
     return same_rows(output.double(), large) and same_rows(got.double(), expected)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prefold.convert.errors import ModelFailed
+
 
 class _Named(Protocol):
     @property
@@ -46,7 +48,7 @@ class Skipped(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Any:
         """Return the last block's output, whatever its form."""
         if self._last.output is None:
-            raise RuntimeError("the block before was not called as a module, and what calls forward alone is not seen")
+            raise ModelFailed("the block before was not called as a module, and what calls forward alone is not seen")
         return self._last.output
 
 

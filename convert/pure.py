@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.experiment import (
     BATCH,
     SEQ,
@@ -103,7 +104,7 @@ def cached_step(
         # Said, since a cache of several kinds of layers knows how long it is by one that did not run.
         places = {} if side.sees_source else accepted(model, {"position_ids": torch.full((BATCH, 1), SEQ - 1)})
         return trace(model, side, first_block, ids[:, -1:], silenced, **cache, **places)
-    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+    except ModelFailed:
         return None  # an encoder, or a model whose cache wants more than its first block: verification runs its steps
 
 
@@ -113,12 +114,13 @@ def _filled_cache(
     """Return what to give a model to go on behind some tokens; nothing where it cannot."""
     parameters = inspect.signature(model.forward).parameters
     if "past_key_values" in parameters:
-        own = DynamicCache(config=model.config)
-        both = EncoderDecoderCache(own, DynamicCache(config=model.config)) if side.sees_source else own
+        with model_code():
+            own = DynamicCache(config=model.config)
+            both = EncoderDecoderCache(own, DynamicCache(config=model.config)) if side.sees_source else own
         cache: dict[str, Any] = {"past_key_values": both, "use_cache": True}
         trace(model, side, first_block, ids, silenced, **cache)
         return cache
-    with torch.no_grad():
+    with torch.no_grad(), model_code():
         said = model(**side.inputs(model, ids) | {"use_cache": True})
     kept = {name: said[name] for name in said if name in parameters}  # a cache of its own kind, by whatever name
     return kept | accepted(model, {"use_cache": True}) if kept else {}
@@ -147,7 +149,7 @@ def _as_pure(name: str, passes: Passes) -> Pure | None:
     output = calls[0].output
     if output is None or not follows_tokens(output, moved[0].output):
         return None
-    masked = _at_padding(output, passes.padded.calls[name][0].output)
+    masked = _at_padding(output, _first_output(name, passes.padded))
     if masked is None or not _unshaken(name, output, passes.shaken) or not same_in_a_step(name, output, passes.stepped):
         return None
     return Pure(name, list(output.shape[2:]), calls[0].order, output, masked)
@@ -169,10 +171,16 @@ def _at_padding(rows: torch.Tensor, padded: torch.Tensor | None) -> bool | None:
     return True if not padded[hidden].any() and same_rows(rows[~hidden], padded[~hidden]) else None
 
 
+def _first_output(name: str, seen: Trace) -> torch.Tensor | None:
+    """Return what a module returned first; None where a pass does not enter it."""
+    calls = seen.calls.get(name)
+    return calls[0].output if calls else None
+
+
 def _unshaken(name: str, output: torch.Tensor, shaken: Trace | None) -> bool:
     if shaken is None:
         return True
-    other = shaken.calls[name][0].output
+    other = _first_output(name, shaken)
     return other is not None and same_rows(output, other)
 
 

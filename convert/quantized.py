@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
 
 from prefold.convert.cut import Cut
-from prefold.convert.errors import UnsupportedModel, UsageError
+from prefold.convert.errors import ModelFailed, UnsupportedModel, UsageError, model_code
 from prefold.convert.experiment import ROW_TOLERANCE
 from prefold.convert.table import compute_rows
 
@@ -41,10 +41,12 @@ def require_loadable(config: PreTrainedConfig) -> None:
     if method is None:
         return
     try:
-        quantizer, _, _ = get_hf_quantizer(copy.deepcopy(config), None, None, True, {})
-    except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UnsupportedModel([f"its weights are quantized ({method}), and cannot be loaded here: {said}"]) from error
+        with model_code():
+            quantizer, _, _ = get_hf_quantizer(copy.deepcopy(config), None, None, True, {})
+    except ModelFailed as failure:
+        raise UnsupportedModel(
+            [f"its weights are quantized ({method}), and cannot be loaded here: {failure}"]
+        ) from failure
     if quantizer is None:
         raise UnsupportedModel([f"its weights are quantized ({method}), which transformers does not know"])
 

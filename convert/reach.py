@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut
+from prefold.convert.errors import ModelFailed
 from prefold.convert.experiment import experiment_tokens
 from prefold.convert.skeleton import Stack
 from prefold.convert.table import compute_rows
@@ -71,7 +72,7 @@ def find_unreached(skeleton: PreTrainedModel, stacks: list[Stack], cuts: list[Cu
     try:
         with _left_out(skeleton, unreached):
             same = all(torch.equal(compute_rows(skeleton, cut, ids), one) for cut, one in zip(cuts, rows, strict=True))
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+    except ModelFailed:
         same = False  # a weight is used by others than the module that holds it
     return unreached if same else []
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut, Sum
+from prefold.convert.errors import model_code
 from prefold.convert.meter import Meter, metered
 from prefold.convert.sides import whole_inputs
 from prefold.convert.skeleton import Stack
@@ -189,7 +190,7 @@ def _step(model: PreTrainedModel, batch: int, look_ups: list[str]) -> tuple[Mete
         return hook
 
     ids = torch.arange(batch).view(batch, 1)
-    with hooks(model, {}, {name: count(name) for name in look_ups}), metered(model) as meter:
+    with hooks(model, {}, {name: count(name) for name in look_ups}), metered(model) as meter, model_code():
         model(**whole_inputs(model, ids))
     return meter, rows
 

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from prefold.convert.errors import UnsupportedModel, model_code
+
 _SOURCE_TOKENS = 3
 
 
@@ -44,7 +46,8 @@ def find_sides(model: PreTrainedModel) -> list[Side]:
     """Return the sides that take token ids, the encoder first."""
     if not model.config.is_encoder_decoder:
         return [Side()]
-    encoder, decoder = model.get_encoder(), model.get_decoder()
+    with model_code():
+        encoder, decoder = model.get_encoder(), model.get_decoder()
     sides = [Side(_name(model, decoder), sees_source=True)]
     return [Side(_name(model, encoder)), *sides] if model.main_input_name == "input_ids" else sides
 
@@ -76,4 +79,7 @@ def accepted(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(model: nn.Module, wanted: nn.Module) -> str:
-    return next(str(name) for name, module in model.named_modules() if module is wanted)
+    names = [str(name) for name, module in model.named_modules() if module is wanted]
+    if not names:
+        raise UnsupportedModel(["its encoder or its decoder is none of its modules"])
+    return names[0]

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prefold.convert.filling import fill, windows
+from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
+from prefold.convert.filling import allocated, fill, windows
 from prefold.convert.pruning import prune
 from prefold.convert.trace import hooks, stop
 
@@ -127,9 +128,16 @@ def _kind(block: nn.Module) -> tuple[object, ...]:
 
 
 def build_on_meta(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Build the whole model on the meta device, in ``dtype``."""
-    with torch.device("meta"):
-        model: PreTrainedModel = model_class._from_config(copy.deepcopy(config), dtype=dtype)
+    """Build the whole model on the meta device, in ``dtype``.
+
+    Raises:
+        UnsupportedModel: its config describes none.
+    """
+    try:
+        with torch.device("meta"), model_code():
+            model: PreTrainedModel = model_class._from_config(copy.deepcopy(config), dtype=dtype)
+    except ModelFailed as failure:
+        raise UnsupportedModel([f"{config.model_type}: its config builds no model ({failure})"]) from failure
     model.eval()
     return model
 
@@ -139,16 +147,21 @@ def materialize(model: PreTrainedModel, embedding_rows: int) -> None:
 
     Of an embedding only the first ``embedding_rows`` rows are filled, and of the output head nothing: the pages
     of the rest are never touched, and so never allocated. Large weights overlap, see ``windows``.
+
+    Raises:
+        UnsupportedModel: its tensors are larger than what this machine can address.
     """
     aside = _embeddings_and_head(model)
     windows([module for module in model.modules() if module not in aside])
-    model._apply(lambda tensor: torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    model._apply(lambda tensor: allocated(tensor.shape, tensor.dtype) if tensor.is_meta else tensor)
     for buffer in model.buffers():
         buffer.fill_(buffer.is_floating_point())  # those that transformers sets it sets below; none is left to chance
-    model.tie_weights()
+    with model_code():
+        model.tie_weights()
     for parameter in model.parameters():
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then sets the buffers alone
-    model.initialize_weights()
+    with model_code():
+        model.initialize_weights()
     fill(model, aside, embedding_rows)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prefold.convert.cut import Column, Cut, Place, lay_out
 from prefold.convert.discover import DEEPEST, Discovery, discover
 from prefold.convert.encoding import Smaller
-from prefold.convert.errors import UnsupportedModel, UsageError
+from prefold.convert.errors import ModelFailed, UnsupportedModel, UsageError, model_code
 from prefold.convert.experiment import experiment_tokens
 from prefold.convert.explain import Seen
 from prefold.convert.reach import find_unreached
@@ -102,13 +102,8 @@ def study_model(
     """
     try:
         return _study(model_class, config, wanted)
-    # Whatever a model stumbles over without its other blocks: it is refused, with that as the reason.
-    except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError
-    ) as error:  # fmt: skip
-        said = " ".join(str(error).split())[:200]
-        reason = f"{config.model_type}: its first block does not run alone ({type(error).__name__}: {said})"
-        raise UnsupportedModel([reason]) from error
+    except ModelFailed as failure:  # it stumbles without its other blocks
+        raise UnsupportedModel([f"{config.model_type}: its first block does not run alone ({failure})"]) from failure
 
 
 def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted: Wanted) -> Study:
@@ -237,13 +232,15 @@ def _embedding(model: PreTrainedModel, side: Side) -> str:
     """Name the input embedding as the side calls it."""
     holder: Any = model.get_submodule(side.name)
     try:
-        embedding = holder.get_input_embeddings()
-    except NotImplementedError as error:
-        raise UnsupportedModel(["it names no input embedding: several may make up a token's"]) from error
+        with model_code():
+            embedding = holder.get_input_embeddings()
+    except ModelFailed as failure:
+        raise UnsupportedModel(["it names no input embedding: several may make up a token's"]) from failure
     names = [str(name) for name, module in model.named_modules(remove_duplicate=False) if module is embedding]
-    if not names:
+    inside = [name for name in names if name.startswith(side.name)]
+    if not inside:
         raise UnsupportedModel(["what it names as its input embedding is no module that its tokens go through"])
-    return next(name for name in names if name.startswith(side.name))
+    return inside[0]
 
 
 def _entries(model: PreTrainedModel) -> dict[str, list[int]]:
@@ -255,10 +252,9 @@ def _entries(model: PreTrainedModel) -> dict[str, list[int]]:
     ids = experiment_tokens(model.config)
     try:
         return record_entries(model, ids[:1, :1])
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except ModelFailed as failure:
         record_entries(model, ids)
-        said = " ".join(str(error).split())[:200]
-        raise UnsupportedModel([f"it does not run a token alone, as a table's are run: {said}"]) from error
+        raise UnsupportedModel([f"it does not run a token alone, as a table's are run: {failure}"]) from failure
 
 
 @torch.no_grad()
@@ -269,7 +265,7 @@ def record_entries(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, list[
     def enter(name: str) -> Any:
         return lambda *_: entries.setdefault(name, []).append(next(number))
 
-    with hooks(model, {name: enter(name) for name, _ in model.named_modules()}, {}):
+    with hooks(model, {name: enter(name) for name, _ in model.named_modules()}, {}), model_code():
         model(**whole_inputs(model, ids))
     return entries
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from prefold.convert.bypass import bypassed
 from prefold.convert.cut import Cut
-from prefold.convert.errors import BrokenCheckpoint
+from prefold.convert.errors import BrokenCheckpoint, ModelFailed
 from prefold.convert.linear import Linear
 from prefold.convert.trace import hooks, run_side, stop
 
@@ -45,6 +45,8 @@ def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> t
 
     with hooks(model, {}, {column.module: keep(column.module) for column in wanted}):
         run_side(model, cut.side, input_ids)
+    if len(seen) < len(wanted):
+        raise ModelFailed("a pass ends before all modules that fold have run")
     residual = seen[cut.residual.module]
     if cut.merged:
         residual = residual + seen[cut.merged.module]
@@ -98,7 +100,7 @@ def _shortened(model: PreTrainedModel, cut: Cut) -> Iterator[None]:
         try:
             compute_rows(model, cut, ids[:1])
             same = torch.equal(compute_rows(model, cut, ids), whole)
-        except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
+        except ModelFailed:
             same = False  # the block does something with the module's answer that zeros do not allow
         if not same:
             bypasses.close()

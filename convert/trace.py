@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prefold.convert.errors import model_code
 from prefold.convert.sides import Side
 
 
@@ -71,9 +72,14 @@ def hooks(model: nn.Module, pre: dict[str, Any], post: dict[str, Any]) -> Iterat
 
 @torch.no_grad()
 def run_until(model: nn.Module, inputs: dict[str, Any]) -> None:
-    """Run a forward pass that a hook may end early by raising ``stop()``."""
+    """Run a forward pass that a hook may end early by raising ``stop()``.
+
+    Raises:
+        ModelFailed: the model does not run so.
+    """
     try:
-        model(**inputs)
+        with model_code():
+            model(**inputs)
     except _Stop:
         return
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut
 from prefold.convert.discover import Discovery
-from prefold.convert.errors import UnsupportedModel
+from prefold.convert.errors import ModelFailed, UnsupportedModel
 from prefold.convert.experiment import padding_mask, same_rows
 from prefold.convert.linear import Linear
 from prefold.convert.trace import trace
@@ -19,6 +19,7 @@ def try_fold(model: PreTrainedModel, first_block: str, cut: Cut, found: Discover
         UnsupportedModel: the block does not run with columns in place of its modules, or says something else.
     """
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
+    from prefold.runtime.columns_prefold import FoldedInputError
     from prefold.runtime.modeling_prefold import fold_modules
 
     linear = Linear(model, cut, cut.sum) if cut.sum else None
@@ -31,7 +32,7 @@ def try_fold(model: PreTrainedModel, first_block: str, cut: Cut, found: Discover
     for before, mask in ((found.block_output, None), (found.padded_output, padding_mask())):
         try:
             after = trace(model, cut.side, first_block, ids, attention_mask=mask).block_output
-        except (AttributeError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        except (ModelFailed, FoldedInputError) as error:
             raise UnsupportedModel(
                 [f"the first block does not run with columns in its modules' place: {error}"]
             ) from error
@@ -43,7 +44,9 @@ def _same_where_shown(before: torch.Tensor, after: torch.Tensor, mask: torch.Ten
     """Compare what is not padding; streams beside each other, ``[streams, batch, seq, width]``, count as one row."""
     if mask is None or before.shape != after.shape:
         return before.shape == after.shape and same_rows(before, after)
-    axis = next(axis for axis in range(before.dim() - 1) if before.shape[axis : axis + 2] == mask.shape)
+    axis = next((axis for axis in range(before.dim() - 1) if before.shape[axis : axis + 2] == mask.shape), None)
+    if axis is None:
+        return False
     shown = [part.movedim((axis, axis + 1), (0, 1))[mask == 1] for part in (before, after)]
     return same_rows(*shown)
 
