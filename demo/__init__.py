@@ -4,5 +4,5 @@ from pathlib import Path
 
 __all__ = ["CHECKPOINT", "HELD_OUT"]
 
-CHECKPOINT: Path = Path(__file__).parent / "checkpoint"
+CHECKPOINT: Path = Path(__file__).resolve().parent / "checkpoint"  # some installs link files one by one
 HELD_OUT: Path = Path(__file__).parent / "held_out.txt"

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 PLACEMENTS = ("device", "host", "disk")
 _DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_MAX_HEADER = 100_000_000  # bytes: the limit of safetensors' own reader
 # Small enough to stay in a core's cache between being read and being hashed.
 _PIECE = 256 << 10
 # More rows than these are asked for by a thread of its own, so that the first are used while the last are on their way.
@@ -73,7 +74,7 @@ def find_extent(files: Iterable[str], names: Sequence[str]) -> Extent:
     for path in files:
         try:
             extent = _found(path, names)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise TableError(f"{path}: not a whole safetensors file") from error
         if extent and os.path.getsize(path) < extent.start + extent.size:
             raise TableError(f"{path}: cut short, its table ends after {os.path.getsize(path):,} bytes")
@@ -86,10 +87,15 @@ def _found(path: str, names: Sequence[str]) -> Extent | None:
     """Return where a safetensors file says that a tensor lies, or None."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, os.path.getsize(path))))
+        if length > _MAX_HEADER:
+            raise ValueError("no header is as long")
+        header = json.loads(file.read(length))
     for said in (header[name] for name in names if name in header):
-        start = 8 + length + said["data_offsets"][0]
-        return Extent(os.path.abspath(path), start, tuple(said["shape"]), _DTYPES[said["dtype"]])
+        first, end = said["data_offsets"]
+        extent = Extent(os.path.abspath(path), 8 + length + first, tuple(said["shape"]), _DTYPES[said["dtype"]])
+        if first < 0 or end - first != extent.size:
+            raise ValueError("offsets are not those of the shape")
+        return extent
     return None
 
 

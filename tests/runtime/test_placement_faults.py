@@ -53,6 +53,10 @@ def _in_header(old: bytes, new: bytes) -> Callable[[Path], None]:
     return lambda file: file.write_bytes(file.read_bytes().replace(old, new, 1)) and None
 
 
+def _nest(file: Path) -> None:
+    file.write_bytes((300_000).to_bytes(8, "little") + b"[" * 300_000)
+
+
 def _as_another(file: Path) -> None:
     """Put the table of another model of the same shape there."""
     other = make_folded(file.parents[1] / "other", rms_norm_eps=0.1)
@@ -72,6 +76,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "header's length flipped": (_flip(lambda header, size: 7), "not a whole safetensors file"),
     "another type in its header": (_in_header(b'"F32"', b'"F3X"'), "not a whole safetensors file"),
     "another shape in its header": (_in_header(b"[97,96]", b"[96,97]"), r"no table \[96, 97\]"),
+    "another place in its header": (_in_header(b"[0,", b"[8,"), "not a whole safetensors file"),
+    "a place before the tensors": (_in_header(b"[0,", b"[-8,"), "not a whole safetensors file"),
+    "a header that nests": (_nest, "not a whole safetensors file"),
     "another table": (_as_another, "not the table that was written"),
     "missing": (os.remove, "No such file"),
     "a folder": (lambda file: (os.remove(file), file.mkdir()), "Is a directory"),
