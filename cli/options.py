@@ -20,7 +20,9 @@ MergeResidual = Annotated[
     ),
 ]
 DType = Annotated[str | None, typer.Option(help="Run and store in another type: float32, bfloat16 or float16.")]
-TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the source brings, and let it go along. Read it first.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option(help="Run code that the source brings, and let it go along. Read it first.")
+]
 Cut = Annotated[
     str,
     typer.Option(

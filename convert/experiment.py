@@ -21,7 +21,8 @@ def experiment_tokens(config: PreTrainedConfig) -> torch.Tensor:
         UnsupportedModel: there are not as many.
     """
     special = _special(config.to_dict())
-    tokens = (token for token in range(config.get_text_config().vocab_size) if token not in special)
+    size = getattr(config.get_text_config(), "vocab_size", None) or 0
+    tokens = (token for token in range(size) if token not in special)
     ordinary = list(islice(tokens, BATCH * SEQ))
     if len(ordinary) < BATCH * SEQ:
         raise UnsupportedModel(

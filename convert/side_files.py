@@ -90,7 +90,7 @@ def _shown(name: str, source: Source) -> str:
 def _without_code(paths: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
     """Yield configs that name code, as of a tokenizer, without those names: stock then takes a class of its own."""
     for name, path in paths.items():
-        decoded = read_json(path) if name.endswith(CONFIG) and "/" not in name else {}
+        decoded = _settings(path) if name.endswith(CONFIG) and "/" not in name else {}
         if "auto_map" in decoded:
             plain = {key: value for key, value in decoded.items() if key != "auto_map"}
             yield name, (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
@@ -117,7 +117,16 @@ def _auto_classes(source: Source) -> Iterator[str]:
     yield from strings(source.config.get("auto_map"))
     for name in source.data_names():
         if name.endswith(CONFIG) and "/" not in name:
-            yield from strings(read_json(own_file(source.folder, name)).get("auto_map"))
+            yield from strings(_settings(own_file(source.folder, name)).get("auto_map"))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return what a config beside the model says; nothing where it is none that transformers could read."""
+    try:
+        decoded = read_json(path, object)
+    except BrokenCheckpoint:
+        return {}
+    return decoded if isinstance(decoded, dict) else {}
 
 
 def _module_classes(source: Source) -> Iterator[str]:

@@ -114,6 +114,12 @@ def test_configs_beside_the_model_no_longer_name_code(source: Path, convert: Con
     assert not any("evil" in path.read_text() for path in folded.glob("*.json"))
 
 
+@pytest.mark.parametrize("text", ["[1]", "{", "", "3"])
+def test_a_config_beside_the_model_may_be_anything(text: str, source: Path, convert: Convert):
+    add(source, **{"data_config.json": text})
+    assert (convert().out / "data_config.json").read_text() == text
+
+
 def test_a_side_file_that_leads_out_of_the_checkpoint_is_not_read(source: Path, convert: Convert, tmp_path: Path):
     (tmp_path / "secret").write_text("key")
     (source / "vocab.txt").symlink_to(tmp_path / "secret")
