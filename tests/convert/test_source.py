@@ -165,7 +165,7 @@ def test_what_is_no_language_model(checkpoint: Checkpoint):
 
     source = checkpoint()
     PatchTSTConfig().save_pretrained(source)
-    assert_refused(source, UnsupportedModel, "nothing folds|no stack of blocks|does not run alone|its tokens")
+    assert_refused(source, UnsupportedModel, "its vocabulary has 0 ordinary tokens")
 
 
 def test_all_reasons_are_told_at_once(checkpoint: Checkpoint):
