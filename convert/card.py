@@ -58,4 +58,4 @@ where `OUT` is this folder or repository. With prefold installed, `import prefol
 | command | `{command}` |
 | versions | {", ".join(f"{package} {number}" for package, number in versions().items())} |
 {report}"""
-    (folder / CARD).write_text(text.rstrip() + "\n", encoding="utf-8")
+    (folder / CARD).write_text(text.rstrip() + "\n", encoding="utf-8", errors="backslashreplace")

@@ -86,7 +86,7 @@ def fill(model: nn.Module, aside: Collection[nn.Module], embedding_rows: int) ->
             if is_embedding or (module not in aside and not _is_window(weight)):
                 values = weight.data[:embedding_rows] if is_embedding else weight.data
                 # A matrix keeps its input's scale; a vector is a gain or a bias.
-                scaled = sample * weight.shape[-1] ** -0.5 if weight.dim() > 1 else 1 + sample / 10
+                scaled = sample * max(weight.shape[-1], 1) ** -0.5 if weight.dim() > 1 else 1 + sample / 10
                 _repeat(values.view(-1), scaled)
                 sample = sample.roll(7919)
 

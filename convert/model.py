@@ -25,8 +25,9 @@ _AUTO_CLASSES: tuple[Any, ...] = (
     modeling_auto.AutoModelForSpeechSeq2Seq,
     modeling_auto.AutoModel,
 )
-# A skeleton has all blocks; published models have a few hundred, and research went to a thousand.
-_DEPTHS, _DEEPEST = ("layer", "layers", "blocks", "depth"), 1_000
+# A skeleton has all blocks, and a config a name for each label. Published models have some hundred blocks, and research
+# went to a thousand.
+_MOST = {"blocks": (("layer", "layers", "blocks", "depth"), 1_000), "labels": (("labels",), 100_000)}
 # Names that transformers gives to inputs which are no tokens.
 _NOT_TEXT = re.compile("pixel|image|video|audio|input_features|input_values")
 
@@ -57,21 +58,23 @@ def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
         reasons.append("it is a folded checkpoint already")
     if "model_type" not in raw and "auto_map" not in raw:
         reasons.append("its config.json names no model_type")
-    reasons += [
-        f"its config.json asks for {count:,} blocks ({name})" for name, count in _depths(raw) if count > _DEEPEST
-    ]
+    reasons += [f"its config.json asks for {count:,} {what} ({name})" for name, count, what in _beyond(raw)]
+    named = raw.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        reasons.append(f"its config.json names no classes as architectures: {named!r:.80}")
     if "auto_map" in raw and not trust_remote_code and not _is_known(raw):
         reasons.append("it brings its own code: read that, then pass --trust-remote-code to run it")
     return reasons
 
 
-def _depths(raw: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield what a config calls a number of layers, blocks or stages, in its parts, too."""
+def _beyond(raw: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+    """Yield the numbers of blocks and labels of a config, and of its parts, that are out of all proportion."""
     for name, value in raw.items():
         if isinstance(value, dict):
-            yield from _depths(value)
-        elif isinstance(value, int) and name.endswith(_DEPTHS):
-            yield name, value
+            yield from _beyond(value)
+        for what, (endings, most) in _MOST.items() if isinstance(value, int) else ():
+            if name.endswith(endings) and value > most:
+                yield name, value, what
 
 
 def _is_known(raw: dict[str, Any]) -> bool:

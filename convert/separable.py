@@ -141,6 +141,8 @@ def _broadcasts(rows: torch.Tensor, taken: torch.Tensor) -> bool:
 
 def _factors(total: torch.Tensor, parts: list[torch.Tensor]) -> list[float] | None:
     """Return the numbers by which ``parts`` add up to ``total``; None where there are none."""
+    if not total.isfinite().all():
+        return None
     matrix = torch.stack([part.double().flatten() for part in parts], dim=1)
     solved = torch.linalg.lstsq(matrix, total.double().flatten()[:, None]).solution[:, 0]
     if not same_rows(total.double(), (matrix @ solved).view_as(total)):

@@ -111,7 +111,7 @@ def write_report(verification: Verification, file: Path) -> None:
     pages = {".html": verification.as_html, ".md": verification.as_markdown}
     if file.suffix not in pages:
         raise UsageError(f"{file}: a report is a page, .html or .md")
-    file.write_text(pages[file.suffix](), encoding="utf-8")
+    file.write_text(pages[file.suffix](), encoding="utf-8", errors="backslashreplace")  # a name may be any bytes
 
 
 def _word(passed: bool) -> str:

@@ -2,6 +2,8 @@
 
 import filecmp
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 
 from prefold.convert.errors import BrokenCheckpoint
-from prefold.convert.files import CARD, CONFIG, INDEX, REPORT, all_files, own_file
+from prefold.convert.files import CARD, CONFIG, INDEX, REPORT, SINGLE, all_files, own_file
 from prefold.convert.shards import Entry, Outgoing, cast, dtype_name, passed_through
 from prefold.convert.side_files import SideFiles
 from prefold.convert.source import Source
@@ -17,11 +19,11 @@ from prefold.convert.study import Study
 from prefold.convert.weights import Made, made_tensors, untouched
 from prefold.verify.checks import Outcome
 
-# What a config may say otherwise: where the source was found, and what wrote the table when.
-_FREE = {f"prefold.{key}" for key in ("source", "revision")}
-_CIRCUMSTANCES = ("prefold.versions.", "prefold.computed", "prefold.made", "prefold.runtime_sha256")
+# What the section may say otherwise, and as what: where the source was found, and what wrote the table when.
+_FREE: dict[str, type[Any]] = {"source": object, "revision": object, "versions": dict, "computed": dict, "made": dict}
+_FREE |= {"runtime_sha256": dict}
 # What git and the hub's client keep in a folder that they have fetched; nothing loads it.
-_KEPT_BY_CLIENTS = (".git/", ".gitattributes", ".gitignore", ".cache/huggingface/")
+_KEPT_BY_CLIENTS = re.compile(r"\.git/.*|\.gitattributes|\.gitignore|\.cache/huggingface/.*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -67,26 +69,43 @@ def sha256(pieces: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value of decoded JSON with the keys that lead to it."""
+def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Yield every value of decoded JSON with the keys that lead to it; a key may have any character in it."""
     if not isinstance(value, dict | list) or not value:
-        yield path.removeprefix("."), value
+        yield path, value
         return
     for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(part, f"{path}.{key}")
+        yield from _leaves(part, (*path, key))
 
 
 def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     said, expected = dict(_leaves(folded.config)), dict(_leaves(blueprint.config))
-    for key in sorted(said.keys() | expected.keys()):
-        same = key in said and key in expected and said[key] == expected[key]
-        if not same and key not in _FREE and not key.startswith(_CIRCUMSTANCES):
-            yield f"{CONFIG}: {key} is {said.get(key)!r}, should be {expected.get(key)!r}"
+    for path in sorted(said.keys() | expected.keys(), key=str):
+        # As JSON spells them: in Python true is 1, and 1 is 1.0.
+        same = path in said and path in expected and json.dumps(said[path]) == json.dumps(expected[path])
+        if not same and not (path[0] == "prefold" and path[1:2] and path[1] in _FREE):
+            name = ".".join(map(str, path))
+            yield f"{CONFIG}: {name} is {said.get(path)!r}, should be {expected.get(path)!r}"
+    for key, form in _FREE.items():
+        if not isinstance(folded.config["prefold"].get(key, form()), form):
+            yield f"{CONFIG}: prefold.{key} is no {form.__name__}"
+    chunks = _dict(folded, "computed").get("chunk_tokens", [1] * len(blueprint.study.cuts))
+    if not _are_sizes(chunks, len(blueprint.study.cuts)):
+        yield f"{CONFIG}: prefold.computed.chunk_tokens is {chunks!r}, should be a number of tokens for each fold"
+
+
+def _are_sizes(chunks: Any, count: int) -> bool:
+    is_list = isinstance(chunks, list) and len(chunks) == count
+    return is_list and all(type(chunk) is int and 0 < chunk < 1 << 31 for chunk in chunks)
+
+
+def _dict(folded: Source, key: str) -> dict[str, Any]:
+    said = folded.config["prefold"].get(key)
+    return said if isinstance(said, dict) else {}
 
 
 def _code_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
-    said = folded.config["prefold"].get("runtime_sha256")
-    said = said if isinstance(said, dict) else {}
+    said = _dict(folded, "runtime_sha256")
     for name, ours in blueprint.code.items():
         path = folded.folder / name
         found = path.read_bytes() if path.is_file() else None
@@ -103,14 +122,14 @@ def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     """Find files that neither this version would write nor the source has: none of them is ever loaded."""
     side, written = blueprint.side, blueprint.side.edited | blueprint.adapter
     shards = [entry.file.relative_to(folded.folder).as_posix() for entry in folded.entries.values()]
-    known = {CONFIG, INDEX, CARD, REPORT, *shards, *blueprint.code, *side.copied, *written}
+    known = {CONFIG, INDEX, CARD, REPORT, *shards, *blueprint.code, *side.copied, *written} - {SINGLE}
     for name in all_files(folded.folder):
         try:
             path = own_file(folded.folder, name)
         except BrokenCheckpoint as problem:
             yield str(problem)
             continue
-        if name not in known and not name.startswith(_KEPT_BY_CLIENTS):
+        if name not in known and not _KEPT_BY_CLIENTS.fullmatch(name):
             yield f"{name}: unexpected, the source has no such file"
         if name in side.copied and not filecmp.cmp(path, side.copied[name], shallow=False):
             yield f"{name}: not the source's bytes"
@@ -163,7 +182,7 @@ def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     for name in sorted(folded.entries.keys() - expected.keys() - set(made)):
         yield f"{name}: unexpected"
     for name in made:
-        if sha256(folded.entries[name].chunks()) != folded.config["prefold"].get("made", {}).get(name):
+        if sha256(folded.entries[name].chunks()) != _dict(folded, "made").get(name):
             yield f"{name}: not the table that was written (its hash differs)"
 
 

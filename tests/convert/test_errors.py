@@ -111,6 +111,11 @@ def test_memory_that_is_short_is_nobodys_error():
         ({"intermediate_size": 10**13}, "more than this machine can address"),
         ({"vocab_size": 12}, "its vocabulary has 9 ordinary tokens"),
         ({"hidden_size": "wide"}, "transformers cannot read its config"),
+        ({"num_labels": 10**12}, r"asks for 1,000,000,000,000 labels \(num_labels\)"),
+        ({"architectures": 3}, "names no classes as architectures: 3"),
+        ({"architectures": [["x"]]}, "names no classes as architectures"),
+        ({"rms_norm_eps": float("nan")}, "nothing folds"),
+        ({"num_key_value_heads": 0}, "its config builds no model"),
     ],
 )
 def test_a_config_out_of_all_proportion_is_answered_with_one_line(changes: dict[str, Any], reason: str, tmp_path: Path):

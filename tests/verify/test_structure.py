@@ -117,7 +117,8 @@ def _add(name: str) -> Callable[[Path], None]:
 
 
 ADDED = ("a.jinja", "a.safetensors", "a.py", "custom_generate/generate.py", "sub/deep/a.json", ".hidden/a.py",
-         ".env", "pytorch_model.bin", "__pycache__/a.pyc")  # fmt: skip
+         ".env", "pytorch_model.bin", "__pycache__/a.pyc", ".gitattributes.py", ".gitignore/a.py",
+         ".cache/a.py")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,50 @@ def test_what_this_version_would_not_write_is_refused_before_anything_is_loaded(
     pair = breakable(llama)
     fault(pair.folded)
     assert find_refusals(blueprint, open_folder(pair.folded)) == [line]
+
+
+def _dotted(config: dict[str, Any]) -> None:
+    """Point to other code, and say under one long key what should be said under two."""
+    config["auto_map.AutoModelForCausalLM"] = config["auto_map"].pop("AutoModelForCausalLM")
+    config["auto_map"]["AutoModelForCausalLM"] = "other.Model"
+
+
+CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "dotted key": (_dotted, "auto_map.AutoModelForCausalLM is 'other.Model'"),
+    "one for true": (lambda config: config.update(use_cache=1), "use_cache is 1, should be True"),
+    "a fraction": (lambda config: config.update(num_hidden_layers=3.0), "num_hidden_layers is 3.0, should be 3"),
+    "another key": (lambda config: config["prefold"].update(made_up=1), "prefold.made_up is 1, should be None"),
+    "a key that begins alike": (lambda config: config.update({"prefold.made": 1}), "prefold.made is 1"),
+    "hashes are no object": (lambda config: config["prefold"].update(made=[1]), "prefold.made is no dict"),
+    "no hashes of code": (
+        lambda config: config["prefold"].update(runtime_sha256=3),
+        "prefold.runtime_sha256 is no dict",
+    ),
+    "circumstances": (lambda config: config["prefold"].update(computed=3), "prefold.computed is no dict"),
+    "chunks": (
+        lambda config: config["prefold"]["computed"].update(chunk_tokens=[0]),
+        "prefold.computed.chunk_tokens is [0]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_only_looks_like_the_right_one_is_refused(
+    name: str, llama: Pair, blueprint: Blueprint, breakable: Breakable
+):
+    pair = breakable(llama)
+    change, line = CONFIGS[name]
+    faults.edit_config(change)(pair.folded)
+    problems = find_refusals(blueprint, open_folder(pair.folded))
+    assert any(problem.startswith(f"config.json: {line}") for problem in problems), problems
+
+
+def test_weights_beside_the_shards_are_refused(llama: Pair, blueprint: Blueprint, breakable: Breakable):
+    """Loaders take them for all that there is, and never look at the index."""
+    pair = breakable(llama)
+    (pair.folded / "model.safetensors").write_bytes((pair.folded / faults.SHARD).read_bytes())
+    problems = find_refusals(blueprint, open_folder(pair.folded))
+    assert "model.safetensors: unexpected, the source has no such file" in problems
 
 
 def test_what_git_and_the_hubs_client_leave_in_a_folder_is_no_part_of_it(
