@@ -67,6 +67,10 @@ def convert(
 
     Example: `prefold convert EleutherAI/pythia-70m pythia-70m-folded`
     """
+    from prefold.verify import shared_server
+
+    if verify:
+        shared_server()  # what it imports, it imports while this process does
     from prefold.cli.memory import limited_memory
     from prefold.cli.progress import ShownWatch
     from prefold.cli.show import byte_bars, note

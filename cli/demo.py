@@ -20,6 +20,9 @@ def demo(
 
     Example: `prefold demo`
     """
+    from prefold.verify import shared_server
+
+    shared_server()  # what it imports, it imports while this process does
     from prefold.cli.show import show_json
 
     with tempfile.TemporaryDirectory(prefix="prefold-demo-") as scratch:

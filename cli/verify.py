@@ -29,6 +29,9 @@ def verify(
     Example: `prefold verify EleutherAI/pythia-70m pythia-70m-folded --report report.html`
     """
     require_page(report)
+    from prefold.verify import shared_server
+
+    shared_server()  # what it imports, it imports while this process does
     from prefold.cli.show import note, say, show_json, show_verification
     from prefold.verify import read_prompts, verify_checkpoint, write_report
 

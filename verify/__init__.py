@@ -1,8 +1,13 @@
 """Proof that a folded checkpoint says what its source says, and reads less for it."""
 
-from prefold.verify.checks import Outcome, Verification, VerificationFailed, write_report
-from prefold.verify.prompts import read_prompts
-from prefold.verify.verification import require_verified, verify_against, verify_checkpoint
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefold.verify.checks import Outcome, Verification, VerificationFailed, write_report
+    from prefold.verify.forking import shared_server
+    from prefold.verify.prompts import read_prompts
+    from prefold.verify.verification import require_verified, verify_against, verify_checkpoint
 
 __all__ = [
     "Outcome",
@@ -10,7 +15,19 @@ __all__ = [
     "VerificationFailed",
     "read_prompts",
     "require_verified",
+    "shared_server",
     "verify_against",
     "verify_checkpoint",
     "write_report",
 ]
+
+_MODULES = {"shared_server": "forking", "read_prompts": "prompts"} | dict.fromkeys(
+    ("Outcome", "Verification", "VerificationFailed", "write_report"), "checks"
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: the server can be started before torch is imported."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'verification')}"), name)

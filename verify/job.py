@@ -1,9 +1,6 @@
 """What one measurement is asked to do, and where its answers lie."""
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 NEW_TOKENS = 64
 # As many values of what is said of a text fit well into memory.
@@ -54,23 +51,3 @@ class Job:
     def longest(self) -> int:
         """Tokens that the model is known to take at once: those of a prompt and of its continuation."""
         return max(map(len, self.prompts)) + self.new_tokens
-
-    def save(self, folder: Path) -> None:
-        """Write the job where the measuring process looks for it."""
-        (folder / "job.json").write_text(json.dumps(asdict(self)))
-
-    @classmethod
-    def load(cls, folder: Path) -> "Job":
-        """Read a job."""
-        return cls(**json.loads((folder / "job.json").read_text()))
-
-
-def save_figures(folder: Path, figures: dict[str, Any]) -> None:
-    """Write what a measurement found, tensors aside."""
-    (folder / "figures.json").write_text(json.dumps(figures))
-
-
-def load_figures(folder: Path) -> dict[str, Any]:
-    """Read what a measurement found."""
-    figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
-    return figures

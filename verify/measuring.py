@@ -1,18 +1,18 @@
-"""Run one measurement in a fresh process."""
+"""Run one measurement in a process that has seen no other."""
 
+import json
 import os
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from prefold.convert.errors import PrefoldError
-from prefold.verify.job import Job, load_figures
+from prefold.verify.forking import ForkServer, shared_server, surroundings
+from prefold.verify.job import Job
 
 
 class ProbeFailed(PrefoldError):
@@ -27,26 +27,46 @@ class Measured:
     outputs: dict[str, torch.Tensor]
 
 
-def measure(job: Job) -> Measured:
-    """Measure in a fresh process with an empty cache of remote code; nothing of this process is shared.
+def measure(job: Job, *, isolated: bool = False) -> Measured:
+    """Measure in a fork of a process that has seen no checkpoint, with an empty cache of remote code.
+
+    ``isolated`` starts that process for this measurement alone.
 
     Raises:
         ProbeFailed: the checkpoint cannot be loaded, or does not run.
     """
-    with tempfile.TemporaryDirectory(prefix="prefold-") as scratch:
-        folder = Path(scratch)
-        job.save(folder)
-        environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "prefold.verify.probe", str(folder)],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise ProbeFailed(f"{Path(job.folder).name}: does not run: {_last_line(done.stderr)}")
-        outputs = folder / "outputs.safetensors"
-        return Measured(load_figures(folder), load_file(outputs) if outputs.exists() else {})
+    server = ForkServer() if isolated else shared_server()
+    try:
+        with tempfile.TemporaryDirectory(prefix="prefold-") as modules, tempfile.TemporaryFile() as said:
+            answer = _asked(server, said, surroundings() | {"job": asdict(job), "modules": modules})
+            if answer is None:
+                raise ProbeFailed(f"{Path(job.folder).name}: does not run: {_told(said)}")
+            return answer
+    finally:
+        if isolated:
+            server.close()
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
+def _asked(server: ForkServer, said: IO[bytes], request: dict[str, Any]) -> Measured | None:
+    """Send a request and read its answer; None where the process ended before."""
+    try:
+        with server.fork(said) as child, child.makefile("rb") as answer:
+            child.sendall(json.dumps(request).encode())
+            child.shutdown(1)
+            sizes = answer.read(16)
+            told = answer.read(int.from_bytes(sizes[:8], "little"))
+            tensors = answer.read(int.from_bytes(sizes[8:], "little"))
+    except OSError:
+        return None
+    if len(sizes) < 16 or len(tensors) < int.from_bytes(sizes[8:], "little"):
+        return None
+    return Measured(json.loads(told), load(tensors))
+
+
+def _told(said: IO[bytes]) -> str:
+    """Return the last line of what a process printed before it ended, or all of it where somebody looks for a fault."""
+    said.seek(0)
+    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    if os.environ.get("PREFOLD_DEBUG") == "1":
+        return "\n".join(lines)
     return lines[-1] if lines else "it was killed"

@@ -1,10 +1,8 @@
-"""Measure one checkpoint in a process of its own, loaded as a user loads it.
+"""Measure one checkpoint, loaded as a user loads it, in a process that has seen no other.
 
-Run as ``python -m prefold.verify.probe FOLDER``. This process never imports ``prefold.runtime``: a folded
-checkpoint must run on the module that lies in its own folder.
+That process never imports ``prefold.runtime``: a folded checkpoint must run on the module that lies in its own folder.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -13,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import logging as transformers_logging
 
@@ -21,7 +18,7 @@ from prefold.convert.adapter import merge_adapter
 from prefold.convert.section import read_cuts
 from prefold.convert.sides import accepted, encoder_output, whole_inputs
 from prefold.convert.source import open_folder
-from prefold.verify.job import SAID_VALUES, TOP, Job, save_figures
+from prefold.verify.job import SAID_VALUES, TOP, Job
 from prefold.verify.metering import measure_folded, measure_reads
 from prefold.verify.rows import compare_tables
 
@@ -182,27 +179,21 @@ def measure_speed(source: PreTrainedModel, folded: PreTrainedModel, prompt: list
     }
 
 
-def main(folder: Path) -> None:
-    """Do the job that lies in ``folder`` and leave the answers there."""
+def measured(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Do a job; returns figures, and what the model said, by name."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    job = Job.load(folder)
     model, loading = load(job.folder, job)
     figures: dict[str, Any] = {"loading": loading}
     if job.speed_against:
         folded, _ = load(job.speed_against, replace(job, trust_remote_code=True, adapter=job.adapter_against))
-        figures["speed"] = measure_speed(model, folded, job.prompts[0])
-    else:
-        save_file(measure_outputs(model, job), folder / "outputs.safetensors")  # some weights are unpacked by a pass
-        meters = {} if job.only_outputs else measure_reads(model)
-        figures["reads"] = {batch: meter.total for batch, meter in meters.items()}
-        if job.table_folder:
-            figures["rows"] = compare_tables(model, Path(job.table_folder), job.made)
-            # The last: asked for its state, a model whose weights are packed may unpack them.
-            cuts = read_cuts(open_folder(Path(job.table_folder)).config)
-            figures["folded"] = measure_folded(model, cuts, meters)
-    save_figures(folder, figures)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+        return figures | {"speed": measure_speed(model, folded, job.prompts[0])}, {}
+    outputs = measure_outputs(model, job)  # some weights are unpacked by a pass
+    meters = {} if job.only_outputs else measure_reads(model)
+    figures["reads"] = {batch: meter.total for batch, meter in meters.items()}
+    if job.table_folder:
+        figures["rows"] = compare_tables(model, Path(job.table_folder), job.made)
+        # The last: asked for its state, a model whose weights are packed may unpack them.
+        cuts = read_cuts(open_folder(Path(job.table_folder)).config)
+        figures["folded"] = measure_folded(model, cuts, meters)
+    return figures, outputs
