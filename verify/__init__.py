@@ -21,9 +21,8 @@ __all__ = [
     "write_report",
 ]
 
-_MODULES = {"shared_server": "forking", "read_prompts": "prompts"} | dict.fromkeys(
-    ("Outcome", "Verification", "VerificationFailed", "write_report"), "checks"
-)
+_MODULES = {"shared_server": "forking", "read_prompts": "prompts"}
+_MODULES |= dict.fromkeys(("Outcome", "Verification", "VerificationFailed", "write_report"), "checks")
 
 
 def __getattr__(name: str) -> Any:
