@@ -71,6 +71,10 @@ Placement = Annotated[
         " Who loads it may choose another place.",
     ),
 ]
+Isolated = Annotated[
+    bool,
+    typer.Option("--isolated", help="Start every process anew that measures, instead of forking it from one. Slower."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prefold.cli.exit_codes import UNVERIFIED
-from prefold.cli.options import Adapter, Json, Revision, TrustRemoteCode, require_page
+from prefold.cli.options import Adapter, Isolated, Json, Revision, TrustRemoteCode, require_page
 
 
 def verify(
@@ -21,6 +21,7 @@ def verify(
         Path | None, typer.Option(help="Write the report as a page: .html or .md.", metavar="FILE")
     ] = None,
     adapter: Adapter = None,
+    isolated: Isolated = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +32,8 @@ def verify(
     require_page(report)
     from prefold.verify import shared_server
 
-    shared_server()  # what it imports, it imports while this process does
+    if not isolated:
+        shared_server()  # what it imports, it imports while this process does
     from prefold.cli.show import note, say, show_json, show_verification
     from prefold.verify import read_prompts, verify_checkpoint, write_report
 
@@ -43,6 +45,7 @@ def verify(
         speed=speed,
         trust_remote_code=trust_remote_code,
         adapter=adapter,
+        isolated=isolated,
         progress=note,
     )
     if report:

@@ -40,14 +40,14 @@ def _require_clean() -> None:
 
 
 def _work(connection: int, said: int) -> NoReturn:
-    """Do what comes by the connection, and answer by it."""
+    """Do what comes by the connection, and answer by it; it closes last, when all that there is to say was said."""
     status = 1
+    parent = socket.socket(fileno=connection)
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        with socket.socket(fileno=connection) as parent:
-            _answer(parent, json.loads(received(parent)))
+        _answer(parent, json.loads(received(parent)))
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,29 @@ def verify_checkpoint(
     speed: bool = False,
     trust_remote_code: bool = False,
     adapter: Path | None = None,
+    isolated: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verification:
     """Check ``folded`` against its source: structure, rows, logits, greedy tokens, reads, and speed if asked for.
 
     Both run in fresh processes, one after the other, as a user would load them; the source with ``adapter`` merged
-    into it, if there is one, and the folded one with what remains of that.
+    into it, if there is one, and the folded one with what remains of that. The processes are forked from one that has
+    imported transformers and nothing of either; ``isolated`` starts each anew.
 
     Raises:
         UsageError, UnsupportedModel, BrokenCheckpoint, HubError: the source cannot be opened.
     """
     source = open_source(model, revision)
-    options: dict[str, Any] = {"texts": texts, "speed": speed, "trust_remote_code": trust_remote_code}
-    return verify_against(source, folded, adapter=adapter, progress=progress, **options)
+    return verify_against(
+        source,
+        folded,
+        texts=texts,
+        speed=speed,
+        trust_remote_code=trust_remote_code,
+        adapter=adapter,
+        isolated=isolated,
+        progress=progress,
+    )
 
 
 def verify_against(
@@ -77,6 +88,7 @@ def verify_against(
     speed: bool = False,
     trust_remote_code: bool = False,
     adapter: Path | None = None,
+    isolated: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verification:
     """Do what ``verify_checkpoint`` does for a source that is open already.
@@ -88,7 +100,8 @@ def verify_against(
     progress("opening")
     try:
         opened = _open_folded(folded)
-        checks = _Comparison(source, opened, texts, trust_remote_code, adapter, progress).run(speed=speed)
+        how = partial(measure, isolated=isolated)
+        checks = _Comparison(source, opened, texts, trust_remote_code, adapter, how, progress).run(speed=speed)
     except _Unfit as unfit:
         problems = unfit.problems
         checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("structure does not hold"))
@@ -115,6 +128,7 @@ def require_verified(
     speed: bool = False,
     trust_remote_code: bool = False,
     adapter: Path | None = None,
+    isolated: bool = False,
     progress: Progress = lambda _: None,
 ) -> Callable[[Source, Path], Verification]:
     """Return a check for ``convert_checkpoint`` that lets nothing pass which is not verified.
@@ -124,7 +138,13 @@ def require_verified(
 
     def check(source: Source, folded: Path) -> Verification:
         verification = verify_against(
-            source, folded, speed=speed, trust_remote_code=trust_remote_code, adapter=adapter, progress=progress
+            source,
+            folded,
+            speed=speed,
+            trust_remote_code=trust_remote_code,
+            adapter=adapter,
+            isolated=isolated,
+            progress=progress,
         )
         if not verification.passed:
             raise VerificationFailed(verification)
@@ -143,9 +163,11 @@ class _Comparison:
         texts: tuple[str, ...] | None,
         trust_remote_code: bool,
         adapter: Path | None,
+        measure: Callable[[Job], Measured],
         progress: Progress,
     ) -> None:
         self.source, self.folded, self.progress, self.trust = source, folded, progress, trust_remote_code
+        self._run = measure
         config = load_config(source, trust_remote_code=trust_remote_code)
         require_loadable(config)
         self.is_quantized = method_of(config) is not None
@@ -201,7 +223,7 @@ class _Comparison:
             against = self._job(self.folded)
             job = self._job(self.source, speed_against=against.folder, adapter_against=against.adapter)
             measured = before.figures["reads"], after.figures["reads"]
-            checks["speed"] = check_speed(measure(job).figures["speed"], *measured)
+            checks["speed"] = check_speed(self._run(job).figures["speed"], *measured)
         return checks
 
     def _check_reads(self, before: dict[str, Any], after: dict[str, Any]) -> Outcome:
@@ -215,11 +237,11 @@ class _Comparison:
         self.progress("running the source")
         made = {parameter: made.name for parameter, made in self.blueprint.made.items()}
         table = {"table_folder": str(self.folded.folder.absolute()), "made": made}
-        before = measure(self._job(self.source, **table))
+        before = self._run(self._job(self.source, **table))
         self.progress("running the folded model")
         continued = before.outputs["continued"].tolist()
         try:
-            return before, measure(self._job(self.folded, continued=continued, trust_remote_code=True))
+            return before, self._run(self._job(self.folded, continued=continued, trust_remote_code=True))
         except ProbeFailed as problem:
             raise _Unfit([*differences, str(problem)]) from problem
 
@@ -241,7 +263,7 @@ class _Comparison:
         """Return what the source says in another type."""
         self.progress(f"running the source in {dtype}")
         continued = before.outputs["continued"].tolist()
-        return measure(self._job(self.source, dtype=dtype, continued=continued, only_outputs=True)).outputs
+        return self._run(self._job(self.source, dtype=dtype, continued=continued, only_outputs=True)).outputs
 
     def _job(self, checkpoint: Source, **more: Any) -> Job:
         adapter = self.adapters[checkpoint.folder]

@@ -1,54 +1,87 @@
 """The process that measures: what it loads, and what it says of rows."""
 
-import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 import torch
 
+from prefold.convert.files import RUNTIME
 from prefold.convert.table import table_rows
-from prefold.verify.job import NEW_TOKENS, Job, load_figures
+from prefold.verify.forking import shared_server
+from prefold.verify.job import NEW_TOKENS, Job
+from prefold.verify.measuring import ProbeFailed, measure
 from prefold.verify.probe import left_padded
 from prefold.verify.rows import RowCount, measure_rows
 from tests.conftest import load
 from tests.verify.conftest import Pair
 from tests.verify.faults import folded_cut
 
-_RUN = """
-import sys
-from pathlib import Path
-from typing import Any
-from prefold.verify.probe import main
-main(Path(sys.argv[1]))
-print(*sorted(name for name in sys.modules if name.startswith("prefold.runtime")))
-"""
 
-
-def test_it_runs_the_module_in_the_checkpoint_and_never_imports_the_runtime(llama: Pair, tmp_path: Path):
+def test_it_runs_the_module_in_the_checkpoint_and_never_imports_the_runtime(llama: Pair):
+    """That the server has not seen the runtime it requires itself: else it would not have answered."""
     job = Job(
         str(llama.folded), "float32", "AutoModelForCausalLM", [[5, 6, 7], [8]], continued=[5, 6, 7] + [9] * NEW_TOKENS
     )
-    job.save(tmp_path)
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", _RUN, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    loading = load_figures(tmp_path)["loading"]
+    loading = measure(job).figures["loading"]
     assert loading["module"].startswith("transformers_modules.")
     assert loading["module"].endswith(".modeling_prefold")
     assert loading["class"] == "PrefoldLlamaForCausalLM"
     assert [loading[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")] == [[], [], []]
-    assert done.stdout.strip() == ""
 
 
-def test_a_job_survives_being_saved(tmp_path: Path):
-    job = Job(
-        "folder", "bfloat16", "AutoModel", [[1, 2]], continued=[3], table_folder="other", made={"x.weight": "y.weight"}
-    )
-    job.save(tmp_path)
-    assert Job.load(tmp_path) == job
+def test_a_fork_and_a_process_of_its_own_say_the_same(llama: Pair):
+    job = Job(str(llama.source), "float32", "AutoModelForCausalLM", [[5, 6, 7], [8]], with_text=True)
+    forked, alone = measure(job), measure(job, isolated=True)
+    assert forked.figures == alone.figures
+    assert forked.outputs.keys() == alone.outputs.keys()
+    assert all(torch.equal(forked.outputs[name], alone.outputs[name]) for name in alone.outputs)
+
+
+def test_a_fork_sees_nothing_of_the_one_before(llama: Pair, tmp_path: Path):
+    """Two folds whose modules differ: each runs its own, from an empty cache of remote code."""
+    other = shutil.copytree(llama.folded, tmp_path / "folded")
+    module = other / RUNTIME
+    module.write_text(module.read_text().replace('PREFIX = "Prefold"', 'PREFIX = "Prefold"\nraise ValueError("other")'))
+    job = Job(str(llama.folded), "float32", "AutoModelForCausalLM", [[5, 6, 7]], continued=[5, 6, 7, 9])
+    measure(job)
+    with pytest.raises(ProbeFailed, match="folded: does not run: ValueError: other"):
+        measure(replace(job, folder=str(other)))
+    measure(job)
+
+
+def test_where_a_fault_is_looked_for_all_that_was_said_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    job = Job(str(tmp_path / "absent"), "float32", "AutoModelForCausalLM", [[5, 6, 7]])
+    with pytest.raises(ProbeFailed) as short:
+        measure(job)
+    assert len(str(short.value).splitlines()) == 1
+    monkeypatch.setenv("PREFOLD_DEBUG", "1")
+    with pytest.raises(ProbeFailed, match="Traceback"):
+        measure(job)
+
+
+def test_a_server_that_is_gone_is_started_again(llama: Pair):
+    job = Job(str(llama.source), "float32", "AutoModelForCausalLM", [[5, 6, 7]], only_outputs=True)
+    shared_server().close()
+    assert measure(job).outputs["prefill"].isfinite().all()
+
+
+def test_a_server_ends_with_the_process_that_started_it():
+    show = "print(shared_server()._server.pid, flush=True)"
+    code = f"import os; from prefold.verify import shared_server; {show}; os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    server = int(done.stdout)
+    for _ in range(600):
+        if not Path(f"/proc/{server}").exists() or "Z" in Path(f"/proc/{server}/stat").read_text().split()[2]:
+            break
+        sleep(0.1)
+    else:
+        raise AssertionError("it is still there")
 
 
 def test_prompts_are_padded_on_the_left():

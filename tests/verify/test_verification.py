@@ -221,7 +221,7 @@ def test_a_source_that_does_not_run_is_the_sources_fault(make_pair: MakePair, mo
     pair = make_pair("llama")
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(ProbeFailed, match="source: does not run: it was killed"):
-        verify_checkpoint(str(pair.source), pair.folded)
+        verify_checkpoint(str(pair.source), pair.folded, isolated=True)
 
 
 def test_what_is_not_verified_does_not_appear(make_pair: MakePair, tmp_path: Path):
