@@ -5,6 +5,7 @@ computed; what it adds to other modules is written as an adapter of its own, for
 """
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -20,9 +21,10 @@ from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut
 from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UnsupportedModel, UsageError, model_code
-from prefold.convert.files import ADAPTER
+from prefold.convert.files import ADAPTER, own_file
 from prefold.convert.shards import Entry, passed_through, read_header, write_file
 from prefold.convert.sides import find_sides
+from prefold.convert.source import read_json
 from prefold.convert.trace import hooks, run_side, stop
 
 WEIGHTS = "adapter_model.safetensors"
@@ -78,27 +80,28 @@ def open_adapter(folder: Path) -> Adapter:
     """
     if find_spec("peft") is None:
         raise UsageError("--adapter needs peft: install prefold[adapters]")
-    if not (folder / ADAPTER).is_file():
+    if not os.path.lexists(folder / ADAPTER):
         raise UsageError(f"{folder}: not an adapter: it has no {ADAPTER}")
-    try:
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BrokenCheckpoint(f"{ADAPTER}: not JSON: {error}") from error
-    reasons = _reasons(folder, config) if isinstance(config, dict) else [f"{ADAPTER}: not a JSON object"]
+    config = read_json(own_file(folder, ADAPTER))
+    reasons = _reasons(folder, config)
     if reasons:
         raise UnsupportedModel(reasons)
-    return Adapter(folder, config, read_header(folder / WEIGHTS))
+    return Adapter(folder, config, read_header(own_file(folder, WEIGHTS)))
 
 
 def _reasons(folder: Path, config: dict[str, Any]) -> list[str]:
     reasons = []
     if config.get("peft_type") != "LORA":
         reasons.append(f"{folder}: a {config.get('peft_type')} adapter: only a LoRA is merged into the first layer")
+    if not isinstance(config.get("exclude_modules"), str | list | None):
+        reasons.append(f"{folder}: its exclude_modules are neither an expression nor a list")
+    if config.get("megatron_config"):
+        reasons.append(f"{folder}: it is for Megatron (megatron_config), whose code peft would import by name")
     if config.get("layer_replication"):
         reasons.append(f"{folder}: it repeats layers (layer_replication), which cannot be merged")
     if config.get("alora_invocation_tokens"):
         reasons.append(f"{folder}: it wakes up at certain tokens (aLoRA), so a token's row would depend on others")
-    if not (folder / WEIGHTS).is_file():
+    if not os.path.lexists(folder / WEIGHTS):
         why = f", only {_PICKLED}, which may run code when it is opened" if (folder / _PICKLED).is_file() else ""
         reasons.append(f"{folder}: no {WEIGHTS}{why}")
     return reasons

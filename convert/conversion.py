@@ -177,7 +177,7 @@ def convert_checkpoint(
     """
     with output_folder(out, force=options.force) as folder:
         job = _prepare(model, revision, options, watch)
-        _require_apart(job.source, out)
+        _require_apart(job.source, options.adapter, out)
         worth = _weigh(job)
         inspection = Inspection(source_name(job.source), job.source.revision, [], worth=worth)
         watch.inspected(inspection)
@@ -193,11 +193,13 @@ def convert_checkpoint(
     return Conversion(out, inspection, report, job.side.left_out)
 
 
-def _require_apart(source: Source, out: Path) -> None:
-    """Refuse an output that would replace the source, or be one of its side files."""
+def _require_apart(source: Source, adapter: Path | None, out: Path) -> None:
+    """Refuse an output that would replace what it is made of, or be one of the source's side files."""
     folder, out = source.folder.resolve(), out.resolve()
     if (folder / CONFIG).is_relative_to(out):
         raise UsageError(f"{out}: the source lies there, and would be replaced")
+    if adapter and adapter.resolve().is_relative_to(out):
+        raise UsageError(f"{out}: the adapter lies there, and would be replaced")
     for inside in (folder / name for name in source.module_folders):
         if out.is_relative_to(inside):
             raise UsageError(f"{out}: lies among the source's side files")

@@ -146,12 +146,12 @@ def read_header(path: Path) -> dict[str, Entry]:
     for name, said in header.items():
         if said["dtype"] not in DTYPES:
             raise BrokenCheckpoint(f"{path.name}: {name} has the type {said['dtype']}, which torch lacks")
-    return {name: _entry(path, 8 + length, **said) for name, said in header.items()}
+    return {name: _entry(path, 8 + length, said) for name, said in header.items()}
 
 
-def _entry(path: Path, data: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Entry:
-    start, stop = data_offsets
-    return Entry(path, dtype, shape, data + start, stop - start)
+def _entry(path: Path, data: int, said: dict[str, Any]) -> Entry:
+    start, stop = said["data_offsets"]
+    return Entry(path, said["dtype"], said["shape"], data + start, stop - start)
 
 
 def _encoded_header(tensors: dict[str, Outgoing], metadata: dict[str, str]) -> bytes:

@@ -4,13 +4,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
 from prefold.convert.files import (
+    ADAPTER_FOLDER,
     CONFIG,
     INDEX,
     MODULES,
@@ -67,8 +68,11 @@ def find_side_files(source: Source, *, trust_remote_code: bool = False) -> SideF
 
     Raises:
         BrokenCheckpoint: a file is a link that leads out of the checkpoint, or code that is named is missing.
+        UnsupportedModel: a name that the source gives to its code or modules is prefold's own.
     """
     folder = source.folder
+    if any(PurePosixPath(name).is_relative_to(ADAPTER_FOLDER) for name in source.module_folders):
+        raise UnsupportedModel([f"{MODULES} names a folder {ADAPTER_FOLDER}, which prefold writes itself: rename it"])
     names = source.hub_files or list(all_files(folder))
     kept = [name for name in names if is_side_file(name, source.module_folders)]
     paths = {name: own_file(folder, name) for name in kept}

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.adapter import WEIGHTS, open_adapter, remaining_adapter
-from prefold.convert.files import ADAPTER_FOLDER, CONFIG
-from prefold.convert.source import ADAPTER
+from prefold.convert.files import ADAPTER, ADAPTER_FOLDER, CONFIG
 from prefold.verify import verify_checkpoint
 from tests.conftest import Checkpoint, load, tokens
 
@@ -231,3 +230,44 @@ def test_both_are_timed_with_their_own_adapters(checkpoint: Checkpoint, fold):
     verification = verify_checkpoint(str(source), fold(source, adapter=adapter), adapter=adapter, speed=True)
     assert verification.passed, verification.as_json()
     assert verification.checks["speed"].figures["ratio"] > 0
+
+
+@pytest.fixture
+def adapted(checkpoint: Checkpoint) -> tuple[Path, Path]:
+    source = checkpoint("llama")
+    return source, make_adapter(source, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+
+
+@pytest.mark.parametrize("name", [ADAPTER, WEIGHTS])
+def test_an_adapters_file_that_leads_out_of_it_is_not_read(name: str, adapted: tuple[Path, Path], tmp_path: Path):
+    source, adapter = adapted
+    (adapter / name).rename(tmp_path / name)
+    (adapter / name).symlink_to(tmp_path / name)
+    with pytest.raises(BrokenCheckpoint, match="a link that leads out of the checkpoint"):
+        convert_checkpoint(str(source), tmp_path / "out", options=Options(adapter=adapter))
+
+
+def test_an_adapter_that_names_code_to_import_is_refused(adapted: tuple[Path, Path], tmp_path: Path):
+    source, adapter = adapted
+    config = json.loads((adapter / ADAPTER).read_text()) | {"megatron_config": {"a": 1}, "megatron_core": "antigravity"}
+    (adapter / ADAPTER).write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="whose code peft would import by name"):
+        convert_checkpoint(str(source), tmp_path / "out", options=Options(adapter=adapter))
+
+
+def test_an_adapter_in_the_output_is_not_replaced(adapted: tuple[Path, Path], tmp_path: Path):
+    source, adapter = adapted
+    out = convert_checkpoint(str(source), tmp_path / "out").out
+    adapter = adapter.rename(out / "mine")
+    with pytest.raises(UsageError, match="the adapter lies there, and would be replaced"):
+        convert_checkpoint(str(source), out, options=Options(adapter=adapter, force=True))
+    assert (adapter / WEIGHTS).exists()
+
+
+def test_a_config_that_nests_or_excludes_beyond_all_measure(adapted: tuple[Path, Path], tmp_path: Path):
+    source, adapter = adapted
+    text = (adapter / ADAPTER).read_text()
+    for changed, error in (('{"a":' * 100_000, BrokenCheckpoint), (None, UnsupportedModel)):
+        (adapter / ADAPTER).write_text(changed or json.dumps(json.loads(text) | {"exclude_modules": 3}))
+        with pytest.raises(error, match=r"adapter_config\.json|exclude_modules"):
+            convert_checkpoint(str(source), tmp_path / "out", options=Options(adapter=adapter))

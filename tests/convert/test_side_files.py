@@ -243,6 +243,12 @@ def test_a_list_of_modules_that_is_none(text: str, sentence_source: Path, tmp_pa
         convert_checkpoint(str(sentence_source), tmp_path / "out")
 
 
+def test_a_module_in_the_adapters_folder_is_refused(sentence_source: Path, tmp_path: Path):
+    add(sentence_source, **{"modules.json": json.dumps([{"path": "adapter", "type": f"{TYPE}.Dense"}])})
+    with pytest.raises(UnsupportedModel, match="which prefold writes itself"):
+        convert_checkpoint(str(sentence_source), tmp_path / "out")
+
+
 def test_an_output_among_the_modules_is_refused(sentence_source: Path):
     with pytest.raises(UsageError, match="lies among the source's side files"):
         convert_checkpoint(str(sentence_source), sentence_source / "2_Dense" / "out")
