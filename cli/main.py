@@ -61,8 +61,11 @@ def prefold(
     """
 
 
+_TERMINATED = 128 + signal.SIGTERM
+
+
 def _terminate(*_: object) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
+    raise SystemExit(_TERMINATED)
 
 
 def main() -> None:
@@ -70,6 +73,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)  # so that what was half written is removed then, too
     try:
         app()
+    except SystemExit as end:
+        if end.code == _TERMINATED:  # all is cleaned up; a thread that still computes may abort an orderly end
+            os._exit(_TERMINATED)
+        raise
     except Exception as error:
         if os.environ.get("PREFOLD_DEBUG") == "1":
             raise
