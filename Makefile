@@ -6,12 +6,15 @@ SERVED := $(VLLM)/bin/pytest tests/vllm
 ROOMS := cli convert demo plan runtime tree verify
 SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/*/*.py))
 
-.PHONY: demo test test-vllm test-vllm-full check bench coverage docs clean
+.PHONY: demo test test-full test-vllm test-vllm-full check bench coverage docs clean
 
 demo: $(VENV)/installed ## fold the model that comes with prefold, verify it, print the report
 	$(BIN)/prefold demo
 
-test: $(VENV)/installed check ## lint, types, all tests
+test: $(VENV)/installed ## the tests that everybody runs
+	$(BIN)/pytest --numprocesses 2 -m "not exhaustive"
+
+test-full: $(VENV)/installed check test-vllm-full ## all there is: lint, types, every test, every served model
 	$(BIN)/pytest --numprocesses 2
 
 test-vllm: $(VLLM)/installed ## serve small folded checkpoints with vLLM, in an environment of its own (3.4 GB)
@@ -22,7 +25,7 @@ test-vllm-full: $(VLLM)/installed ## the same, with every model in every mode
 	$(SERVED) --numprocesses 2 -m "not ranks"
 	$(SERVED) -m ranks
 
-check: $(VENV)/installed
+check: $(VENV)/installed ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(ROOMS:%=-p prefold.%)

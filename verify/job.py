@@ -24,7 +24,7 @@ class Job:
         made: by the parameter that it becomes, the name of every tensor there that was computed.
         with_text: run many random tokens, too, for a mean error.
         passages: of text, to be run for a mean error of what a user might ask.
-        only_outputs: leave its reads uncounted.
+        only_outputs: leave its reads uncounted, and take no cached steps.
         speed_against: another checkpoint, to be timed in turn with this one.
         trust_remote_code: run the code that the checkpoint in ``folder`` brings.
         adapter: to be merged into it first.

@@ -100,7 +100,8 @@ def measure_outputs(model: PreTrainedModel, job: Job) -> dict[str, torch.Tensor]
     """Collect what a prefill and a left-padded batch say, and what cached steps say, where there are such."""
     first = torch.tensor([job.prompts[0]])
     ids, mask = left_padded(job.prompts)
-    steps = _measure_steps(model, job, first, ids, mask) if model.can_generate() else {"continued": first[0]}
+    by_steps = model.can_generate() and not job.only_outputs  # of a third model its pass over the same text is enough
+    steps = _measure_steps(model, job, first, ids, mask) if by_steps else {"continued": first[0]}
     continued = torch.tensor([job.continued]) if job.continued else steps["continued"][None]
     return steps | {
         "prefill": _said(model(**_forward(model, first, torch.ones_like(first), continued)))[0],
