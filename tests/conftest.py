@@ -150,6 +150,11 @@ def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -
     return model
 
 
+def exhaustive(*values: Any) -> Any:
+    """Return parameters of a test that repeats what others prove: left out by ``make test``."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
 Checkpoint = Callable[..., Path]
 
 

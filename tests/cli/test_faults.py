@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from prefold.convert.source import open_folder
-from tests.conftest import random_model, small_config
+from tests.conftest import exhaustive, random_model, small_config
 
 _SLOW = "\n".join(
     [
@@ -57,12 +57,13 @@ def wait_for_work(running: subprocess.Popen, out: Path) -> None:
         time.sleep(0.01)
 
 
-def test_killed_at_random_moments_it_never_leaves_half_an_output(source: Path, tmp_path: Path):
-    chance = random.Random(0)
+@pytest.mark.parametrize("times", [6, exhaustive(20)])
+def test_killed_at_random_moments_it_never_leaves_half_an_output(source: Path, tmp_path: Path, times: int):
+    chance = random.Random(times)
     out = tmp_path / "out"
     shutil.copytree(source, out)
     older = {path.name: path.read_bytes() for path in out.iterdir()}
-    for _ in range(20):
+    for _ in range(times):
         running = start(source, out, "--force")
         wait_for_work(running, out)
         time.sleep(chance.uniform(0, 1.2))

@@ -71,6 +71,7 @@ def test_make_folds_what_changed_and_nothing_else(made: Path):
     os.utime(made / "models" / "small" / "model.safetensors", (0, 0))
 
 
+@pytest.mark.exhaustive
 def test_make_fails_and_keeps_the_older_one_where_the_new_one_cannot_be(made: Path, tmp_path: Path):
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     older = report(tmp_path, "small").read_bytes()
@@ -95,6 +96,7 @@ def step(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return run([*BASH, "step.sh"], folder)
 
 
+@pytest.mark.exhaustive
 def test_a_job_passes_where_a_folded_checkpoint_is_right(made: Path):
     assert yaml.safe_load(example("yaml"))["defaults"]["run"]["shell"] == "bash"
     for name in steps():
@@ -161,6 +163,7 @@ def until(running: subprocess.Popen[str], path: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.exhaustive
 def test_a_list_that_was_killed_goes_on_where_it_was(listed: Path):
     running = fold_list(listed, 1)
     until(running, listed / "folded" / ".large.prefold")

@@ -8,7 +8,7 @@ import torch
 
 from prefold.convert.section import read_cuts
 from prefold.convert.table import compute_rows
-from tests.conftest import EXACT, PARALLEL, tokens
+from tests.conftest import EXACT, PARALLEL, exhaustive, tokens
 from tests.runtime.pairs import (
     Pair,
     cached_steps,
@@ -24,8 +24,17 @@ ROUNDING = {torch.float32: (1.3e-6, 1e-5), torch.bfloat16: (1.6e-2, 1e-2), torch
 DTYPES = tuple(ROUNDING)
 
 
+# Every type in one dtype, and these in all.
+IN_ALL_DTYPES = ("llama", "gpt_neox", "mamba", "bloom")
+
+
 @pytest.fixture(
-    scope="module", params=product(EXACT, DTYPES), ids=lambda each: f"{each[0]}-{each[1]}".replace("torch.", "")
+    scope="module",
+    params=[
+        each if each[1] is DTYPES[0] or each[0] in IN_ALL_DTYPES else exhaustive(each)
+        for each in product(EXACT, DTYPES)
+    ],
+    ids=lambda each: f"{each[0]}-{each[1]}".replace("torch.", ""),
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     model_type, dtype = request.param

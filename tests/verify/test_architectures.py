@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from prefold.convert import convert_checkpoint
 from prefold.verify import Verification, verify_checkpoint
-from tests.conftest import SUMS, random_model, small_config
+from tests.conftest import SUMS, exhaustive, random_model, small_config
 
 # What else than attention with rotary positions and projections that see the token alone.
 MODELS = [
@@ -23,13 +23,18 @@ MODELS = [
     "gemma4_text",
     *SUMS,
 ]
+# One of each: two sides, an encoder, a state space, latent attention, tables of its own, a sum, a decoder of sounds.
+KINDS = ("t5", "modernbert", "mamba2", "deepseek_v3", "gemma4_text", "gpt2", "whisper")
 SIDES = {"t5": ["encoder", "decoder"], "bart": ["model.encoder", "model.decoder"], "whisper": ["model.decoder"]}
 ENCODERS = {"bert", "roberta", "modernbert"}
 
 
 @pytest.mark.parametrize(
     ("model_type", "dtype"),
-    [*((name, torch.float32) for name in MODELS), *((name, torch.bfloat16) for name in ("gpt2", "bert", "bart"))],
+    [
+        *((name, torch.float32) if name in KINDS else exhaustive(name, torch.float32) for name in MODELS),
+        *(exhaustive(name, torch.bfloat16) for name in ("gpt2", "bert", "bart")),
+    ],
     ids=lambda each: str(each).removeprefix("torch."),
 )
 def test_it_converts_and_verifies(model_type: str, dtype: torch.dtype, tmp_path: Path):

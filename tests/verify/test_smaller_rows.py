@@ -13,7 +13,7 @@ from prefold.verify.claims import claimed_fold
 from prefold.verify.metering import measure_reads
 from prefold.verify.outputs import check_reads, check_rows
 from prefold.verify.rows import compare_tables
-from tests.conftest import load
+from tests.conftest import exhaustive, load
 from tests.verify.conftest import MakeFolds, Pair
 from tests.verify.smaller import BF16, FP8, FP32, INT8, STORED, verified
 
@@ -30,7 +30,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("dtype", "kind"), STORED)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [shape if shape in ("grouped", "sum") else exhaustive(shape) for shape in SHAPES])
 def test_rows_are_the_sources_and_reads_are_the_formulas(
     make_folds: MakeFolds, shape: str, dtype: torch.dtype, kind: torch.dtype, residual: bool
 ):
