@@ -213,7 +213,7 @@ def _prepare(model: str, revision: str | None, options: Options, watch: Watch) -
         opened = add_weights(opened)  # what lies here is looked at first, and what is to be downloaded last
     config = load_config(opened, trust_remote_code=options.trust_remote_code)
     require_loadable(config)
-    kind = load_kind(opened, config)
+    kind = load_kind(opened, config, trust_remote_code=options.trust_remote_code)
     require_text(kind, text_only=options.text_only)
     said = resolve_dtype(opened, config, options.dtype)
     study = study_model(kind.model_class, config, options.wanted(said))

@@ -144,7 +144,7 @@ def inspect_checkpoint(
     try:
         source = open_config(model, revision)
         config = load_config(source, trust_remote_code=trust_remote_code)
-        kind = load_kind(source, config)
+        kind = load_kind(source, config, trust_remote_code=trust_remote_code)
         require_text(kind, text_only=text_only)
         dtype = resolve_dtype(source, config, dtype)
         limit = None if max_table is None else max_table // dtype.itemsize

@@ -54,11 +54,13 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
 
 def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
     reasons = []
-    if "prefold" in raw:
+    if "prefold" in raw or str(raw.get("model_type")).startswith("prefold_"):
         reasons.append("it is a folded checkpoint already")
     if "model_type" not in raw and "auto_map" not in raw:
         reasons.append("its config.json names no model_type")
     reasons += [f"its config.json asks for {count:,} {what} ({name})" for name, count, what in _beyond(raw)]
+    if not isinstance(raw.get("auto_map", {}), dict):
+        reasons.append("its config.json has an auto_map that is no object")
     named = raw.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         reasons.append(f"its config.json names no classes as architectures: {named!r:.80}")
@@ -78,7 +80,8 @@ def _beyond(raw: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
 
 
 def _is_known(raw: dict[str, Any]) -> bool:
-    return raw.get("model_type") in CONFIG_MAPPING
+    """Return whether transformers itself has the type; what a program has registered beside is not its own."""
+    return str(raw.get("model_type")) in CONFIG_MAPPING._mapping
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,15 @@ def require_text(kind: Kind, *, text_only: bool) -> None:
         )
 
 
-def load_kind(source: Source, config: PreTrainedConfig) -> Kind:
+def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Kind:
     """Return what ``architectures`` names, or else the first class that an auto class takes for a config.
+
+    Without trust no code of the source is asked, whatever class its config has come to be loaded as.
 
     Raises:
         UnsupportedModel: there is none.
     """
-    own = _own_kind(source, config)
+    own = _own_kind(source, config) if trust_remote_code else []
     kinds = [Kind(each, auto.__name__) for auto in _AUTO_CLASSES for each in _classes(auto, config)]
     named = [kind for kind in kinds if kind.model_class.__name__ in (source.config.get("architectures") or [])]
     for other in _known(source.config.get("architectures") or []) if not (own or named) else []:

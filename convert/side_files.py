@@ -1,6 +1,7 @@
 """What goes along with the weights of a source: its side files, and its code where that is trusted."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from prefold.convert.files import (
 )
 from prefold.convert.source import Source, read_json
 
-# By these keys sentence-transformers' files name classes; its own and torch's are installed with it.
-_CLASS_KEYS = ("type", "types", "activation_function", "activation_fn")
-_INSTALLED = ("sentence_transformers.", "torch.")
+# By these keys sentence-transformers' files name classes, and by this one a tokenizer that lies elsewhere.
+_CLASS_KEYS = ("type", "types", "activation_function", "activation_fn", "tokenizer_class")
+_ELSEWHERE = "tokenizer_name_or_path"
+# Its own classes, and torch's activations, are installed with it.
+_INSTALLED = re.compile(r"(sentence_transformers|torch\.nn)(\.\w+)+")
 
 
 @dataclass(frozen=True)
@@ -94,60 +97,79 @@ def _shown(name: str, source: Source) -> str:
 def _without_code(paths: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
     """Yield configs that name code, as of a tokenizer, without those names: stock then takes a class of its own."""
     for name, path in paths.items():
-        decoded = _settings(path) if name.endswith(CONFIG) and "/" not in name else {}
-        if "auto_map" in decoded:
-            plain = {key: value for key, value in decoded.items() if key != "auto_map"}
-            yield name, (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
+        decoded = _decoded(path) if name.endswith(CONFIG) else None
+        if any(True for _ in _auto_maps(decoded)):
+            yield name, (json.dumps(_plain(decoded), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _plain(decoded: Any) -> Any:
+    if isinstance(decoded, dict):
+        return {key: _plain(value) for key, value in decoded.items() if key != "auto_map"}
+    return [_plain(part) for part in decoded] if isinstance(decoded, list) else decoded
 
 
 def code_reasons(source: Source, *, trust_remote_code: bool) -> list[str]:
     """Return why a source's code keeps it from being folded: it is not trusted, or no part of the checkpoint."""
-    reasons = []
-    classes = list(_module_classes(source))
+    reasons, classes = [], list(_module_classes(source))
     if classes and not trust_remote_code:
         reasons.append(
             f"{MODULES} names code of its own, {classes[0]}: read that, then pass --trust-remote-code to run it"
         )
-    for name in dict.fromkeys([*classes, *_auto_classes(source)]) if trust_remote_code else ():
-        if "--" in name:
+    parts = [part for key, part in source.config.items() if key != "auto_map"]
+    inside = [name for part in parts for auto_map in _auto_maps(part) for name in strings(auto_map)]
+    if inside and not trust_remote_code:
+        reasons.append(f"a part of its config.json names code, {inside[0]}: read that, then pass --trust-remote-code")
+    for name in dict.fromkeys([*classes, *inside, *_auto_classes(source)]) if trust_remote_code else ():
+        if "--" in name or "/" in name:
             reasons.append(
                 f"its code is part of another repository, {name}: save the model with it, by save_pretrained"
             )
     return reasons
 
 
+def _auto_maps(decoded: Any) -> Iterator[Any]:
+    """Yield what stands under ``auto_map`` anywhere in decoded JSON."""
+    if isinstance(decoded, dict):
+        for key, value in decoded.items():
+            yield from [value] if key == "auto_map" else _auto_maps(value)
+    for part in decoded if isinstance(decoded, list) else ():
+        yield from _auto_maps(part)
+
+
 def _auto_classes(source: Source) -> Iterator[str]:
     """Yield the classes that the config, and the configs beside it, name as code: ``module.Class``."""
-    yield from strings(source.config.get("auto_map"))
-    for name in source.data_names():
-        if name.endswith(CONFIG) and "/" not in name:
-            yield from strings(_settings(own_file(source.folder, name)).get("auto_map"))
+    configs = [_decoded(own_file(source.folder, name)) for name in source.data_names() if name.endswith(CONFIG)]
+    for auto_map in _auto_maps([source.config, *configs]):
+        yield from strings(auto_map)
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Return what a config beside the model says; nothing where it is none that transformers could read."""
+def _decoded(path: Path) -> Any:
+    """Return what a JSON file beside the model says; nothing where it is none that a program could read."""
     try:
-        decoded = read_json(path, object)
+        return read_json(path, object)
     except BrokenCheckpoint:
-        return {}
-    return decoded if isinstance(decoded, dict) else {}
+        return None
 
 
 def _module_classes(source: Source) -> Iterator[str]:
-    """Yield the classes that sentence-transformers' files name, but for those that are installed with it."""
-    for name in source.data_names():
-        if name == MODULES or ("/" in name and name.endswith(".json")):
-            named = _named(read_json(own_file(source.folder, name), object))
-            yield from (each for each in named if not each.startswith(_INSTALLED))
+    """Yield what sentence-transformers' files name beside classes that are installed with it."""
+    names = source.data_names()
+    for name in names if MODULES in names else ():
+        if name.endswith(".json"):
+            yield from _named(_decoded(own_file(source.folder, name)))
 
 
 def _named(decoded: Any) -> Iterator[str]:
-    if isinstance(decoded, list):
-        for part in decoded:
-            yield from _named(part)
-    elif isinstance(decoded, dict):
-        for key, value in decoded.items():
-            yield from strings(value) if key in _CLASS_KEYS else _named(value)
+    for part in decoded if isinstance(decoded, list) else ():
+        yield from _named(part)
+    for key, value in decoded.items() if isinstance(decoded, dict) else ():
+        if key in _CLASS_KEYS:
+            # A class of transformers has no module before it, and kinds of tokenizers or of positions none, either.
+            dotted = (name for name in strings(value) if "." in name or "/" in name or "--" in name)
+            yield from (name for name in dotted if not _INSTALLED.fullmatch(name))
+        elif key == _ELSEWHERE and isinstance(value, str) and value:
+            yield value
+        yield from _named(value)
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -171,7 +171,7 @@ class _Comparison:
         config = load_config(source, trust_remote_code=trust_remote_code)
         require_loadable(config)
         self.is_quantized = method_of(config) is not None
-        self.kind = load_kind(source, config)
+        self.kind = load_kind(source, config, trust_remote_code=trust_remote_code)
         self.dtype: str = folded.config["dtype"]
         dtype: torch.dtype = getattr(torch, self.dtype)
         self.study = _study(self.kind.model_class, config, claimed_fold(folded.config["prefold"], dtype))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, LlamaConfig
 
 from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, convert_checkpoint, inspect_checkpoint
 from prefold.convert.files import REMOTE_RUNTIME
@@ -107,3 +108,38 @@ def test_all_that_is_named_and_imported_goes_along(own_code: Path, fold):
     }
     assert not (folded / "train.py").exists()
     assert json.loads((folded / "tokenizer_config.json").read_text())["auto_map"]
+
+
+@pytest.mark.parametrize("model_type", ["prefold_llama", "registered"])
+def test_a_registered_type_does_not_make_code_trusted(model_type: str, checkpoint, tmp_path: Path):
+    """Once the runtime, or a program, has registered a type, its config class is not transformers' own."""
+    import prefold.runtime  # noqa: F401
+
+    registered = type("Registered", (LlamaConfig,), {"model_type": "registered"})
+    AutoConfig.register("registered", registered, exist_ok=True)
+    source = checkpoint("llama")
+    (source / "evil.py").write_text("raise SystemExit('ran')")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"model_type": model_type, "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}
+    (source / "config.json").write_text(json.dumps(config))
+    assert not inspect_checkpoint(str(source)).foldable
+    with pytest.raises(UnsupportedModel):
+        convert_checkpoint(str(source), tmp_path / "out")
+
+
+def test_a_part_of_a_config_that_names_code_is_refused(checkpoint, tmp_path: Path):
+    source = checkpoint("llama")
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"] = {"model_type": "trocr", "auto_map": {"AutoModel": "evil/repo--evil.Evil"}}
+    (source / "config.json").write_text(json.dumps(config))
+    assert "a part of its config.json names code" in inspect_checkpoint(str(source)).verdict
+    trusted = inspect_checkpoint(str(source), trust_remote_code=True)
+    assert "part of another repository" in trusted.verdict
+
+
+@pytest.mark.parametrize("auto_map", ["evil.X", [1], 3])
+def test_an_auto_map_that_is_no_object(auto_map: object, checkpoint):
+    source = checkpoint("llama")
+    config = json.loads((source / "config.json").read_text()) | {"auto_map": auto_map}
+    (source / "config.json").write_text(json.dumps(config))
+    assert "an auto_map that is no object" in inspect_checkpoint(str(source)).verdict

@@ -103,6 +103,7 @@ def test_configs_beside_the_model_no_longer_name_code(source: Path, convert: Con
         **{
             "tokenizer_config.json": json.dumps({"model_max_length": 7, "auto_map": {"AutoTokenizer": ["a.A", None]}}),
             "preprocessor_config.json": json.dumps({"auto_map": {"AutoProcessor": "evil/repo--a.A"}, "ü": 1}),
+            "processor_config.json": json.dumps({"image_processor": {"size": 1, "auto_map": {"A": "evil/repo--a.A"}}}),
         },
     )
     config = json.loads((source / "config.json").read_text())
@@ -111,6 +112,7 @@ def test_configs_beside_the_model_no_longer_name_code(source: Path, convert: Con
     folded = convert().out
     assert json.loads((folded / "tokenizer_config.json").read_text()) == {"model_max_length": 7}
     assert json.loads((folded / "preprocessor_config.json").read_text()) == {"ü": 1}
+    assert json.loads((folded / "processor_config.json").read_text()) == {"image_processor": {"size": 1}}
     assert not any("evil" in path.read_text() for path in folded.glob("*.json"))
 
 
@@ -212,12 +214,22 @@ def test_the_modules_of_a_sentence_encoder_go_along_with_their_weights(sentence_
     assert conversion.left_out == ["2_Dense/own.py", "2_Dense/pytorch_model.bin", "3_Unnamed/"]
 
 
+def test_the_config_of_a_module_loses_the_code_that_it_names(sentence_source: Path, tmp_path: Path):
+    add(sentence_source, **{"1_Pooling/config.json": json.dumps({"a": 1, "auto_map": {"AutoModel": "evil/repo--a.A"}})})
+    folded = convert_checkpoint(str(sentence_source), tmp_path / "out").out
+    assert json.loads((folded / "1_Pooling" / "config.json").read_text()) == {"a": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("modules.json", json.dumps([{"path": "", "type": "own.Module"}])),
         ("modules.json", json.dumps([{"path": "2_Dense", "type": "evil/repo--own.Module"}])),
         ("2_Dense/config.json", json.dumps({"activation_function": "os.abort"})),
+        ("modules.json", json.dumps([{"path": "", "type": "torch.evil/repo--own.Module"}])),
+        ("router_config.json", json.dumps({"types": {"a": "evil/repo--own.Module"}})),
+        ("sentence_bert_config.json", json.dumps({"tokenizer_name_or_path": "evil/repo"})),
+        ("2_Dense/wordembedding_config.json", json.dumps({"tokenizer_class": "own.Tokenizer"})),
         ("2_Dense/router_config.json", json.dumps({"types": {"a": "evil/repo--own.Module"}})),
     ],
 )
