@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.files import CARD, own_file
 from prefold.convert.folded import source_name, versions
 from prefold.convert.model import Kind
@@ -19,8 +20,14 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 def _carried(source: Source) -> dict[str, Any]:
     """Return what the source's own card says that holds for a folded checkpoint too, its licence first."""
-    text = own_file(source.folder, CARD).read_text(encoding="utf-8") if CARD in source.data_names() else ""
-    data = ModelCard(text, ignore_metadata_errors=True).data.to_dict() if text else {}
+    if CARD not in source.data_names():
+        return {}
+    text = own_file(source.folder, CARD).read_text(encoding="utf-8", errors="replace")
+    try:
+        with model_code():
+            data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    except ModelFailed:  # it is copied all the same
+        return {}
     kept = ("license", "license_name", "license_link", "language", "pipeline_tag")
     return {key: data[key] for key in kept if data.get(key)}
 

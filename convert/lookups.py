@@ -54,7 +54,13 @@ def _only_table(module: nn.Module) -> tuple[str, torch.Tensor] | None:
 
 def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torch.Tensor | None) -> bool:
     """Say whether an output is made of rows of ``values``, and these do not follow the tokens."""
-    if output is None or not output.is_floating_point() or output.dim() < 2 or output.shape[-1] != values.shape[1]:
+    if (
+        output is None
+        or not output.is_floating_point()
+        or output.dim() < 2
+        or not output.numel()
+        or output.shape[-1] != values.shape[1]
+    ):
         return False
     if follows_tokens(output, moved):  # as the tokens' own embedding does, which is large
         return False

@@ -28,6 +28,7 @@ _AUTO_CLASSES: tuple[Any, ...] = (
 # A skeleton has all blocks, and a config a name for each label. Published models have some hundred blocks, and research
 # went to a thousand.
 _MOST = {"blocks": (("layer", "layers", "blocks", "depth"), 1_000), "labels": (("labels",), 100_000)}
+_MOST["parts"] = (("experts", "groups", "group_num", "networks", "functions"), 10_000)
 # Names that transformers gives to inputs which are no tokens.
 _NOT_TEXT = re.compile("pixel|image|video|audio|input_features|input_values")
 

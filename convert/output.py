@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefold.convert.errors import OutputExists, StorageError
+from prefold.convert.files import TABLE
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -72,9 +73,11 @@ def _refuse_existing(out: Path, *, force: bool) -> None:
 
 def _target(out: Path) -> Path:
     try:
-        return out.resolve()
-    except (OSError, RuntimeError) as error:
+        target = out.resolve()
+        target.with_name(f".{target.name}.prefold-old").exists()
+    except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(f"{out}: leads nowhere: {error}") from error
+    return target
 
 
 def _claim(work: Path) -> int:
@@ -92,9 +95,14 @@ def _remove_dead(work: Path) -> None:
     """Remove what a dead run left; a link or a file of that name is somebody else's."""
     if work.is_symlink() or (work.exists() and not work.is_dir()):
         raise StorageError(f"{work}: is no folder of a conversion: remove it")
-    if work.exists():
-        lock = _locked(work)
+    if not work.exists():
+        return
+    lock = _locked(work)
+    try:
+        if any(work.iterdir()) and not (work / TABLE).exists():  # the first file that a conversion writes
+            raise StorageError(f"{work}: is no folder of a conversion: remove it")
         shutil.rmtree(work)
+    finally:
         os.close(lock)
 
 
@@ -138,7 +146,8 @@ def _aside(out: Path) -> Path:
 
 def _restore(out: Path) -> None:
     """Bring back an older output that a killed run had set aside."""
-    if _aside(out).is_dir() and not _aside(out).is_symlink() and not out.exists():
+    old = _aside(out)
+    if not old.is_symlink() and (old / TABLE).exists() and not out.exists():
         _aside(out).rename(out)
 
 

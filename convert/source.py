@@ -16,6 +16,7 @@ from prefold.convert.files import (
     MODULES,
     SINGLE,
     all_files,
+    is_hidden,
     is_side_file,
     is_weights,
     own_file,
@@ -231,6 +232,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _read_shard(folder: Path, shard: str, expected: set[str]) -> dict[str, Entry]:
     _require_inside(INDEX, shard)
+    if not shard.endswith(".safetensors") or is_hidden(shard):
+        raise BrokenCheckpoint(
+            f"{INDEX}: {shard!r} is no safetensors file: others may be unpickled when they are loaded"
+        )
     if not os.path.lexists(folder / shard):
         raise BrokenCheckpoint(f"{INDEX}: names {shard}, which is missing")
     found = read_header(own_file(folder, shard))

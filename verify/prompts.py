@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from prefold.convert.errors import UsageError
+from prefold.convert.errors import ModelFailed, UsageError, model_code
 from prefold.convert.first_layer import quiet_loading
 from prefold.verify.job import SAID_VALUES
 from prefold.verify.passages import PASSAGES
@@ -89,10 +89,12 @@ def _tokenized(
 ) -> list[list[int]]:
     """Return the first tokens of each text, or of each default one where there is a tokenizer for them."""
     try:
-        with quiet_loading():
+        with quiet_loading(), model_code():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            return [tokenizer(text)["input_ids"][:longest] for text in texts or default]
+    except ModelFailed as failure:
         if texts:
-            raise UsageError(f"{folder}: its tokenizer does not load, so prompts cannot be read: {error}") from error
+            raise UsageError(
+                f"{folder}: its tokenizer does not load, so prompts cannot be read: {failure}"
+            ) from failure
         return []
-    return [tokenizer(text)["input_ids"][:longest] for text in texts or default]

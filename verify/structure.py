@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prefold.convert.errors import BrokenCheckpoint
-from prefold.convert.files import CARD, CONFIG, INDEX, REPORT, SINGLE, all_files, own_file
+from prefold.convert.files import CARD, CONFIG, INDEX, REPORT, TABLE, all_files, own_file
 from prefold.convert.shards import Entry, Outgoing, cast, dtype_name, passed_through
 from prefold.convert.side_files import SideFiles
 from prefold.convert.source import Source
@@ -22,6 +22,7 @@ from prefold.verify.checks import Outcome
 # What the section may say otherwise, and as what: where the source was found, and what wrote the table when.
 _FREE: dict[str, type[Any]] = {"source": object, "revision": object, "versions": dict, "computed": dict, "made": dict}
 _FREE |= {"runtime_sha256": dict}
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # What git and the hub's client keep in a folder that they have fetched; nothing loads it.
 _KEPT_BY_CLIENTS = re.compile(r"\.git/.*|\.gitattributes|\.gitignore|\.cache/huggingface/.*", re.DOTALL)
 
@@ -121,8 +122,9 @@ def _code_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
 def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     """Find files that neither this version would write nor the source has: none of them is ever loaded."""
     side, written = blueprint.side, blueprint.side.edited | blueprint.adapter
-    shards = [entry.file.relative_to(folded.folder).as_posix() for entry in folded.entries.values()]
-    known = {CONFIG, INDEX, CARD, REPORT, *shards, *blueprint.code, *side.copied, *written} - {SINGLE}
+    files = {entry.file.relative_to(folded.folder).as_posix() for entry in folded.entries.values()}
+    shards = {name for name in files if name == TABLE or _SHARD.fullmatch(name)}
+    known = {CONFIG, INDEX, CARD, REPORT, *shards, *blueprint.code, *side.copied, *written}
     for name in all_files(folded.folder):
         try:
             path = own_file(folded.folder, name)

@@ -180,3 +180,22 @@ def test_an_unknown_model_type(checkpoint: Checkpoint):
     source = checkpoint()
     edit(source / "config.json", model_type="nobody_knows_this")
     assert_refused(source, UnsupportedModel, "nobody_knows_this")
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "custom_generate/generate.py", ".git/w.safetensors"])
+def test_a_shard_that_would_be_unpickled_or_is_hidden(sharded: Path, name: str):
+    first = next(sharded.glob("model-00001-*"))
+    (sharded / name).parent.mkdir(exist_ok=True)
+    text = (sharded / INDEX).read_text().replace(first.name, name)
+    first.rename(sharded / name)
+    (sharded / INDEX).write_text(text)
+    assert_refused(sharded, BrokenCheckpoint, "is no safetensors file")
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe", b"---\n- a\n---\n", b"---\n!!python/object:os.system {}\n---\n", b"---\ntags: 3\n---\n"]
+)
+def test_a_card_that_does_not_parse_goes_along_as_it_is(checkpoint: Checkpoint, tmp_path: Path, text: bytes):
+    source = checkpoint()
+    (source / "README.md").write_bytes(text)
+    assert (convert_checkpoint(str(source), tmp_path / "out").out / "README.source.md").read_bytes() == text

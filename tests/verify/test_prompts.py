@@ -1,5 +1,6 @@
 """What the two models are asked to continue."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from prefold.convert import UsageError
 from prefold.verify import read_prompts
 from prefold.verify.passages import PASSAGES
 from prefold.verify.prompts import TEXTS, token_passages, token_prompts
+from tests.verify.conftest import Pair
 from tests.verify.tokenizer import save_tokenizer
 
 
@@ -88,3 +90,13 @@ def test_of_a_large_vocabulary_fewer_positions_are_asked_for(tmp_path: Path, voc
 def test_passages_that_are_no_tokens_of_the_model_are_left_out(tmp_path: Path):
     save_tokenizer(tmp_path)
     assert token_passages(tmp_path, 6, ("to be", "not"), longest=50) == [[3, 4]]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"model": null}', '{"model": {"type": "none"}}', '{"a":' * 5000])
+def test_a_broken_tokenizer_is_none(llama: Pair, tmp_path: Path, text: str):
+    folder = tmp_path / "broken"
+    shutil.copytree(llama.source, folder)
+    (folder / "tokenizer.json").write_text(text)
+    assert token_prompts(folder, 257, None) == token_prompts(llama.source, 257, None)
+    with pytest.raises(UsageError, match="its tokenizer does not load"):
+        token_prompts(folder, 257, ("text",))
