@@ -175,7 +175,8 @@ def convert_checkpoint(
         OutputExists: ``out`` exists and ``options.force`` is not set, or another run is writing it.
         StorageError: there is no space, or ``out`` cannot be written.
     """
-    with output_folder(out, force=options.force) as folder:
+    inputs = [path for path in (Path(model), options.adapter) if path is not None and path.exists()]
+    with output_folder(out, force=options.force, inputs=inputs) as folder:
         job = _prepare(model, revision, options, watch)
         _require_apart(job.source, options.adapter, out)
         worth = _weigh(job)

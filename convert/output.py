@@ -5,19 +5,18 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefold.convert.errors import OutputExists, StorageError
-from prefold.convert.files import TABLE
+from prefold.convert.errors import OutputExists, StorageError, UsageError
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
 @contextmanager
-def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+def output_folder(out: Path, *, force: bool = False, inputs: Collection[Path] = ()) -> Iterator[Path]:
     """Yield an empty folder beside ``out`` that takes its place when the block ends without an error.
 
     The folder is new and locked while it is written. What a run that was killed left behind is removed by the next.
@@ -26,11 +25,13 @@ def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         OutputExists: ``out`` exists and ``force`` is not set, or another run is writing it.
         StorageError: the folder cannot be made.
+        UsageError: one of ``inputs`` lies where the work is done, and would be removed.
     """
     out = _target(out)
+    work = _work(out)
+    _refuse_inputs(inputs, work, _aside(out))
     _restore(out)
     _refuse_existing(out, force=force)
-    work = out.with_name(f".{out.name}.prefold")
     made = [parent for parent in out.parents if not parent.exists()]
     locks = [_claim(work)]
     try:
@@ -74,10 +75,21 @@ def _refuse_existing(out: Path, *, force: bool) -> None:
 def _target(out: Path) -> Path:
     try:
         target = out.resolve()
-        target.with_name(f".{target.name}.prefold-old").exists()
+        _aside(target).exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(f"{out}: leads nowhere: {error}") from error
     return target
+
+
+def _work(out: Path) -> Path:
+    return out.with_name(f".{out.name}.prefold")
+
+
+def _refuse_inputs(inputs: Collection[Path], *folders: Path) -> None:
+    for path in inputs:
+        for folder in folders:
+            if path.resolve().is_relative_to(folder):
+                raise UsageError(f"{path}: lies where the work for OUT is done, and would be removed: rename it")
 
 
 def _claim(work: Path) -> int:
@@ -95,14 +107,9 @@ def _remove_dead(work: Path) -> None:
     """Remove what a dead run left; a link or a file of that name is somebody else's."""
     if work.is_symlink() or (work.exists() and not work.is_dir()):
         raise StorageError(f"{work}: is no folder of a conversion: remove it")
-    if not work.exists():
-        return
-    lock = _locked(work)
-    try:
-        if any(work.iterdir()) and not (work / TABLE).exists():  # the first file that a conversion writes
-            raise StorageError(f"{work}: is no folder of a conversion: remove it")
+    if work.exists():
+        lock = _locked(work)
         shutil.rmtree(work)
-    finally:
         os.close(lock)
 
 
@@ -146,8 +153,7 @@ def _aside(out: Path) -> Path:
 
 def _restore(out: Path) -> None:
     """Bring back an older output that a killed run had set aside."""
-    old = _aside(out)
-    if not old.is_symlink() and (old / TABLE).exists() and not out.exists():
+    if _aside(out).is_dir() and not _aside(out).is_symlink() and not out.exists():
         _aside(out).rename(out)
 
 

@@ -2,13 +2,11 @@
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from prefold.convert import OutputExists, StorageError
-from prefold.convert.files import TABLE
+from prefold.convert import OutputExists, StorageError, UsageError
 from prefold.convert.output import output_folder, require_space
 
 
@@ -60,7 +58,6 @@ def test_leftovers_of_a_dead_run_are_removed(tmp_path: Path):
     left = tmp_path / ".out.prefold"
     (left / "deep").mkdir(parents=True)
     (left / "deep" / "half.safetensors").write_text("half")
-    (left / TABLE).write_text("half")
     write(tmp_path / "out", "new")
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["config.json"]
@@ -86,20 +83,23 @@ def test_links_inside_a_dead_runs_folder_are_not_followed(tmp_path: Path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.tex").write_text("years of work")
     (tmp_path / ".out.prefold").mkdir()
-    (tmp_path / ".out.prefold" / TABLE).write_text("half")
     (tmp_path / ".out.prefold" / "link").symlink_to(tmp_path / "theirs")
     write(tmp_path / "out", "new")
     assert (tmp_path / "theirs" / "thesis.tex").exists()
     assert os.listdir(tmp_path / "out") == ["config.json"]
 
 
-@pytest.mark.parametrize("name", [".out.prefold", ".out.prefold-old"])
-def test_a_folder_of_somebodys_with_the_work_folders_name_stays(tmp_path: Path, name: str):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "model.safetensors").write_text("days of work")
-    with suppress(StorageError):
-        write(tmp_path / "out", "new")
-    assert (tmp_path / name / "model.safetensors").read_text() == "days of work"
+@pytest.mark.parametrize("name", [".out.prefold", ".out.prefold-old", ".out.prefold/deep"])
+def test_a_source_where_the_work_is_done_stays(tmp_path: Path, name: str):
+    source = tmp_path / name
+    source.mkdir(parents=True)
+    (source / "model.safetensors").write_text("days of work")
+    with (
+        pytest.raises(UsageError, match="would be removed: rename it"),
+        output_folder(tmp_path / "out", inputs=[source]),
+    ):
+        pass
+    assert (source / "model.safetensors").read_text() == "days of work"
 
 
 @pytest.mark.parametrize("out", ["/", "a" * 250])
@@ -151,7 +151,6 @@ def test_a_planted_link_in_an_older_outputs_place_does_not_come_back(tmp_path: P
 
 def test_an_output_that_a_dead_run_had_set_aside_comes_back(tmp_path: Path):
     write(tmp_path / "out", "old")
-    (tmp_path / "out" / TABLE).write_text("whole")
     (tmp_path / "out").rename(tmp_path / ".out.prefold-old")
     with pytest.raises(OutputExists):
         write(tmp_path / "out", "new")
