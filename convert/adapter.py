@@ -97,6 +97,8 @@ def _reasons(folder: Path, config: dict[str, Any]) -> list[str]:
         reasons.append(f"{folder}: its exclude_modules are neither an expression nor a list")
     if config.get("megatron_config"):
         reasons.append(f"{folder}: it is for Megatron (megatron_config), whose code peft would import by name")
+    if "_niter_" in str(config.get("init_lora_weights")):
+        reasons.append(f"{folder}: loading it draws random numbers (init_lora_weights), so its base is never the same")
     if config.get("layer_replication"):
         reasons.append(f"{folder}: it repeats layers (layer_replication), which cannot be merged")
     if config.get("alora_invocation_tokens"):

@@ -40,7 +40,7 @@ def _front_matter(source: Source) -> str:
 
 def write_card(folder: Path, source: Source, kind: Kind, worth: Worth, verdict: str, command: str, report: str) -> None:
     """Write the card: what this is, how to load it, what it is worth, and the proof."""
-    name = source_name(source)
+    name = " ".join(source_name(source).split())
     origin = f"`{name}`, commit `{source.revision}`," if source.revision else f"`{name}`"
     tables = " and ".join(f"{side.rows:,} rows of {side.row_width:,} values" for side in worth.sides)
     told = verdict if verdict.startswith("saves") else f"is {verdict}"

@@ -17,6 +17,8 @@ from prefold.convert.errors import UnsupportedModel
 _LENGTH = 1_000_003
 # Weights of so many values, and more, share memory: 16 MiB in fp32.
 LARGE = 1 << 22
+# What an experiment fills memory with: 8 GiB in fp32. The largest weight of a published block, PaLM's, has 1.4e9 values.
+_MOST = 1 << 31
 # Values between the beginnings of two that share it: a matrix product wants its operands aligned, to 64 bytes at most.
 _STEP = 48
 
@@ -33,6 +35,22 @@ def allocated(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         raise UnsupportedModel(
             [f"its config asks for a tensor {list(shape)}, which is more than this machine can address"]
         ) from error
+
+
+def require_fillable(model: nn.Module, aside: Collection[nn.Module]) -> None:
+    """Refuse first blocks whose buffers and small weights take too much memory, and time, to be given values.
+
+    Raises:
+        UnsupportedModel: they do.
+    """
+    weights = [each for module in model.modules() if module not in aside for each in module.parameters(recurse=False)]
+    filled = [weight for weight in weights if not _is_window(weight)] + list(model.buffers())
+    _require_few(sum(tensor.numel() for tensor in filled))
+
+
+def _require_few(values: int) -> None:
+    if values > _MOST:
+        raise UnsupportedModel([f"its config asks for {values:,} values in its first blocks: prefold takes {_MOST:,}"])
 
 
 def windows(modules: Iterable[nn.Module]) -> None:
@@ -57,7 +75,9 @@ def _is_window(weight: torch.Tensor) -> bool:
 def _share(places: list[tuple[nn.Module, str]]) -> None:
     """Put windows into one sequence in the places of weights of one type; the widest keeps its input's scale."""
     weights = [getattr(module, name) for module, name in places]
-    sequence = allocated([max(map(_extent, weights)) + _STEP * len(weights)], weights[0].dtype)
+    length = max(map(_extent, weights)) + _STEP * len(weights)
+    _require_few(length)
+    sequence = allocated([length], weights[0].dtype)
     _repeat(sequence, _sample() * max(weight.shape[-1] for weight in weights) ** -0.5)
     memory = sequence.view(torch.uint8).numpy()
     for index, ((module, name), weight) in enumerate(zip(places, weights, strict=True)):

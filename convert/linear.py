@@ -8,9 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.cut import Cut, Sum
+from prefold.convert.errors import UnsupportedModel
 from prefold.convert.experiment import experiment_tokens
 from prefold.convert.norm import gain_and_shift
 from prefold.convert.trace import hooks, run_side, stop
+
+# Of one look-up's part, which is computed at once: 2 GiB in float64. 16,384 positions by 16,384 values are as many.
+_MOST = 1 << 28
 
 
 class Linear:
@@ -47,8 +51,14 @@ class Linear:
         return self.part(rows.double() * self._sum.factor)
 
     def added(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the tensors that the sum needs beside the table, in the order and the shapes of ``Cut.added``."""
+        """Yield the tensors that the sum needs beside the table, in the order and the shapes of ``Cut.added``.
+
+        Raises:
+            UnsupportedModel: one takes more memory than an experiment takes.
+        """
         for number, look_up in enumerate(self._sum.look_ups):
+            if (values := look_up.rows * self._zero.shape[1]) > _MOST:
+                raise UnsupportedModel([f"{look_up.module} has {look_up.rows:,} rows: {values:,} values once folded"])
             parts = self.part(self._weight(number).detach() * torch.tensor(look_up.factor, dtype=torch.float64))
             yield f"{look_up.module}.prefold.{look_up.weight}", parts
         steps = [self._behind(shift[None], step + 1) for step, (_, shift) in enumerate(self._gains)]

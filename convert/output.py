@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefold.convert.errors import OutputExists, StorageError, UsageError
+from prefold.convert.files import REPORT
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -68,8 +69,8 @@ def require_space(folder: Path, needed: int) -> None:
 def _refuse_existing(out: Path, *, force: bool) -> None:
     if out.exists() and not force:
         raise OutputExists(f"{out}: exists already; --force replaces it once the new one is verified")
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "config.json").exists())):
-        raise OutputExists(f"{out}: is no checkpoint, so --force does not replace it")
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / REPORT).exists())):
+        raise OutputExists(f"{out}: is no folded checkpoint, so --force does not replace it")
 
 
 def _target(out: Path) -> Path:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
-from prefold.convert.filling import allocated, fill, windows
+from prefold.convert.filling import allocated, fill, require_fillable, windows
 from prefold.convert.pruning import prune
 from prefold.convert.trace import hooks, stop
 
@@ -149,9 +149,10 @@ def materialize(model: PreTrainedModel, embedding_rows: int) -> None:
     of the rest are never touched, and so never allocated. Large weights overlap, see ``windows``.
 
     Raises:
-        UnsupportedModel: its tensors are larger than what this machine can address.
+        UnsupportedModel: its tensors are larger than what this machine can address, or than an experiment fills.
     """
     aside = _embeddings_and_head(model)
+    require_fillable(model, aside)
     windows([module for module in model.modules() if module not in aside])
     model._apply(lambda tensor: allocated(tensor.shape, tensor.dtype) if tensor.is_meta else tensor)
     for buffer in model.buffers():

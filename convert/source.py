@@ -23,6 +23,9 @@ from prefold.convert.files import (
 )
 from prefold.convert.shards import Entry, read_header
 
+# What safetensors allows for a header, which holds as much as an index.
+_LARGEST_JSON = 100_000_000
+
 
 @dataclass(frozen=True)
 class Source:
@@ -117,9 +120,15 @@ def _open_remote(model: str, revision: str | None) -> Source:
 def _open_bare(folder: Path, name: str) -> Source:
     if not folder.is_dir():
         raise UsageError(f"{name}: no such folder")
+    if not _is_utf8(str(folder)):
+        raise UsageError(f"{name}: a name that is not UTF-8: safetensors opens no file there")
     names = {path.name for path in folder.iterdir()}
     _refuse_files(name, names)
     return Source(folder, name, None, read_json(own_file(folder, CONFIG)))
+
+
+def _is_utf8(path: str) -> bool:
+    return path.encode(errors="replace") == path.encode(errors="surrogateescape")
 
 
 def open_source(model: str, revision: str | None = None) -> Source:
@@ -174,10 +183,14 @@ def read_json(path: Path, form: type[Any] = dict) -> Any:
     """Read a JSON file whose outermost value is of the type ``form``.
 
     Raises:
-        BrokenCheckpoint: it is not JSON, or of another form.
+        BrokenCheckpoint: it is not JSON, of another form, or larger than a checkpoint's headers may be.
     """
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise BrokenCheckpoint(f"{path.name}: larger than {_LARGEST_JSON:,} bytes")
     try:
-        decoded = json.loads(path.read_text(encoding="utf-8"))
+        decoded = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise BrokenCheckpoint(f"{path.name}: not JSON: {error}") from error
     if not isinstance(decoded, form):

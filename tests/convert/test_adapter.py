@@ -141,6 +141,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"target_modules": ["c_attn", "wpe"], "fan_in_fan_out": True},
         r"wpe: the adapter's",
     ),
+    "random loading": ({}, {"target_modules": ["q_proj"], "init_lora_weights": "pissa_niter_4"}, "random numbers"),
     "repeated layers": ({}, {"target_modules": ["q_proj"], "layer_replication": [[0, 3], [1, 3]]}, "repeats layers"),
 }
 

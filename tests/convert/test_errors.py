@@ -1,6 +1,7 @@
 """A bug of prefold's stays one, and is no reason that a model does not fold; a model's own error is one."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from prefold.convert import UnsupportedModel, inspect_checkpoint
+from prefold.convert import BrokenCheckpoint, UnsupportedModel, inspect_checkpoint
 from prefold.convert.errors import is_own, model_code
 from prefold.convert.hub import resolve
 from tests.conftest import Checkpoint, small_config
@@ -108,7 +109,9 @@ def test_memory_that_is_short_is_nobodys_error():
         ({"vocab_size": 10**12}, r"a tensor \[1000000000000, 32\], which is more than this machine can address"),
         ({"vocab_size": 10**18}, r"its config builds no model \(RuntimeError: "),
         ({"vocab_size": -5}, r"its config builds no model \(RuntimeError: "),
-        ({"intermediate_size": 10**13}, "more than this machine can address"),
+        ({"intermediate_size": 10**13}, "values in its first blocks: prefold takes 2,147,483,648"),
+        ({"hidden_size": 10**8}, "values in its first blocks"),
+        ({"head_dim": 10**8}, "values in its first blocks"),
         ({"vocab_size": 12}, "its vocabulary has 9 ordinary tokens"),
         ({"hidden_size": "wide"}, "transformers cannot read its config"),
         ({"num_labels": 10**12}, r"asks for 1,000,000,000,000 labels \(num_labels\)"),
@@ -127,10 +130,30 @@ def test_a_config_out_of_all_proportion_is_answered_with_one_line(changes: dict[
         raise UnsupportedModel(inspection.reasons)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n_positions": 10**7}, "wpe has 10,000,000 rows"),
+        ({"model_type": "mixtral", "num_local_experts": 10**7}, r"asks for 10,000,000 parts \(num_local_experts\)"),
+        ({"model_type": "mixtral", "num_local_experts": 9_999}, None),
+    ],
+)
+def test_positions_and_experts_out_of_all_proportion(changes: dict[str, Any], reason: str | None, tmp_path: Path):
+    config = small_config(changes.get("model_type", "gpt2")).to_dict() | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    verdict = inspect_checkpoint(str(tmp_path / "config.json")).verdict
+    assert re.search(reason or "saves|not worth it", verdict)
+
+
 def test_depth_is_asked_for_in_every_part_of_a_config(tmp_path: Path):
     config = {"model_type": "llava", "text_config": {"model_type": "qwen2", "num_hidden_layers": 10**12}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "asks for 1,000,000,000,000 blocks" in inspect_checkpoint(str(tmp_path / "config.json")).verdict
+
+
+def test_a_config_without_an_end():
+    with pytest.raises(BrokenCheckpoint, match="larger than 100,000,000 bytes"):
+        inspect_checkpoint("/dev/zero")
 
 
 def test_a_config_that_nests_beyond_all_measure(tmp_path: Path):

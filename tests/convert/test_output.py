@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 
 from prefold.convert import OutputExists, StorageError, UsageError
+from prefold.convert.files import REPORT
 from prefold.convert.output import output_folder, require_space
 
 
 def write(out: Path, text: str, *, force: bool = False, fail: bool = False) -> None:
     with output_folder(out, force=force) as folder:
-        (folder / "config.json").write_text(text)
+        (folder / REPORT).write_text(text)
         if fail:
             raise RuntimeError("half way")
 
 
 def test_it_appears_with_everything_in_it(tmp_path: Path):
     write(tmp_path / "out", "new")
-    assert (tmp_path / "out" / "config.json").read_text() == "new"
+    assert (tmp_path / "out" / REPORT).read_text() == "new"
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -33,23 +34,24 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path: Path):
     write(tmp_path / "out", "old")
     with pytest.raises(OutputExists, match="exists already; --force"):
         write(tmp_path / "out", "new")
-    assert (tmp_path / "out" / "config.json").read_text() == "old"
+    assert (tmp_path / "out" / REPORT).read_text() == "old"
 
 
 def test_force_replaces_only_after_success(tmp_path: Path):
     write(tmp_path / "out", "old")
     with pytest.raises(RuntimeError):
         write(tmp_path / "out", "new", force=True, fail=True)
-    assert (tmp_path / "out" / "config.json").read_text() == "old"
+    assert (tmp_path / "out" / REPORT).read_text() == "old"
     write(tmp_path / "out", "new", force=True)
-    assert (tmp_path / "out" / "config.json").read_text() == "new"
+    assert (tmp_path / "out" / REPORT).read_text() == "new"
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_force_does_not_replace_what_is_no_checkpoint(tmp_path: Path):
+def test_force_replaces_nothing_but_a_fold(tmp_path: Path):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("of a checkpoint, or of anything else")
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputExists, match="no checkpoint"):
+    with pytest.raises(OutputExists, match="no folded checkpoint"):
         write(tmp_path / "out", "new", force=True)
     assert (tmp_path / "out" / "thesis.tex").exists()
 
@@ -60,7 +62,7 @@ def test_leftovers_of_a_dead_run_are_removed(tmp_path: Path):
     (left / "deep" / "half.safetensors").write_text("half")
     write(tmp_path / "out", "new")
     assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(tmp_path / "out") == ["config.json"]
+    assert os.listdir(tmp_path / "out") == [REPORT]
 
 
 @pytest.mark.parametrize("leads_to", ["folder", "nothing", "file"])
@@ -86,7 +88,7 @@ def test_links_inside_a_dead_runs_folder_are_not_followed(tmp_path: Path):
     (tmp_path / ".out.prefold" / "link").symlink_to(tmp_path / "theirs")
     write(tmp_path / "out", "new")
     assert (tmp_path / "theirs" / "thesis.tex").exists()
-    assert os.listdir(tmp_path / "out") == ["config.json"]
+    assert os.listdir(tmp_path / "out") == [REPORT]
 
 
 @pytest.mark.parametrize("name", [".out.prefold", ".out.prefold-old", ".out.prefold/deep"])
@@ -121,18 +123,18 @@ def test_an_output_that_is_a_link_stays_one(tmp_path: Path, levels: int):
     for text in ("second", "third"):
         write(current, text, force=True)
         assert current.is_symlink()
-        assert (v1 / "config.json").read_text() == text
+        assert (v1 / REPORT).read_text() == text
         assert os.listdir(v1.parent) == ["v1"]
     with pytest.raises(RuntimeError):
         write(current, "fourth", force=True, fail=True)
-    assert (v1 / "config.json").read_text() == "third"
+    assert (v1 / REPORT).read_text() == "third"
 
 
 def test_a_link_to_no_folder_yet_leads_where_it_says(tmp_path: Path):
     (tmp_path / "current").symlink_to(tmp_path / "v1")
     write(tmp_path / "current", "new")
     assert (tmp_path / "current").is_symlink()
-    assert (tmp_path / "v1" / "config.json").read_text() == "new"
+    assert (tmp_path / "v1" / REPORT).read_text() == "new"
 
 
 def test_a_link_to_itself_leads_nowhere(tmp_path: Path):
@@ -154,15 +156,15 @@ def test_an_output_that_a_dead_run_had_set_aside_comes_back(tmp_path: Path):
     (tmp_path / "out").rename(tmp_path / ".out.prefold-old")
     with pytest.raises(OutputExists):
         write(tmp_path / "out", "new")
-    assert (tmp_path / "out" / "config.json").read_text() == "old"
+    assert (tmp_path / "out" / REPORT).read_text() == "old"
 
 
 def test_two_at_once_are_refused(tmp_path: Path):
     with output_folder(tmp_path / "out") as folder:
-        (folder / "config.json").write_text("first")
+        (folder / REPORT).write_text("first")
         with pytest.raises(OutputExists, match="another conversion"):
             write(tmp_path / "out", "second")
-    assert (tmp_path / "out" / "config.json").read_text() == "first"
+    assert (tmp_path / "out" / REPORT).read_text() == "first"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Opening a checkpoint: whatever is wrong with its files is told before any work."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def test_a_config_that_is_no_json(checkpoint: Checkpoint):
     source = checkpoint()
     (source / "config.json").write_text("{")
     assert_refused(source, BrokenCheckpoint, "config.json: not JSON")
+
+
+def test_a_folder_whose_name_is_no_utf8(checkpoint: Checkpoint):
+    source = checkpoint()
+    renamed = source.rename(source.with_name(os.fsdecode(b"na\xffme")))
+    assert_refused(renamed, UsageError, "not UTF-8")
 
 
 def test_pickled_weights_are_refused_unread(checkpoint: Checkpoint):
