@@ -17,7 +17,7 @@ from prefold.convert.errors import UnsupportedModel
 _LENGTH = 1_000_003
 # Weights of so many values, and more, share memory: 16 MiB in fp32.
 LARGE = 1 << 22
-# What an experiment fills memory with: 8 GiB in fp32. The largest weight of a published block, PaLM's, has 1.4e9 values.
+# What an experiment fills memory with: 8 GiB in fp32. PaLM's largest weight has 1.4e9 values.
 _MOST = 1 << 31
 # Values between the beginnings of two that share it: a matrix product wants its operands aligned, to 64 bytes at most.
 _STEP = 48
