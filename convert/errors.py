@@ -62,9 +62,11 @@ def one_line(error: BaseException) -> str:
 def is_own(error: BaseException) -> bool:
     """Return whether prefold's own code raised an error that was caught around a call, and not what was called.
 
-    Code of prefold's that the called code runs, as a hook, is prefold's own.
+    Code of prefold's that the called code runs, as a hook, is prefold's own; a mode of torch's that hands a function on
+    is not.
     """
-    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_globals.get("__name__", "") for frame in frames if not frame.f_code.co_name.startswith("__torch_")]
     packages = [name.partition(".")[0] for name in names]
     inside = next((at for at, package in enumerate(packages) if package != "prefold"), None)
     if inside is None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prefold.convert.errors import UnsupportedModel
+from prefold.convert.thin import mark
 
 # Repeating a random sequence fills memory at the speed of a copy; its length is a prime, so that the rows of
 # a weight, whose lengths are not, all differ.
@@ -56,8 +57,8 @@ def _require_few(values: int) -> None:
 def windows(modules: Iterable[nn.Module]) -> None:
     """Give all large weights of some modules, still on the meta device, memory that they share.
 
-    Each is a window into one random sequence, some values further on than the one before; so is each expert
-    of a weight ``[experts, ...]``. Nothing may write to them.
+    Each is a window into one random sequence, some values further on than the one before; so is each row of a matrix,
+    and each expert of a weight ``[experts, ...]``. Nothing may write to them.
     """
     sharing: dict[torch.dtype, list[tuple[nn.Module, str]]] = defaultdict(list)
     for module in modules:
@@ -88,8 +89,7 @@ def _share(places: list[tuple[nn.Module, str]]) -> None:
 
 
 def _strides(weight: torch.Tensor) -> tuple[int, ...]:
-    own = weight.stride()
-    return (_STEP, *own[1:]) if weight.dim() > 2 else own
+    return (_STEP, *weight.stride()[1:])
 
 
 def _extent(weight: torch.Tensor) -> int:
@@ -98,7 +98,10 @@ def _extent(weight: torch.Tensor) -> int:
 
 
 def fill(model: nn.Module, aside: Collection[nn.Module], embedding_rows: int) -> None:
-    """Fill all weights but the large ones; of embeddings some rows, of whatever else is set ``aside`` nothing."""
+    """Fill all weights but the large ones; of embeddings some rows, of whatever else is set ``aside`` nothing.
+
+    Large matrices are marked for thin products, those that are set aside, too.
+    """
     sample = _sample()
     for module in model.modules():
         is_embedding = isinstance(module, nn.Embedding)
@@ -109,6 +112,9 @@ def fill(model: nn.Module, aside: Collection[nn.Module], embedding_rows: int) ->
                 scaled = sample * max(weight.shape[-1], 1) ** -0.5 if weight.dim() > 1 else 1 + sample / 10
                 _repeat(values.view(-1), scaled)
                 sample = sample.roll(7919)
+    for number, weight in enumerate(model.parameters()):
+        if weight.dim() == 2 and _is_window(weight):
+            mark(weight, number)
 
 
 def _sample() -> torch.Tensor:

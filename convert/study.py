@@ -18,6 +18,7 @@ from prefold.convert.reach import find_unreached
 from prefold.convert.reads import Census, take_census
 from prefold.convert.sides import Side, find_sides, whole_inputs
 from prefold.convert.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
+from prefold.convert.thin import ThinProducts
 from prefold.convert.ties import Ties, find_ties, tied_modules
 from prefold.convert.trace import hooks, run_side
 from prefold.convert.trial import try_fold
@@ -101,7 +102,8 @@ def study_model(
         UsageError: there is no cut of the name that is wanted, or none as small, or rows would not be smaller.
     """
     try:
-        return _study(model_class, config, wanted)
+        with ThinProducts():
+            return _study(model_class, config, wanted)
     except ModelFailed as failure:  # it stumbles without its other blocks
         raise UnsupportedModel([f"{config.model_type}: its first block does not run alone ({failure})"]) from failure
 
