@@ -13,7 +13,7 @@ from transformers import __version__ as transformers_version
 
 from prefold.convert.files import CONFIG, REMOTE_RUNTIME, RUNTIME, RUNTIMES
 from prefold.convert.model import Kind
-from prefold.convert.side_files import module_of, strings
+from prefold.convert.side_files import module_of, plain, strings
 from prefold.convert.source import Source
 from prefold.convert.study import Study
 from prefold.convert.weights import made_tensors
@@ -46,7 +46,8 @@ def folded_config(
     module = (RUNTIME if is_native(kind.model_class) else REMOTE_RUNTIME).removesuffix(".py")
     tensors = made_tensors(live, study.cuts)
     untied = {} if study.ties.others else {"tie_word_embeddings": False}
-    return source.config | {
+    kept: dict[str, Any] = plain(source.config, ["custom_pipelines"])
+    return kept | {
         "model_type": f"prefold_{config.model_type}",
         "architectures": [architecture],
         "auto_map": _reached(source, code)

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefold.convert.errors import OutputExists, StorageError, UsageError
-from prefold.convert.files import REPORT
+from prefold.convert.errors import BrokenCheckpoint, OutputExists, StorageError, UsageError
+from prefold.convert.files import CONFIG, own_file
+from prefold.convert.source import read_json
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -69,8 +70,15 @@ def require_space(folder: Path, needed: int) -> None:
 def _refuse_existing(out: Path, *, force: bool) -> None:
     if out.exists() and not force:
         raise OutputExists(f"{out}: exists already; --force replaces it once the new one is verified")
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / REPORT).exists())):
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _is_fold(out))):
         raise OutputExists(f"{out}: is no folded checkpoint, so --force does not replace it")
+
+
+def _is_fold(out: Path) -> bool:
+    try:
+        return isinstance(read_json(own_file(out, CONFIG)).get("prefold"), dict)
+    except BrokenCheckpoint:
+        return False
 
 
 def _target(out: Path) -> Path:

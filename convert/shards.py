@@ -144,8 +144,9 @@ def read_header(path: Path) -> dict[str, Entry]:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     for name, said in header.items():
-        if said["dtype"] not in DTYPES:
-            raise BrokenCheckpoint(f"{path.name}: {name} has the type {said['dtype']}, which torch lacks")
+        dtype = said.get("dtype") if isinstance(said, dict) else said  # the library takes a list for an object
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise BrokenCheckpoint(f"{path.name}: {name} has the type {dtype}, which torch lacks")
     return {name: _entry(path, 8 + length, said) for name, said in header.items()}
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,11 +25,15 @@ from prefold.convert.files import (
     is_side_file,
     own_file,
 )
-from prefold.convert.source import Source, read_json
+from prefold.convert.source import Source, read_text
 
 # By these keys sentence-transformers' files name classes, and by this one a tokenizer that lies elsewhere.
 _CLASS_KEYS = ("type", "types", "activation_function", "activation_fn", "tokenizer_class")
 _ELSEWHERE = "tokenizer_name_or_path"
+# By these, configs name code; pipelines of its own never go along.
+_CODE = ("auto_map", "custom_pipelines")
+# By these they have transformers read other files than those of the names that everybody knows.
+_INSTEAD = ("configuration_files", "transformers_weights")
 # Its own classes, and torch's activations, are installed with it.
 _INSTALLED = re.compile(r"(sentence_transformers|torch\.nn)(\.\w+)+")
 
@@ -95,22 +99,23 @@ def _shown(name: str, source: Source) -> str:
 
 
 def _without_code(paths: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
-    """Yield configs that name code, as of a tokenizer, without those names: stock then takes a class of its own."""
+    """Yield files that name code, as of a tokenizer, without those names: stock then takes a class of its own."""
     for name, path in paths.items():
-        decoded = _decoded(path) if name.endswith(CONFIG) else None
+        decoded = _decoded(path) if name.endswith(".json") else None
         if any(True for _ in _auto_maps(decoded)):
-            yield name, (json.dumps(_plain(decoded), indent=2, ensure_ascii=False) + "\n").encode()
+            yield name, (json.dumps(plain(decoded), indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _plain(decoded: Any) -> Any:
+def plain(decoded: Any, keys: Collection[str] = _CODE) -> Any:
+    """Return decoded JSON without ``keys``, wherever they stand in it."""
     if isinstance(decoded, dict):
-        return {key: _plain(value) for key, value in decoded.items() if key != "auto_map"}
-    return [_plain(part) for part in decoded] if isinstance(decoded, list) else decoded
+        return {key: plain(value, keys) for key, value in decoded.items() if key not in keys}
+    return [plain(part, keys) for part in decoded] if isinstance(decoded, list) else decoded
 
 
 def code_reasons(source: Source, *, trust_remote_code: bool) -> list[str]:
     """Return why a source's code keeps it from being folded: it is not trusted, or no part of the checkpoint."""
-    reasons, classes = [], list(_module_classes(source))
+    reasons, classes = list(_led_elsewhere(source)), list(_module_classes(source))
     if classes and not trust_remote_code:
         reasons.append(
             f"{MODULES} names code of its own, {classes[0]}: read that, then pass --trust-remote-code to run it"
@@ -127,28 +132,56 @@ def code_reasons(source: Source, *, trust_remote_code: bool) -> list[str]:
     return reasons
 
 
-def _auto_maps(decoded: Any) -> Iterator[Any]:
-    """Yield what stands under ``auto_map`` anywhere in decoded JSON."""
+def _led_elsewhere(source: Source) -> Iterator[str]:
+    """Yield why transformers would read, or run, something else than what is looked at here, trusted or not."""
+    for decoded in [source.config, *_beside(source)]:
+        for key, value in _items(decoded):
+            if key in _INSTEAD:
+                yield f"its configs name other files by {key}, which would be read in their place: leave those alone"
+            if key.endswith("_implementation") and any("/" in name for name in strings(value)):
+                yield f"its configs name code of another repository as {key}: take that out"
+
+
+def _beside(source: Source) -> Iterator[Any]:
+    """Yield what the JSON files beside a config say."""
+    for name in source.data_names():
+        if name.endswith(".json"):
+            yield _decoded(own_file(source.folder, name))
+
+
+def _items(decoded: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every key of decoded JSON, wherever it stands, with its value."""
     if isinstance(decoded, dict):
-        for key, value in decoded.items():
-            yield from [value] if key == "auto_map" else _auto_maps(value)
-    for part in decoded if isinstance(decoded, list) else ():
-        yield from _auto_maps(part)
+        yield from decoded.items()
+    parts = decoded.values() if isinstance(decoded, dict) else decoded if isinstance(decoded, list) else ()
+    for part in parts:
+        yield from _items(part)
+
+
+def _auto_maps(decoded: Any) -> Iterator[Any]:
+    """Yield what stands under ``auto_map``, or names code otherwise, anywhere in decoded JSON."""
+    return (value for key, value in _items(decoded) if key in _CODE)
 
 
 def _auto_classes(source: Source) -> Iterator[str]:
-    """Yield the classes that the config, and the configs beside it, name as code: ``module.Class``."""
-    configs = [_decoded(own_file(source.folder, name)) for name in source.data_names() if name.endswith(CONFIG)]
-    for auto_map in _auto_maps([source.config, *configs]):
-        yield from strings(auto_map)
+    """Yield the classes that the config, and the files beside it, name as code: ``module.Class``."""
+    for key, value in _items([source.config, *_beside(source)]):
+        if key == "auto_map":
+            yield from strings(value)
 
 
 def _decoded(path: Path) -> Any:
-    """Return what a JSON file beside the model says; nothing where it is none that a program could read."""
+    """Return what a JSON file beside the model says; nothing where it is none.
+
+    Raises:
+        BrokenCheckpoint: it may be one that another program can read.
+    """
     try:
-        return read_json(path, object)
-    except BrokenCheckpoint:
+        return json.loads(read_text(path))
+    except ValueError:
         return None
+    except RecursionError as error:
+        raise BrokenCheckpoint(f"{path.name}: nests too deep") from error
 
 
 def _module_classes(source: Source) -> Iterator[str]:

@@ -185,17 +185,27 @@ def read_json(path: Path, form: type[Any] = dict) -> Any:
     Raises:
         BrokenCheckpoint: it is not JSON, of another form, or larger than a checkpoint's headers may be.
     """
-    with path.open("rb") as file:
-        content = file.read(_LARGEST_JSON + 1)
-    if len(content) > _LARGEST_JSON:
-        raise BrokenCheckpoint(f"{path.name}: larger than {_LARGEST_JSON:,} bytes")
     try:
-        decoded = json.loads(content.decode())
+        decoded = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise BrokenCheckpoint(f"{path.name}: not JSON: {error}") from error
     if not isinstance(decoded, form):
         raise BrokenCheckpoint(f"{path.name}: not a JSON {'object' if form is dict else form.__name__}")
     return decoded
+
+
+def read_text(path: Path) -> str:
+    """Read a text file that may not be larger than a checkpoint's headers may be.
+
+    Raises:
+        BrokenCheckpoint: it is.
+        UnicodeDecodeError: it is no text.
+    """
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise BrokenCheckpoint(f"{path.name}: larger than {_LARGEST_JSON:,} bytes")
+    return content.decode()
 
 
 def _refuse_files(model: str, names: set[str]) -> None:

@@ -20,8 +20,10 @@ from prefold.convert.weights import Made, made_tensors, untouched
 from prefold.verify.checks import Outcome
 
 # What the section may say otherwise, and as what: where the source was found, and what wrote the table when.
-_FREE: dict[str, type[Any]] = {"source": object, "revision": object, "versions": dict, "computed": dict, "made": dict}
+_FREE: dict[str, Any] = {"source": str, "revision": str | None, "versions": dict, "computed": dict, "made": dict}
 _FREE |= {"runtime_sha256": dict}
+# Of those values, the keys that lead to one: prefold, computed, chunk_tokens, and a number.
+_DEEPEST = 4
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # What git and the hub's client keep in a folder that they have fetched; nothing loads it.
 _KEPT_BY_CLIENTS = re.compile(r"\.git/.*|\.gitattributes|\.gitignore|\.cache/huggingface/.*", re.DOTALL)
@@ -88,8 +90,10 @@ def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             name = ".".join(map(str, path))
             yield f"{CONFIG}: {name} is {said.get(path)!r}, should be {expected.get(path)!r}"
     for key, form in _FREE.items():
-        if not isinstance(folded.config["prefold"].get(key, form()), form):
-            yield f"{CONFIG}: prefold.{key} is no {form.__name__}"
+        if key in folded.config["prefold"] and not isinstance(folded.config["prefold"][key], form):
+            yield f"{CONFIG}: prefold.{key} is no {getattr(form, '__name__', form)}"
+    if any(len(path) > _DEEPEST and path[0] == "prefold" and path[1] in _FREE for path in said):
+        yield f"{CONFIG}: prefold has values that nest deeper than what is written there"
     chunks = _dict(folded, "computed").get("chunk_tokens", [1] * len(blueprint.study.cuts))
     if not _are_sizes(chunks, len(blueprint.study.cuts)):
         yield f"{CONFIG}: prefold.computed.chunk_tokens is {chunks!r}, should be a number of tokens for each fold"

@@ -35,7 +35,10 @@ from prefold.verify.structure import Blueprint, check_structure, find_difference
 Progress = Callable[[str], None]
 Outputs = dict[str, torch.Tensor]
 
-_FLOATS = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point)
+# Types that models run in; smaller ones are for stored values alone.
+_FLOATS = tuple(
+    str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point and dtype.itemsize > 1
+)
 
 
 class _Unfit(Exception):

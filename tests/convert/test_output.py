@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from prefold.convert import OutputExists, StorageError, UsageError
-from prefold.convert.files import REPORT
+from prefold.convert.files import CONFIG, REPORT
 from prefold.convert.output import output_folder, require_space
 
 
 def write(out: Path, text: str, *, force: bool = False, fail: bool = False) -> None:
     with output_folder(out, force=force) as folder:
+        (folder / CONFIG).write_text('{"prefold": {}}')
         (folder / REPORT).write_text(text)
         if fail:
             raise RuntimeError("half way")
@@ -49,7 +50,7 @@ def test_force_replaces_only_after_success(tmp_path: Path):
 
 def test_force_replaces_nothing_but_a_fold(tmp_path: Path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("of a checkpoint, or of anything else")
+    (tmp_path / "out" / REPORT).write_text("{}")
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputExists, match="no folded checkpoint"):
         write(tmp_path / "out", "new", force=True)
@@ -62,7 +63,7 @@ def test_leftovers_of_a_dead_run_are_removed(tmp_path: Path):
     (left / "deep" / "half.safetensors").write_text("half")
     write(tmp_path / "out", "new")
     assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(tmp_path / "out") == [REPORT]
+    assert set(os.listdir(tmp_path / "out")) == {REPORT, CONFIG}
 
 
 @pytest.mark.parametrize("leads_to", ["folder", "nothing", "file"])
@@ -88,7 +89,7 @@ def test_links_inside_a_dead_runs_folder_are_not_followed(tmp_path: Path):
     (tmp_path / ".out.prefold" / "link").symlink_to(tmp_path / "theirs")
     write(tmp_path / "out", "new")
     assert (tmp_path / "theirs" / "thesis.tex").exists()
-    assert os.listdir(tmp_path / "out") == [REPORT]
+    assert set(os.listdir(tmp_path / "out")) == {REPORT, CONFIG}
 
 
 @pytest.mark.parametrize("name", [".out.prefold", ".out.prefold-old", ".out.prefold/deep"])

@@ -111,6 +111,15 @@ def test_a_header_that_its_file_belies_is_told(tmp_path: Path, kind: str):
         read_header(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    "said", [["F32", [3], [0, 12]], {"dtype": {"F32": None}, "shape": [3], "data_offsets": [0, 12]}]
+)
+def test_a_header_that_only_the_library_understands_is_told(tmp_path: Path, said: Any):
+    write_raw(tmp_path / "a.safetensors", json.dumps({"a": said}).encode(), bytes(12))
+    with pytest.raises(BrokenCheckpoint, match=r"^a\.safetensors: a has the type .*, which torch lacks"):
+        read_header(tmp_path / "a.safetensors")
+
+
 def test_a_tensor_that_brings_fewer_bytes_than_announced_is_told(tmp_path: Path):
     with pytest.raises(BrokenCheckpoint, match="4 bytes came where 8 were announced"):
         write_file(tmp_path / "a.safetensors", {"t": Outgoing("F32", [2], 8, lambda: [b"1234"])})

@@ -5,6 +5,7 @@ import json
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers.models
@@ -114,6 +115,47 @@ def test_configs_beside_the_model_no_longer_name_code(source: Path, convert: Con
     assert json.loads((folded / "preprocessor_config.json").read_text()) == {"ü": 1}
     assert json.loads((folded / "processor_config.json").read_text()) == {"image_processor": {"size": 1}}
     assert not any("evil" in path.read_text() for path in folded.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "why"),
+    [
+        ("config.json", {"configuration_files": ["config.4.0.0.json"]}, "other files by configuration_files"),
+        ("config.json", {"transformers_weights": "other.safetensors"}, "other files by transformers_weights"),
+        ("config.json", {"attn_implementation": "evil/kernel"}, "code of another repository as attn_implementation"),
+        ("config.json", {"part": {"_attn_implementation": {"": "evil/kernel"}}}, "code of another repository as _attn"),
+        ("tokenizer_config.json", {"a": [{"configuration_files": []}]}, "other files by configuration_files"),
+    ],
+)
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_a_config_that_leads_elsewhere_is_refused(
+    file: str, change: dict[str, Any], why: str, source: Path, convert: Convert, *, trust_remote_code: bool
+):
+    before = json.loads((source / file).read_text()) if (source / file).exists() else {}
+    add(source, **{file: json.dumps(before | change)})
+    with pytest.raises(UnsupportedModel, match=why):
+        convert(trust_remote_code=trust_remote_code)
+
+
+def test_a_config_of_another_version_of_transformers_names_no_code_either(source: Path, convert: Convert):
+    config = json.loads((source / "config.json").read_text())
+    add(source, **{"config.4.0.0.json": json.dumps(config | {"auto_map": {"AutoConfig": "evil/repo--a.A"}})})
+    assert json.loads((convert().out / "config.4.0.0.json").read_text()) == config
+
+
+def test_pipelines_of_its_own_do_not_go_along(source: Path, convert: Convert):
+    config = json.loads((source / "config.json").read_text())
+    own = {"custom_pipelines": {"task": {"impl": "evil/repo--a.A", "pt": ["AutoModelForCausalLM"], "type": "text"}}}
+    add(source, **{"config.json": json.dumps(config | own), "tokenizer_config.json": json.dumps(own)})
+    folded = convert().out
+    assert not any("evil" in path.read_text() for path in folded.glob("*.json"))
+
+
+@pytest.mark.parametrize("text", ["{}" + " " * 100_000_000, "[" * 100_000])
+def test_a_config_that_only_others_might_read_is_refused(text: str, source: Path, convert: Convert):
+    add(source, **{"tokenizer_config.json": text})
+    with pytest.raises(BrokenCheckpoint, match=r"larger than|nests too deep"):
+        convert()
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", "", "3"])

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from prefold.convert import Options, convert_checkpoint
+from prefold.convert import Options, UnsupportedModel, convert_checkpoint
 from prefold.verify import require_verified, verify_checkpoint
 from tests.convert.test_remote_code import own_code
 from tests.verify.conftest import Pair
@@ -41,6 +42,41 @@ def test_a_hostile_fold_is_rejected_before_any_of_it_runs(name: str, llama: Pair
     (problem,) = verification.checks["structure"].problems
     assert problem.startswith(f"{name}: ")
     assert verification.checks["logits"].summary == "not run: structure does not hold"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dtype", "float8_e4m3fn"),
+        ("prefold.versions", {"torch": [[[[1]]]]}),
+        ("prefold.source", {"name": "x"}),
+        ("prefold.revision", 5),
+    ],
+)
+def test_a_fold_that_says_what_no_conversion_writes_is_not_run(
+    key: str, value: Any, llama: Pair, breakable: Breakable, tmp_path: Path
+):
+    pair = breakable(llama)
+    config = json.loads((pair.folded / "config.json").read_text())
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = value
+    (pair.folded / "config.json").write_text(json.dumps(config))
+    verification = verify_checkpoint(str(pair.source), pair.folded)
+    assert verification.failed[0] == "structure"
+    assert verification.checks["rows"].summary == "not run: structure does not hold"
+
+
+def test_a_config_in_the_configs_place_runs_nothing(checkpoint, tmp_path: Path):
+    """Transformers reads ``config.4.0.0.json`` where ``config.json`` names it, and with it the code that it names."""
+    source, ran = checkpoint("llama"), tmp_path / "ran"
+    plant(source, "evil.py", ran)
+    config = json.loads((source / "config.json").read_text())
+    named = config | {"auto_map": {"AutoConfig": f"{source}--evil.C"}}
+    (source / "config.4.0.0.json").write_text(json.dumps(named))
+    (source / "config.json").write_text(json.dumps(config | {"configuration_files": ["config.4.0.0.json"]}))
+    with pytest.raises(UnsupportedModel, match="configuration_files"):
+        convert_checkpoint(str(source), tmp_path / "out", check=require_verified())
+    assert not ran.exists()
 
 
 def test_a_module_of_the_source_with_the_runtimes_name_does_not_replace_it(checkpoint, tmp_path: Path):
