@@ -4,6 +4,7 @@ An experiment asks what depends on what, whatever the values of the weights. Pro
 a nearly empty one of the same shape: every input has a value in it, every output has one, and all others are zero.
 """
 
+from math import sqrt
 from typing import Any
 
 import torch
@@ -46,4 +47,4 @@ def thin_product(values: torch.Tensor, weight: torch.Tensor, out: int) -> torch.
     if out >= width:
         return values.repeat(*[1] * (values.dim() - 1), -(-out // width))[..., :out] * diagonal
     pieces: torch.Tensor = functional.pad(values * diagonal, (0, -width % out)).unflatten(-1, (-1, out))
-    return pieces.sum(-2) * float(out / width) ** 0.5
+    return pieces.sum(-2) * sqrt(out / width)
