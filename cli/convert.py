@@ -98,8 +98,7 @@ def convert(
         require_publishable(push_to_hub, source, private=private, force=force)
     with limited_memory(parse_size(max_memory, "--max-memory")), byte_bars() as bars:
         watch = ShownWatch(bars, repository)
-        trusting = {"trust_remote_code": trust_remote_code}
-        check = require_verified(adapter=adapter, progress=watch.doing, **trusting) if verify else None
+        check = require_verified(adapter=adapter, progress=watch.doing) if verify else None
         conversion = convert_checkpoint(source, out, revision=revision, options=options, check=check, watch=watch)
     uploaded = None
     if push_to_hub:

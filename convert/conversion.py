@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from prefold.convert.adapter import check_adapter, merge_into_first_layer, modules_in_tables, remaining_adapter
 from prefold.convert.ahead import ahead
@@ -29,15 +29,14 @@ from prefold.convert.folded import (
     write_config,
 )
 from prefold.convert.inspection import Inspection
-from prefold.convert.model import Kind, load_config, load_kind, require_text, resolve_dtype
-from prefold.convert.names import live_names
+from prefold.convert.model import resolve_dtype
 from prefold.convert.output import output_folder, require_space
+from prefold.convert.prepare import Prepared, prepare
 from prefold.convert.quantized import method_of, require_loadable, require_plain, require_token_pure
 from prefold.convert.shards import Outgoing, as_bytes, dtype_name, write_file
-from prefold.convert.side_files import SideFiles, find_side_files
 from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, add_weights, open_config
-from prefold.convert.study import AUTO, Study, Wanted, study_model
+from prefold.convert.study import AUTO, Wanted
 from prefold.convert.table import added_tensors, chunk_size, table_rows
 from prefold.convert.weights import WeightPlan, plan_weights, untouched, write_index, write_shards
 from prefold.convert.worth import Worth, weigh
@@ -63,7 +62,7 @@ class Report(Protocol):
         """Return its figures for a model card."""
 
 
-Check = Callable[[Source, Path], Report]
+Check = Callable[[Prepared, Path], Report]
 
 
 @dataclass(frozen=True)
@@ -145,18 +144,12 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Job:
-    source: Source
-    config: PreTrainedConfig
-    kind: Kind
-    study: Study
-    live: dict[str, str]
-    side: SideFiles
-    dtype: torch.dtype
+    known: Prepared
     options: Options
     watch: Watch
 
     def chunk_tokens(self, cut: Cut) -> int:
-        return self.options.chunk_tokens or chunk_size(cut, self.dtype.itemsize)
+        return self.options.chunk_tokens or chunk_size(cut, self.known.dtype.itemsize)
 
 
 def convert_checkpoint(
@@ -177,21 +170,21 @@ def convert_checkpoint(
     """
     inputs = [path for path in (Path(model), options.adapter) if path is not None and path.exists()]
     with output_folder(out, force=options.force, inputs=inputs) as folder:
-        job = _prepare(model, revision, options, watch)
-        _require_apart(job.source, options.adapter, out)
-        worth = _weigh(job)
-        inspection = Inspection(source_name(job.source), job.source.revision, [], worth=worth)
+        job = _Job(_prepare(model, revision, options), options, watch)
+        _require_apart(job.known.source, options.adapter, out)
+        worth = _weigh(job.known)
+        inspection = Inspection(source_name(job.known.source), job.known.source.revision, [], worth=worth)
         watch.inspected(inspection)
         try:
             _write(job, folder)
         except OSError as error:
             raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
-        report = check(job.source, folder) if check else None
+        report = check(job.known, folder) if check else None
         proof = f"\n{report.as_markdown()}" if report else "\nThis checkpoint was not verified.\n"
-        write_card(folder, job.source, job.kind, worth, inspection.verdict, _command(job), proof)
+        write_card(folder, job.known.source, job.known.kind, worth, inspection.verdict, _command(job), proof)
         result = {"inspection": inspection.as_json(), "verification": report.as_json() if report else None}
         (folder / REPORT).write_text(json.dumps(result | {"versions": versions()}, indent=2) + "\n")
-    return Conversion(out, inspection, report, job.side.left_out)
+    return Conversion(out, inspection, report, job.known.side.left_out)
 
 
 def _require_apart(source: Source, adapter: Path | None, out: Path) -> None:
@@ -206,71 +199,72 @@ def _require_apart(source: Source, adapter: Path | None, out: Path) -> None:
             raise UsageError(f"{out}: lies among the source's side files")
 
 
-def _prepare(model: str, revision: str | None, options: Options, watch: Watch) -> _Job:
+def _prepare(model: str, revision: str | None, options: Options) -> Prepared:
     """Find everything out that can be found out before the first byte is written."""
     require_device(options.device)
     opened = open_config(model, revision)
     if opened.revision is None:
         opened = add_weights(opened)  # what lies here is looked at first, and what is to be downloaded last
-    config = load_config(opened, trust_remote_code=options.trust_remote_code)
-    require_loadable(config)
-    kind = load_kind(opened, config, trust_remote_code=options.trust_remote_code)
-    require_text(kind, text_only=options.text_only)
-    said = resolve_dtype(opened, config, options.dtype)
-    study = study_model(kind.model_class, config, options.wanted(said))
-    require_plain(config, study.cuts, [f"--{name}" for name in ("dtype", "adapter") if getattr(options, name)])
+    known = prepare(
+        opened,
+        options.wanted,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+        text_only=options.text_only,
+    )
+    require_loadable(known.config)
+    cuts = known.study.cuts
+    require_plain(known.config, cuts, [f"--{name}" for name in ("dtype", "adapter") if getattr(options, name)])
     if options.adapter:
-        whole = build_on_meta(kind.model_class, config, torch.float32)
-        check_adapter(options.adapter, whole, modules_in_tables(study.cuts))
+        whole = build_on_meta(known.kind.model_class, known.config, torch.float32)
+        check_adapter(options.adapter, whole, modules_in_tables(cuts))
     source = add_weights(opened) if opened.revision else opened
-    side = find_side_files(source, trust_remote_code=options.trust_remote_code)
-    dtype = resolve_dtype(source, config, options.dtype)
-    live = live_names(build_on_meta(kind.model_class, config, dtype), source.entries)
-    return _Job(source, config, kind, study, live, side, dtype, options, watch)
+    known = replace(known, source=source, dtype=resolve_dtype(source, known.config, options.dtype))
+    known.side, known.live  # noqa: B018  # what is wrong with them is found before anything is written
+    return known
 
 
-def _weigh(job: _Job) -> Worth:
+def _weigh(known: Prepared) -> Worth:
     """Tell what the fold is worth; of quantized weights, what is stored of them is counted as it lies there."""
-    method, entries = method_of(job.config), job.source.entries
-    worth = weigh(job.study, job.kind, job.dtype, method)
+    method, entries = method_of(known.config), known.source.entries
+    worth = weigh(known.study, known.kind, known.dtype, method)
     if method is None:
         return worth
-    kept = sum(entry.size for entry in untouched(entries, job.live, job.study.cuts, job.study.ties).values())
+    kept = sum(entry.size for entry in untouched(entries, known.live, known.study.cuts, known.study.ties).values())
     note = f"weights are quantized ({method}): figures are those of unquantized ones, but for the checkpoint's bytes"
-    before, after = job.source.weight_bytes, kept + worth.table_bytes
+    before, after = known.source.weight_bytes, kept + worth.table_bytes
     return replace(worth, checkpoint_before=before, checkpoint_after=after, note=note)
 
 
 def _write(job: _Job, folder: Path) -> None:
-    source, study, watch = job.source, job.study, job.watch
+    source, study, watch = job.known.source, job.known.study, job.watch
     options = job.options
     plan = plan_weights(
-        source.entries, job.live, study.cuts, study.ties, dtype=options.dtype, max_shard_size=options.max_shard_size
+        source.entries,
+        job.known.live,
+        study.cuts,
+        study.ties,
+        dtype=options.dtype,
+        max_shard_size=options.max_shard_size,
     )
     maker = _Maker(job, plan)
     total, kept = sum(tensor.size for tensor in maker.outgoing.values()), plan.shard_bytes
-    require_space(folder, kept + total + job.side.size + (1 << 20))
+    require_space(folder, kept + total + job.known.side.size + (1 << 20))
     write_file(folder / TABLE, maker.outgoing, written=lambda done: watch.advanced("table", done, total))
     write_shards(folder, plan, lambda done: watch.advanced("untouched tensors", done, kept))
     write_index(folder, plan, maker.outgoing)
-    code = runtime_code(job.config, job.kind.model_class)
+    code = runtime_code(job.known.config, job.known.kind.model_class)
     section = folded_config(
-        source,
-        job.config,
-        job.kind,
-        study,
-        job.live,
-        code | job.side.code,
-        dtype=job.dtype,
+        job.known,
+        code | job.known.side.code,
         placement=options.placement,
-        text_only=job.options.text_only,
         made={name: digest.hexdigest() for name, digest in maker.digests.items()},
         computed=circumstances(job.options.device, [job.chunk_tokens(cut) for cut in study.cuts]),
     )
     write_config(folder, section)
     for name, content in code.items():
         (folder / name).write_bytes(content)
-    job.side.write(folder)
+    job.known.side.write(folder)
     if options.adapter:
         remaining_adapter(options.adapter, modules_in_tables(study.cuts), folder / ADAPTER_FOLDER)
 
@@ -283,14 +277,14 @@ class _Maker:
         self.digests = {made.name: hashlib.sha256() for made in plan.made.values()}
         self.outgoing: dict[str, Outgoing] = {}
         self._ready: dict[str, torch.Tensor] = {}
-        for cut in job.study.cuts:
+        for cut in job.known.study.cuts:
             self._announce(plan, f"{cut.embedding}.weight", partial(self._table, cut))
             for parameter in cut.added:
                 self._announce(plan, parameter, partial(self._added, cut, parameter))
 
     def _announce(self, plan: WeightPlan, parameter: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> None:
         made = plan.made[parameter]
-        kind = made.kind(self._job.dtype)
+        kind = made.kind(self._job.known.dtype)
         chunks = partial(self._hashed, made.name, pieces)
         self.outgoing[made.name] = Outgoing(dtype_name(kind), made.shape, prod(made.shape) * kind.itemsize, chunks)
 
@@ -302,14 +296,13 @@ class _Maker:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        job, study = self._job, self._job.study
-        model_class, device = job.kind.model_class, job.options.device
-        model = load_first_layer(
-            job.source, model_class, job.config, study.stacks, study.unreached, dtype=job.dtype, device=device
-        )
-        if job.options.adapter:
-            model = merge_into_first_layer(model, job.options.adapter, modules_in_tables(study.cuts))
-        if method_of(job.config):
+        known, options = self._job.known, self._job.options
+        model_class, study = known.kind.model_class, known.study
+        how: dict[str, Any] = {"dtype": known.dtype, "device": options.device}
+        model = load_first_layer(known.source, model_class, known.config, study.stacks, study.unreached, **how)
+        if options.adapter:
+            model = merge_into_first_layer(model, options.adapter, modules_in_tables(study.cuts))
+        if method_of(known.config):
             for cut in study.cuts:
                 require_token_pure(model, cut)
         return model
@@ -319,21 +312,23 @@ class _Maker:
 
     def _stored(self, cut: Cut) -> Iterator[torch.Tensor]:
         for rows in table_rows(self._model, cut, self._job.chunk_tokens(cut)):
-            if rows.dtype != self._job.dtype:
-                raise BrokenCheckpoint(f"the first layer answers in {rows.dtype}, not in the model's {self._job.dtype}")
+            if rows.dtype != self._job.known.dtype:
+                raise BrokenCheckpoint(
+                    f"the first layer answers in {rows.dtype}, not in the model's {self._job.known.dtype}"
+                )
             yield cut.encoding.encode(rows) if cut.encoding else rows
 
     def _added(self, cut: Cut, parameter: str) -> list[torch.Tensor]:
         if parameter not in self._ready:
-            self._ready |= added_tensors(self._model, cut, self._job.dtype)
+            self._ready |= added_tensors(self._model, cut, self._job.known.dtype)
         return [self._ready.pop(parameter)]
 
 
 def _command(job: _Job) -> str:
     """Spell the command that makes this checkpoint again."""
     options = job.options
-    parts = ["prefold convert", source_name(job.source), "OUT"]
-    parts += [f"--revision {job.source.revision}"] if job.source.revision else []
+    parts = ["prefold convert", source_name(job.known.source), "OUT"]
+    parts += [f"--revision {job.known.source.revision}"] if job.known.source.revision else []
     parts += ["--merge-residual"] if options.merge_residual else []
     parts += [f"--cut {options.cut}"] if options.cut != AUTO else []
     parts += [f"--max-table {options.max_table}"] if options.max_table else []

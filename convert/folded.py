@@ -12,39 +12,32 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from prefold.convert.files import CONFIG, REMOTE_RUNTIME, RUNTIME, RUNTIMES
-from prefold.convert.model import Kind
+from prefold.convert.prepare import Prepared
 from prefold.convert.side_files import module_of, plain, strings
 from prefold.convert.source import Source
-from prefold.convert.study import Study
 from prefold.convert.weights import made_tensors
 
 
 def folded_config(
-    source: Source,
-    config: PreTrainedConfig,
-    kind: Kind,
-    study: Study,
-    live: dict[str, str],
+    known: Prepared,
     code: dict[str, bytes],
     *,
-    dtype: torch.dtype,
     placement: str = "device",
-    text_only: bool = False,
     made: dict[str, str] | None = None,
     computed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it.
 
-    ``live`` are the parameters that the source's tensors become; ``code`` are the modules that run it, by file;
-    ``placement`` is where tables are to lie; ``made`` are the hashes of the tensors that were computed; ``computed``
-    says how, as ``circumstances`` tells it.
+    ``code`` are the modules that run it, by file; ``placement`` is where tables are to lie; ``made`` are the hashes of
+    the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
     """
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
     from prefold.runtime.modeling_prefold import FORMAT, folded_name
 
+    source, config, kind, study = known.source, known.config, known.kind, known.study
     architecture = folded_name(kind.model_class, type(config))
     module = (RUNTIME if is_native(kind.model_class) else REMOTE_RUNTIME).removesuffix(".py")
-    tensors = made_tensors(live, study.cuts)
+    tensors = made_tensors(known.live, study.cuts)
     untied = {} if study.ties.others else {"tie_word_embeddings": False}
     kept: dict[str, Any] = plain(source.config, ["custom_pipelines"])
     return kept | {
@@ -56,7 +49,7 @@ def folded_config(
             kind.auto_class: f"{module}.{architecture}",
         },
         **untied,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(known.dtype).removeprefix("torch."),
         "prefold": {
             "format": FORMAT,
             "source": source_name(source),
@@ -64,7 +57,7 @@ def folded_config(
             "source_model_type": config.model_type,
             "placement": placement,
             "folds": [cut.section(tensors[f"{cut.embedding}.weight"].name) for cut in study.cuts],
-            "refused_inputs": kind.other_inputs if text_only else [],
+            "refused_inputs": kind.other_inputs if known.text_only else [],
             "made": made or {},
             "runtime_sha256": {name: hashlib.sha256(content).hexdigest() for name, content in code.items()},
             "computed": computed or {},

@@ -7,11 +7,11 @@ import torch
 
 from prefold.convert.encoding import asked_for
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.model import load_config, load_kind, require_text, resolve_dtype
+from prefold.convert.prepare import prepare
 from prefold.convert.quantized import method_of
 from prefold.convert.reads import Reads
 from prefold.convert.source import Source, open_config
-from prefold.convert.study import AUTO, Wanted, study_model
+from prefold.convert.study import AUTO, Wanted
 from prefold.convert.worth import Worth, weigh
 
 # Below this part of the bytes read per token a run cannot tell the folded model from its source by its speed.
@@ -141,17 +141,16 @@ def inspect_checkpoint(
         HubError: the hub did not answer.
     """
     source: Source | None = None
-    try:
-        source = open_config(model, revision)
-        config = load_config(source, trust_remote_code=trust_remote_code)
-        kind = load_kind(source, config, trust_remote_code=trust_remote_code)
-        require_text(kind, text_only=text_only)
-        dtype = resolve_dtype(source, config, dtype)
+
+    def wanted(dtype: torch.dtype) -> Wanted:
         limit = None if max_table is None else max_table // dtype.itemsize
         smaller = asked_for(table_dtype, residual=quantize_residual)
-        wanted = Wanted(merge_residual, assume_parallel, cut, limit, dtype, smaller)
-        study = study_model(kind.model_class, config, wanted)
+        return Wanted(merge_residual, assume_parallel, cut, limit, dtype, smaller)
+
+    try:
+        source = open_config(model, revision)
+        known = prepare(source, wanted, dtype=dtype, trust_remote_code=trust_remote_code, text_only=text_only)
     except UnsupportedModel as refusal:
         return Inspection(model, source.revision if source else None, refusal.reasons)
-    worth = weigh(study, kind, dtype, method_of(config))
+    worth = weigh(known.study, known.kind, known.dtype, method_of(known.config))
     return Inspection(model, source.revision, [], assume_parallel, worth)

@@ -12,10 +12,9 @@ import torch
 
 from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.files import CARD, CONFIG, INDEX, REPORT, TABLE, all_files, own_file
+from prefold.convert.prepare import Prepared
 from prefold.convert.shards import Entry, Outgoing, cast, dtype_name, passed_through
-from prefold.convert.side_files import SideFiles
 from prefold.convert.source import Source
-from prefold.convert.study import Study
 from prefold.convert.weights import Made, made_tensors, untouched
 from prefold.verify.checks import Outcome
 
@@ -34,34 +33,27 @@ class Blueprint:
     """What a folded checkpoint should be, derived anew from its source.
 
     Attributes:
-        source: the checkpoint that was folded.
+        known: the source.
         config: the ``config.json`` that its fold should have.
-        live: into which parameter each tensor of the source is loaded, by the tensor's name.
-        study: what folds.
-        dtype: that the folded checkpoint runs in.
         code: the modules that run it, by name: those that this version of prefold writes, and a trusted source's.
-        side: the source's side files.
         adapter: the files of what remains of an adapter that was merged into the table, by name.
     """
 
-    source: Source
+    known: Prepared
     config: dict[str, Any]
-    live: dict[str, str]
-    study: Study
-    dtype: torch.dtype
     code: dict[str, bytes]
-    side: SideFiles
     adapter: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def made(self) -> dict[str, Made]:
         """The computed tensors, by their parameters."""
-        return made_tensors(self.live, self.study.cuts)
+        return made_tensors(self.known.live, self.known.study.cuts)
 
     @property
     def untouched(self) -> dict[str, Entry]:
         """The source's tensors that must be in the folded checkpoint, under the names that they have there."""
-        return untouched(self.source.entries, self.live, self.study.cuts, self.study.ties)
+        study = self.known.study
+        return untouched(self.known.source.entries, self.known.live, study.cuts, study.ties)
 
 
 def sha256(pieces: Iterable[bytes | memoryview]) -> str:
@@ -94,8 +86,8 @@ def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             yield f"{CONFIG}: prefold.{key} is no {getattr(form, '__name__', form)}"
     if any(len(path) > _DEEPEST and path[0] == "prefold" and path[1] in _FREE for path in said):
         yield f"{CONFIG}: prefold has values that nest deeper than what is written there"
-    chunks = _dict(folded, "computed").get("chunk_tokens", [1] * len(blueprint.study.cuts))
-    if not _are_sizes(chunks, len(blueprint.study.cuts)):
+    chunks = _dict(folded, "computed").get("chunk_tokens", [1] * len(blueprint.known.study.cuts))
+    if not _are_sizes(chunks, len(blueprint.known.study.cuts)):
         yield f"{CONFIG}: prefold.computed.chunk_tokens is {chunks!r}, should be a number of tokens for each fold"
 
 
@@ -119,13 +111,15 @@ def _code_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
         elif sha256([found]) != said.get(name):
             yield f"{name}: not the file that was written (its hash differs)"
         elif found != ours:
-            what = "source's bytes" if name in blueprint.side.code else "one that this version writes: convert again"
+            what = (
+                "source's bytes" if name in blueprint.known.side.code else "one that this version writes: convert again"
+            )
             yield f"{name}: not the {what}"
 
 
 def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     """Find files that neither this version would write nor the source has: none of them is ever loaded."""
-    side, written = blueprint.side, blueprint.side.edited | blueprint.adapter
+    side, written = blueprint.known.side, blueprint.known.side.edited | blueprint.adapter
     files = {entry.file.relative_to(folded.folder).as_posix() for entry in folded.entries.values()}
     shards = {name for name in files if name == TABLE or _SHARD.fullmatch(name)}
     known = {CONFIG, INDEX, CARD, REPORT, *shards, *blueprint.code, *side.copied, *written}
@@ -145,7 +139,7 @@ def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
 
 def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     for made in blueprint.made.values():
-        table, dtype = folded.entries.get(made.name), dtype_name(made.kind(blueprint.dtype))
+        table, dtype = folded.entries.get(made.name), dtype_name(made.kind(blueprint.known.dtype))
         if table is None:
             yield f"{made.name}: the table is missing"
         elif (table.dtype, table.shape) != (dtype, made.shape):
@@ -183,7 +177,7 @@ def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     for name, entry in expected.items():
         if name not in folded.entries:
             yield f"{name}: missing"
-        elif not _is_untouched(entry, folded.entries[name], blueprint.dtype):
+        elif not _is_untouched(entry, folded.entries[name], blueprint.known.dtype):
             yield f"{name}: not the source's bytes"
     for name in sorted(folded.entries.keys() - expected.keys() - set(made)):
         yield f"{name}: unexpected"
@@ -193,7 +187,7 @@ def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
 
 
 def _missing(blueprint: Blueprint, folded: Source) -> Iterator[str]:
-    for name in [*blueprint.side.copied, *blueprint.side.edited, *blueprint.adapter]:
+    for name in [*blueprint.known.side.copied, *blueprint.known.side.edited, *blueprint.adapter]:
         if not (folded.folder / name).is_file():
             yield f"{name}: missing"
 
@@ -221,7 +215,7 @@ def check_structure(
     ``before`` tells the same of the source: what it holds for nobody, as heads of another task, passes through.
     """
     problems = [*differences, *_key_problems(loading, before)]
-    untouched, copied = len(blueprint.untouched), len(blueprint.side.copied)
+    untouched, copied = len(blueprint.untouched), len(blueprint.known.side.copied)
     summary = f"{untouched} untouched tensors and {copied} side files equal the source's, no key missing or unexpected"
     figures = {"untouched_tensors": untouched, "side_files": copied, "loaded_as": loading["class"]}
     return Outcome(not problems, told(problems) if problems else summary, figures, problems)

@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.convert.adapter import modules_in_tables, remaining_adapter
 from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
 from prefold.convert.files import ADAPTER_FOLDER, CONFIG
 from prefold.convert.folded import folded_config, runtime_code
-from prefold.convert.model import load_config, load_kind, require_text
-from prefold.convert.names import live_names
+from prefold.convert.prepare import Prepared, prepare
 from prefold.convert.quantized import method_of, require_loadable
 from prefold.convert.shards import DTYPES
-from prefold.convert.side_files import find_side_files
-from prefold.convert.skeleton import build_on_meta
 from prefold.convert.source import Source, open_folder, open_source
-from prefold.convert.study import AUTO, Study, Wanted, study_model
+from prefold.convert.study import AUTO, Study
 from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
 from prefold.verify.claims import claimed_fold, claimed_placement
 from prefold.verify.divergence import check_divergence, other_width
@@ -71,30 +67,27 @@ def verify_checkpoint(
         UsageError, UnsupportedModel, BrokenCheckpoint, HubError: the source cannot be opened.
     """
     source = open_source(model, revision)
+    try:
+        opened = _open_folded(folded)
+        known = _prepared(source, opened, trust_remote_code=trust_remote_code)
+    except _Unfit as unfit:
+        return _unfit(source, folded, unfit, speed=speed)
     return verify_against(
-        source,
-        folded,
-        texts=texts,
-        speed=speed,
-        trust_remote_code=trust_remote_code,
-        adapter=adapter,
-        isolated=isolated,
-        progress=progress,
+        known, folded, texts=texts, speed=speed, adapter=adapter, isolated=isolated, progress=progress
     )
 
 
 def verify_against(
-    source: Source,
+    known: Prepared,
     folded: Path,
     *,
     texts: tuple[str, ...] | None = None,
     speed: bool = False,
-    trust_remote_code: bool = False,
     adapter: Path | None = None,
     isolated: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verification:
-    """Do what ``verify_checkpoint`` does for a source that is open already.
+    """Do what ``verify_checkpoint`` does for a source that is known already.
 
     Raises:
         UsageError: ``folded`` is not a folder with a ``config.json``, or ``texts`` cannot be tokenized.
@@ -102,14 +95,29 @@ def verify_against(
     """
     progress("opening")
     try:
-        opened = _open_folded(folded)
         how = partial(measure, isolated=isolated)
-        checks = _Comparison(source, opened, texts, trust_remote_code, adapter, how, progress).run(speed=speed)
+        checks = _Comparison(known, _open_folded(folded), texts, adapter, how, progress).run(speed=speed)
     except _Unfit as unfit:
-        problems = unfit.problems
-        checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("structure does not hold"))
-        checks["structure"] = Outcome(False, told(problems), problems=problems)
+        return _unfit(known.source, folded, unfit, speed=speed)
+    return Verification(known.source.name, str(folded), checks)
+
+
+def _unfit(source: Source, folded: Path, unfit: _Unfit, *, speed: bool) -> Verification:
+    checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("structure does not hold"))
+    checks["structure"] = Outcome(False, told(unfit.problems), problems=unfit.problems)
     return Verification(source.name, str(folded), checks)
+
+
+def _prepared(source: Source, folded: Source, *, trust_remote_code: bool) -> Prepared:
+    """Study a source for the fold that ``folded`` says it is; one of a cut that there is none of differs from any."""
+    section, dtype = folded.config["prefold"], getattr(torch, folded.config["dtype"])
+    text_only = bool(section.get("refused_inputs"))
+    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "text_only": text_only}
+    wanted = claimed_fold(section, dtype)
+    try:
+        return prepare(source, lambda _: wanted, **how)
+    except UsageError:
+        return prepare(source, lambda _: replace(wanted, cut=AUTO), **how)
 
 
 def _open_folded(folder: Path) -> Source:
@@ -129,26 +137,17 @@ def _open_folded(folder: Path) -> Source:
 def require_verified(
     *,
     speed: bool = False,
-    trust_remote_code: bool = False,
     adapter: Path | None = None,
     isolated: bool = False,
     progress: Progress = lambda _: None,
-) -> Callable[[Source, Path], Verification]:
+) -> Callable[[Prepared, Path], Verification]:
     """Return a check for ``convert_checkpoint`` that lets nothing pass which is not verified.
 
     The check raises ``VerificationFailed``.
     """
 
-    def check(source: Source, folded: Path) -> Verification:
-        verification = verify_against(
-            source,
-            folded,
-            speed=speed,
-            trust_remote_code=trust_remote_code,
-            adapter=adapter,
-            isolated=isolated,
-            progress=progress,
-        )
+    def check(known: Prepared, folded: Path) -> Verification:
+        verification = verify_against(known, folded, speed=speed, adapter=adapter, isolated=isolated, progress=progress)
         if not verification.passed:
             raise VerificationFailed(verification)
         return verification
@@ -161,45 +160,35 @@ class _Comparison:
 
     def __init__(
         self,
-        source: Source,
+        known: Prepared,
         folded: Source,
         texts: tuple[str, ...] | None,
-        trust_remote_code: bool,
         adapter: Path | None,
         measure: Callable[[Job], Measured],
         progress: Progress,
     ) -> None:
-        self.source, self.folded, self.progress, self.trust = source, folded, progress, trust_remote_code
+        require_loadable(known.config)
+        self.known, self.folded, self.progress = known, folded, progress
         self._run = measure
-        config = load_config(source, trust_remote_code=trust_remote_code)
-        require_loadable(config)
-        self.is_quantized = method_of(config) is not None
-        self.kind = load_kind(source, config, trust_remote_code=trust_remote_code)
-        self.dtype: str = folded.config["dtype"]
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        self.study = _study(self.kind.model_class, config, claimed_fold(folded.config["prefold"], dtype))
-        live = live_names(build_on_meta(self.kind.model_class, config, dtype), source.entries)
-        text_only = bool(folded.config["prefold"].get("refused_inputs"))
-        require_text(self.kind, text_only=text_only)
-        placement = claimed_placement(folded.config["prefold"])
-        side = find_side_files(source, trust_remote_code=trust_remote_code)
-        code = runtime_code(config, self.kind.model_class) | side.code
-        expected = folded_config(
-            source, config, self.kind, self.study, live, code, dtype=dtype, placement=placement, text_only=text_only
-        )
+        self.is_quantized = method_of(known.config) is not None
+        self.dtype = str(known.dtype).removeprefix("torch.")
+        source, config, study = known.source, known.config, known.study
+        code = runtime_code(config, known.kind.model_class) | known.side.code
+        expected = folded_config(known, code, placement=claimed_placement(folded.config["prefold"]))
         expected.pop("torch_dtype", None)
-        rest = _remaining(adapter, self.study)
-        self.blueprint = Blueprint(source, expected, live, self.study, dtype, code, side, rest)
+        rest = _remaining(adapter, study)
+        self.blueprint = Blueprint(known, expected, code, rest)
         self.adapters = {source.folder: adapter, folded.folder: folded.folder / ADAPTER_FOLDER if rest else None}
         context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or LONGEST + NEW_TOKENS
         self.new_tokens = min(NEW_TOKENS, context // 2)
-        self.is_smaller = any(cut.encoding for cut in self.study.cuts)
-        given = (source.folder, min(cut.rows for cut in self.study.cuts), texts)
+        self.is_smaller = any(cut.encoding for cut in study.cuts)
         longest, passage = min(LONGEST, context - self.new_tokens), min(LONGEST_PASSAGE, context // 2)
-        self.prompts = token_prompts(*given, longest=longest, trust_remote_code=trust_remote_code)
-        self.passages = (
-            token_passages(*given, longest=passage, trust_remote_code=trust_remote_code) if self.is_smaller else []
-        )
+        given = (source.folder, min(cut.rows for cut in study.cuts), texts)
+        trust = known.trust_remote_code
+        self.prompts = token_prompts(*given, longest=longest, trust_remote_code=trust)
+        self.passages: list[list[int]] = []
+        if self.is_smaller:
+            self.passages = token_passages(*given, longest=passage, trust_remote_code=trust)
 
     def run(self, *, speed: bool) -> dict[str, Outcome]:
         refusals = find_refusals(self.blueprint, self.folded)
@@ -224,13 +213,13 @@ class _Comparison:
         if speed:
             self.progress("timing both")
             against = self._job(self.folded)
-            job = self._job(self.source, speed_against=against.folder, adapter_against=against.adapter)
+            job = self._job(self.known.source, speed_against=against.folder, adapter_against=against.adapter)
             measured = before.figures["reads"], after.figures["reads"]
             checks["speed"] = check_speed(self._run(job).figures["speed"], *measured)
         return checks
 
     def _check_reads(self, before: dict[str, Any], after: dict[str, Any]) -> Outcome:
-        reads, expected = (before["reads"], after["reads"]), (self.study.census, self.blueprint.dtype.itemsize)
+        reads, expected = (before["reads"], after["reads"]), (self.known.study.census, self.known.dtype.itemsize)
         if self.is_quantized and is_packed(before["folded"], *expected):
             return check_packed_reads(*reads, before["folded"], *expected)
         return check_reads(*reads, *expected)
@@ -240,7 +229,7 @@ class _Comparison:
         self.progress("running the source")
         made = {parameter: made.name for parameter, made in self.blueprint.made.items()}
         table = {"table_folder": str(self.folded.folder.absolute()), "made": made}
-        before = self._run(self._job(self.source, **table))
+        before = self._run(self._job(self.known.source, **table))
         self.progress("running the folded model")
         continued = before.outputs["continued"].tolist()
         try:
@@ -251,9 +240,9 @@ class _Comparison:
     def _check_logits(self, before: Measured, after: Outputs) -> tuple[Outcome, Outputs | None]:
         """Return the check, and what the source says in float64 where that is of use."""
         if self.is_smaller:
-            kind = {"has_logits": self.kind.auto_class != "AutoModel"}
+            kind = {"has_logits": self.known.kind.auto_class != "AutoModel"}
             return check_divergence(before.outputs, after, self._other(before), self.dtype, **kind), None
-        truth = self._source_in("float64", before) if any(cut.sum for cut in self.study.cuts) else None
+        truth = self._source_in("float64", before) if any(cut.sum for cut in self.known.study.cuts) else None
         return check_logits(before.outputs, after, self.dtype, truth), truth
 
     def _other(self, before: Measured) -> Outputs | None:
@@ -266,28 +255,20 @@ class _Comparison:
         """Return what the source says in another type."""
         self.progress(f"running the source in {dtype}")
         continued = before.outputs["continued"].tolist()
-        return self._run(self._job(self.source, dtype=dtype, continued=continued, only_outputs=True)).outputs
+        return self._run(self._job(self.known.source, dtype=dtype, continued=continued, only_outputs=True)).outputs
 
     def _job(self, checkpoint: Source, **more: Any) -> Job:
         adapter = self.adapters[checkpoint.folder]
         common: dict[str, Any] = {
             "dtype": self.dtype,
             "adapter": str(adapter.absolute()) if adapter else None,
-            "trust_remote_code": self.trust,
+            "trust_remote_code": self.known.trust_remote_code,
             "new_tokens": self.new_tokens,
-            "with_text": self.is_smaller or any(cut.sum for cut in self.study.cuts),
+            "with_text": self.is_smaller or any(cut.sum for cut in self.known.study.cuts),
             "passages": self.passages,
         }
-        folder, auto_class = str(checkpoint.folder.absolute()), self.kind.auto_class
+        folder, auto_class = str(checkpoint.folder.absolute()), self.known.kind.auto_class
         return Job(folder, auto_class=auto_class, prompts=self.prompts, **(common | more))
-
-
-def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted: Wanted) -> Study:
-    """Study a source; a fold of a cut that there is none of will differ from any other."""
-    try:
-        return study_model(model_class, config, wanted)
-    except UsageError:
-        return study_model(model_class, config, replace(wanted, cut=AUTO))
 
 
 def _remaining(adapter: Path | None, study: Study) -> dict[str, bytes]:

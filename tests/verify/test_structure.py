@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,9 @@ import torch
 
 from prefold.convert.files import CARD, REPORT, RUNTIMES
 from prefold.convert.folded import folded_config
-from prefold.convert.model import load_config, load_kind
-from prefold.convert.names import live_names
-from prefold.convert.side_files import find_side_files
-from prefold.convert.skeleton import build_on_meta
+from prefold.convert.prepare import prepare
 from prefold.convert.source import open_folder, open_source
-from prefold.convert.study import study_model
+from prefold.convert.study import Wanted
 from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals
 from tests.verify import faults
 from tests.verify.conftest import Pair
@@ -28,14 +26,9 @@ Breakable = Callable[[Pair], Pair]
 @pytest.fixture(scope="module")
 def blueprint(llama: Pair) -> Blueprint:
     """Return what the fold should be."""
-    source = open_source(str(llama.source))
-    config = load_config(source)
-    kind = load_kind(source, config)
-    study = study_model(kind.model_class, config)
-    live = live_names(build_on_meta(kind.model_class, config, torch.float32), source.entries)
+    known = prepare(open_source(str(llama.source)), lambda dtype: Wanted(dtype=dtype))
     code = {name: (llama.folded / name).read_bytes() for name in RUNTIMES}
-    expected = folded_config(source, config, kind, study, live, code, dtype=torch.float32)
-    return Blueprint(source, expected, live, study, torch.float32, code, find_side_files(source))
+    return Blueprint(known, folded_config(known, code), code)
 
 
 def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Blueprint):
@@ -237,7 +230,7 @@ def test_a_cast_model_may_have_cast_tensors_and_no_others(llama: Pair, blueprint
     with faults.edited_tensors(pair.folded / faults.SHARD) as tensors:
         for name, tensor in tensors.items():
             tensors[name] = tensor.bfloat16()
-    half = Blueprint(**(vars(blueprint) | {"dtype": torch.bfloat16}))
+    half = replace(blueprint, known=replace(blueprint.known, dtype=torch.bfloat16))
     found = find_differences(half, open_folder(pair.folded))
     assert found == []
     assert all("not the source's bytes" in line for line in find_differences(blueprint, open_folder(pair.folded)))

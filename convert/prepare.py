@@ -1,0 +1,70 @@
+"""What inspecting, converting and verifying begin with: a source, what it is loaded as, and what of it folds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedConfig
+
+from prefold.convert.model import Kind, load_config, load_kind, require_text, resolve_dtype
+from prefold.convert.names import live_names
+from prefold.convert.side_files import SideFiles, find_side_files
+from prefold.convert.skeleton import build_on_meta
+from prefold.convert.source import Source
+from prefold.convert.study import Study, Wanted, study_model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source and what is known of it before a weight is read.
+
+    Attributes:
+        source: the checkpoint, with or without its weights.
+        config: its config.
+        kind: what it is loaded as.
+        dtype: the type that it runs in.
+        study: what folds.
+        trust_remote_code: its code may run.
+        text_only: it is folded for token ids alone, though it may take more.
+    """
+
+    source: Source
+    config: PreTrainedConfig
+    kind: Kind
+    dtype: torch.dtype
+    study: Study
+    trust_remote_code: bool
+    text_only: bool
+
+    @cached_property
+    def live(self) -> dict[str, str]:
+        """The parameters that its tensors become, as ``live_names`` finds them."""
+        return live_names(build_on_meta(self.kind.model_class, self.config, self.dtype), self.source.entries)
+
+    @cached_property
+    def side(self) -> SideFiles:
+        """What goes along with its weights."""
+        return find_side_files(self.source, trust_remote_code=self.trust_remote_code)
+
+
+def prepare(
+    source: Source,
+    wanted: Callable[[torch.dtype], Wanted],
+    *,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    text_only: bool = False,
+) -> Prepared:
+    """Load the config of a source and study its model; ``wanted`` says, for the type that it runs in, what to look for.
+
+    Raises:
+        UnsupportedModel: it cannot be folded.
+        UsageError: there is no such cut, or rows would not be smaller.
+    """
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    kind = load_kind(source, config, trust_remote_code=trust_remote_code)
+    require_text(kind, text_only=text_only)
+    dtype = resolve_dtype(source, config, dtype)
+    study = study_model(kind.model_class, config, wanted(dtype))
+    return Prepared(source, config, kind, dtype, study, trust_remote_code, text_only)
