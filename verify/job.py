@@ -24,6 +24,7 @@ class Job:
         made: by the parameter that it becomes, the name of every tensor there that was computed.
         with_text: run many random tokens, too, for a mean error.
         passages: of text, to be run for a mean error of what a user might ask.
+        only_modules: collect nothing but a sketch of what every module returns for the first prompt.
         only_outputs: leave its reads uncounted, and take no cached steps.
         speed_against: another checkpoint, to be timed in turn with this one.
         trust_remote_code: run the code that the checkpoint in ``folder`` brings.
@@ -41,6 +42,7 @@ class Job:
     made: dict[str, str] = field(default_factory=dict)
     with_text: bool = False
     passages: list[list[int]] = field(default_factory=list)
+    only_modules: bool = False
     only_outputs: bool = False
     speed_against: str | None = None
     trust_remote_code: bool = True

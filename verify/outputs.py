@@ -245,5 +245,11 @@ def check_reads(source: dict[str, int], folded: dict[str, int], census: Census, 
 def check_speed(speed: dict[str, Any], source: dict[str, int], folded: dict[str, int]) -> Outcome:
     """Report the measured ratio of decode speeds beside the one that the reads predict; a figure, not a pass mark."""
     predicted = source["1"] / folded["1"]
+    sides = {"source": source["1"], "folded": folded["1"]}
+    rates = {f"{side}_bytes_per_second": speed[f"{side}_tokens_per_second"] * size for side, size in sides.items()}
+    told = [
+        f"{side} {speed[f'{side}_tokens_per_second']:.1f} tokens/s, {rates[f'{side}_bytes_per_second'] / 1e9:.2f} GB/s"
+        for side in sides
+    ]
     summary = f"decodes {speed['ratio']:.3f} x as fast (median of pairs); the reads predict {predicted:.3f} x"
-    return Outcome(True, summary, speed | {"predicted_ratio": predicted})
+    return Outcome(True, f"{summary}; {'; '.join(told)}", speed | rates | {"predicted_ratio": predicted})

@@ -18,6 +18,7 @@ from prefold.convert.adapter import merge_adapter
 from prefold.convert.section import read_cuts
 from prefold.convert.sides import accepted, encoder_output, whole_inputs
 from prefold.convert.source import open_folder
+from prefold.verify.apart import sketches
 from prefold.verify.job import SAID_VALUES, TOP, Job
 from prefold.verify.metering import measure_folded, measure_reads
 from prefold.verify.rows import compare_tables
@@ -189,6 +190,8 @@ def measured(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if job.speed_against:
         folded, _ = load(job.speed_against, replace(job, trust_remote_code=True, adapter=job.adapter_against))
         return figures | {"speed": measure_speed(model, folded, job.prompts[0])}, {}
+    if job.only_modules:
+        return figures | {"modules": sketches(model, whole_inputs(model, torch.tensor([job.prompts[0]])))}, {}
     outputs = measure_outputs(model, job)  # some weights are unpacked by a pass
     meters = {} if job.only_outputs else measure_reads(model)
     figures["reads"] = {batch: meter.total for batch, meter in meters.items()}

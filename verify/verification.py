@@ -1,7 +1,7 @@
 """Compare a folded checkpoint, as it lies on disk, with its source."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from prefold.convert.quantized import method_of, require_loadable
 from prefold.convert.shards import DTYPES
 from prefold.convert.source import Source, open_folder, open_source
 from prefold.convert.study import AUTO, Study
+from prefold.verify.apart import first_apart
 from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
 from prefold.verify.claims import claimed_fold, claimed_placement
 from prefold.verify.divergence import check_divergence, other_width
@@ -198,6 +199,8 @@ class _Comparison:
         differences = find_differences(self.blueprint, self.folded)
         before, after = self._measure(differences)
         logits, truth = self._check_logits(before, after.outputs)
+        if not (logits.passed or self.is_smaller):
+            logits = replace(logits, problems=[*logits.problems, *self._first_apart()])
         reads = self._check_reads(before.figures, after.figures)
         checks = {
             "structure": check_structure(
@@ -244,6 +247,15 @@ class _Comparison:
             return check_divergence(before.outputs, after, self._other(before), self.dtype, **kind), None
         truth = self._source_in("float64", before) if any(cut.sum for cut in self.known.study.cuts) else None
         return check_logits(before.outputs, after, self.dtype, truth), truth
+
+    def _first_apart(self) -> Iterator[str]:
+        """Run both once more; yields where they part, for the one who looks for the fault."""
+        self.progress("looking for where they part")
+        stored = modules_in_tables(self.known.study.cuts)
+        jobs = self._job(self.known.source), self._job(self.folded, trust_remote_code=True)
+        one, other = (self._run(replace(job, only_modules=True)).figures["modules"] for job in jobs)
+        if name := first_apart(one, other, stored, self.dtype):
+            yield f"the first module to return something else is {name}"
 
     def _other(self, before: Measured) -> Outputs | None:
         try:

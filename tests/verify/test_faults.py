@@ -66,6 +66,7 @@ def test_a_wrong_table_with_a_right_hash_fails_rows_and_logits(
     assert {"rows", "logits"} <= set(verification.failed) <= {"rows", "logits", "greedy"}
     assert f"furthest off in {column}" in problems(verification, "rows")
     assert "prefill: max" in problems(verification, "logits")
+    assert "the first module to return something else is model.layers.0." in problems(verification, "logits")
 
 
 def test_columns_swapped_that_the_model_adds_up_fail_rows_alone(gpt_neox: Pair, breakable: Breakable):

@@ -276,4 +276,6 @@ def test_speed_is_a_figure_beside_the_one_that_reads_predict():
     measured = {"ratio": 0.5, "source_tokens_per_second": 2.0, "folded_tokens_per_second": 1.0}
     outcome = check_speed(measured, {"1": 300}, {"1": 200})
     assert outcome.passed
-    assert outcome.figures == measured | {"predicted_ratio": 1.5}
+    rates = {"source_bytes_per_second": 600, "folded_bytes_per_second": 200}
+    assert outcome.figures == measured | rates | {"predicted_ratio": 1.5}
+    assert outcome.summary.endswith("source 2.0 tokens/s, 0.00 GB/s; folded 1.0 tokens/s, 0.00 GB/s")
