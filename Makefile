@@ -12,10 +12,10 @@ demo: $(VENV)/installed ## fold the model that comes with prefold, verify it, pr
 	$(BIN)/prefold demo
 
 test: $(VENV)/installed ## the tests that everybody runs
-	$(BIN)/pytest --numprocesses 2 -m "not exhaustive"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not exhaustive"
 
 test-full: $(VENV)/installed check test-vllm-full ## all there is: lint, types, every test, every served model
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-vllm: $(VLLM)/installed ## serve small folded checkpoints with vLLM, in an environment of its own (3.4 GB)
 	$(SERVED) --numprocesses 2 -m "not slow and not ranks"

@@ -1,7 +1,7 @@
 """Builders that all tests share: small real models with random weights, saved as checkpoints."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,18 @@ def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -
 def exhaustive(*values: Any) -> Any:
     """Return parameters of a test that repeats what others prove: left out by ``make test``."""
     return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
+def some(values: Iterable[Any], *few: Any) -> list[Any]:
+    """Return parameters of a test of which ``make test`` runs a ``few``."""
+    return [value if value in few else exhaustive(value) for value in values]
+
+
+def asked_for(request: pytest.FixtureRequest, parameter: str) -> list[Any]:
+    """Return the values of a parameter in the tests of a module that are to run: a fixture makes no others."""
+    items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    values = [item.callspec.params[parameter] for item in items if parameter in item.callspec.params]
+    return list(dict.fromkeys(values))
 
 
 Checkpoint = Callable[..., Path]

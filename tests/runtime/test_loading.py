@@ -13,13 +13,16 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.conftest import EXACT, load, tokens
+from tests.conftest import EXACT, asked_for, load, some, tokens
 from tests.runtime.pairs import Pair, exact_logits, logits, make_pair, rounding_error
+
+NAMES = some(EXACT, "llama", "mixtral", "gpt_neox", "gemma3n_text")
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
-    return {name: make_pair(tmp_path_factory.mktemp(name), name, torch.bfloat16) for name in EXACT}
+def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    names = [name for name in EXACT if name in {"llama", "mixtral", *asked_for(request, "name")}]
+    return {name: make_pair(tmp_path_factory.mktemp(name), name, torch.bfloat16) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def elsewhere(pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory) 
     return {name: seen["checkpoints"][str(path)] | {"logits": made[str(path)]} for name, path in checkpoints.items()}
 
 
-@pytest.mark.parametrize("name", [*EXACT, "saved again", "saved in shards"])
+@pytest.mark.parametrize("name", [*NAMES, "saved again", "saved in shards"])
 def test_loads_without_prefold(elsewhere: dict[str, Any], pairs: dict[str, Pair], name: str) -> None:
     pair = pairs[{"saved again": "llama", "saved in shards": "mixtral"}.get(name, name)]
     assert elsewhere[name]["keys"] == []
@@ -64,7 +67,7 @@ def test_loads_without_prefold(elsewhere: dict[str, Any], pairs: dict[str, Pair]
     assert torch.equal(elsewhere[name]["logits"].flatten(0, 1), logits(pair.source, tokens()))
 
 
-@pytest.mark.parametrize("name", [*EXACT, "saved again"])
+@pytest.mark.parametrize("name", [*NAMES, "saved again"])
 def test_refuses_to_load_without_prefold_and_without_trust(elsewhere: dict[str, Any], name: str) -> None:
     assert "trust_remote_code" in elsewhere[name]["untrusted"]
 
@@ -91,7 +94,7 @@ def test_loads_without_trust_after_importing_the_runtime(pairs: dict[str, Pair],
         assert torch.equal(torch.load(f"{folder}.pt").flatten(0, 1), logits(pair.source, tokens()))
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", NAMES)
 def test_program_that_ignores_the_model_type_fails(pairs: dict[str, Pair], name: str, tmp_path: Path) -> None:
     """With random weights it would run, and say nonsense."""
     pair, folder = pairs[name], tmp_path / "ignored"

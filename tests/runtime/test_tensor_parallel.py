@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import load
+from tests.conftest import asked_for, load, some
 from tests.runtime.pairs import generate, left_padded, make_folded
 from tests.runtime.tensor_parallel import outputs
 
@@ -29,20 +29,28 @@ CUT = {
 }
 
 
+NAMES = some(CUT, "llama", "qwen3", "deepseek_v2")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def asked(request: pytest.FixtureRequest) -> set[str]:
+    return {"llama", "qwen3", *asked_for(request, "name")}
+
+
+@pytest.fixture(scope="module")
+def folder(asked: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a small source and its folded checkpoint for every type."""
     made = tmp_path_factory.mktemp("ranks")
-    for name in CUT:
+    for name in asked:
         make_folded(made / name, name)
     return made
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path) -> list[dict[str, Any]]:
+def seen(asked: set[str], folder: Path) -> list[dict[str, Any]]:
     """Return what each rank saw of every case."""
     torch.save(left_padded(), folder / "ids.pt")
-    cases = [*(f"case:{name}" for name in CUT), "placed:llama", "saved:qwen3", "unknown_style:llama"]
+    cases = [*(f"case:{name}" for name in sorted(asked)), "placed:llama", "saved:qwen3", "unknown_style:llama"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run([*command, WORKER, folder, *cases], capture_output=True, text=True, env=environment)
@@ -56,7 +64,7 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other)[mask == 1].abs().max() / one[mask == 1].abs().max())
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", NAMES)
 def test_folded_and_source_say_the_same_tokens_on_ranks_as_alone(name: str, folder: Path, seen: list[dict[str, Any]]):
     ids, mask = left_padded()
     alone = generate(load(folder / name / "source"), ids, mask, max_new_tokens=8, min_new_tokens=8)
@@ -66,7 +74,7 @@ def test_folded_and_source_say_the_same_tokens_on_ranks_as_alone(name: str, fold
             assert torch.equal(rank[f"case:{name}"][kind]["static"], alone)
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_logits_are_no_further_apart_than_ranks_put_them(name: str, folder: Path, seen: list[dict[str, Any]]):
     """A sum over ranks has another order, and so may a product of fewer columns have: docs/serving.md says how much."""
@@ -79,7 +87,7 @@ def test_logits_are_no_further_apart_than_ranks_put_them(name: str, folder: Path
     assert difference(alone, folded) < 2e-6
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_each_rank_has_its_part_of_what_the_source_computes(name: str, folder: Path, seen: list[dict[str, Any]]):
     cut, source = set[str](), load(folder / name / "source")
@@ -95,13 +103,13 @@ def test_each_rank_has_its_part_of_what_the_source_computes(name: str, folder: P
     assert cut == CUT[name]
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", NAMES)
 def test_less_is_sent_than_by_the_source(name: str, seen: list[dict[str, Any]]):
     sent = {kind: seen[0][f"case:{name}"][kind]["sent"] for kind in ("source", "folded")}
     assert sent["folded"] < sent["source"]
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_folded_is_sharded(name: str, seen: list[dict[str, Any]]):
     sharded = seen[0][f"case:{name}"]["sharded"]
     assert any(".layers.0." in each for each in sharded)

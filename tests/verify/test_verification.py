@@ -23,8 +23,14 @@ FIGURES = {
     "logits": {"prefill", "step", "padded", "noise_floor", "exact", "steps_compared"},
     "greedy": {"continuations", "equal", "tokens"},
     "reads": {"batches"},
-    "speed": {"source_tokens_per_second", "folded_tokens_per_second", "source_bytes_per_second",
-              "folded_bytes_per_second", "ratio", "predicted_ratio"},
+    "speed": {
+        "source_tokens_per_second",
+        "folded_tokens_per_second",
+        "source_bytes_per_second",
+        "folded_bytes_per_second",
+        "ratio",
+        "predicted_ratio",
+    },
 }
 
 
