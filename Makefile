@@ -18,10 +18,9 @@ test-full: $(VENV)/installed check test-vllm-full ## all there is: lint, types, 
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-vllm: $(VLLM)/installed ## serve small folded checkpoints with vLLM, in an environment of its own (3.4 GB)
-	$(SERVED) --numprocesses 2 -m "not slow and not ranks"
-	$(SERVED) -m "not slow and ranks"
+	$(SERVED) -m smoke
 
-test-vllm-full: $(VLLM)/installed ## the same, with every model in every mode
+test-vllm-full: $(VLLM)/installed ## the same, with every model, mode and refusal
 	$(SERVED) --numprocesses 2 -m "not ranks"
 	$(SERVED) -m ranks
 

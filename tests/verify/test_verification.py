@@ -74,7 +74,7 @@ def test_16_bit_logits_are_equal_bit_for_bit(verification: Verification):
 
 def test_reads_are_measured_for_every_batch(verification: Verification):
     batches = verification.checks["reads"].figures["batches"]
-    assert [batch["batch"] for batch in batches] == [1, 16, 256]
+    assert [batch["batch"] for batch in batches] == [1, 16, 64]
     for batch in batches:
         assert batch["before_bytes"] - batch["after_bytes"] == batch["formula_saved_bytes"]
 

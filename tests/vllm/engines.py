@@ -84,9 +84,15 @@ def say(llm: Any, asked: list[list[int]] | None = None, **request: Any) -> list[
 
 
 def answers(folder: Path, **options: Any) -> list[Said]:
-    """Start an engine, ask it, and end it."""
-    with engine(folder, **options) as llm:
-        return say(llm)
+    """Return what an engine says over a checkpoint; one engine is started for each checkpoint and options."""
+    key = f"{folder} {sorted(options.items())} {os.environ.get('PREFOLD_PLACEMENT')}"
+    if key not in _answered:
+        with engine(folder, **options) as llm:
+            _answered[key] = say(llm)
+    return _answered[key]
+
+
+_answered: dict[str, list[Said]] = {}
 
 
 def tokens(said: list[Said]) -> list[list[int]]:

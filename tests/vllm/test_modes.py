@@ -25,7 +25,10 @@ def test_prompts_in_chunks(llama, said, eager):
     assert tokens(answers(llama / "folded", **options)) == said
 
 
-@pytest.mark.parametrize(("placement", "eager"), [("host", True), ("disk", True), ("host", False), ("disk", False)])
+ELSEWHERE = [("host", True), pytest.param("disk", True, marks=pytest.mark.smoke), ("host", False), ("disk", False)]
+
+
+@pytest.mark.parametrize(("placement", "eager"), ELSEWHERE)
 def test_a_table_that_lies_elsewhere(llama, said, placement, eager):
     options = {"hf_overrides": {"prefold_placement": placement}, "enforce_eager": eager}
     assert tokens(answers(llama / "folded", **options)) == said

@@ -30,6 +30,7 @@ def test_prompt_embeddings(checkpoint):
         start(checkpoint("llama") / "folded", enable_prompt_embeds=True)
 
 
+@pytest.mark.smoke
 def test_a_sum_of_look_ups(checkpoint):
     with pytest.raises(ValueError, match="sees a sum of look-ups"):
         start(checkpoint("gpt2") / "folded")

@@ -14,16 +14,12 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 NAMED = ("llama", "qwen3", "gemma2", "cohere", "gpt_neox", "phi3", "mixtral")
 OTHERS = ("llama_tied", "llama_one_kv_head", "qwen2", "gemma3", "qwen3_moe", "olmo2", "granite", "bloom", "gptj")
 OTHERS += ("falcon", "falcon_new", "cohere2_moe")
-# On two ranks a model takes one minute, and two compiled, so it runs there in one mode unless everything is asked for.
-# Compiled: fused modules, parallel blocks, no class of its own, experts.
-COMPILED_ON_TWO = ("llama", "cohere", "gpt_neox", "mixtral")
-# Eager: the rest of the named; heads that are repeated; parallel blocks that add up their parts in other ways.
-EAGER_ON_TWO = ("qwen3", "gemma2", "phi3", "llama_one_kv_head", "falcon_new", "cohere2_moe")
 
 
-def slow_but(quick):
-    """Mark all that are named, but for a few, as slow."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in (*NAMED, *OTHERS)]
+def smoke(*quick):
+    """Return all that are named, a few of them marked for the tests that everybody runs."""
+    marked = {name: pytest.param(name, marks=pytest.mark.smoke) for name in quick}
+    return [marked.get(name, name) for name in (*NAMED, *OTHERS)]
 
 
 def assert_same(folder, **options):
@@ -33,32 +29,32 @@ def assert_same(folder, **options):
     assert tokens(folded) == tokens(source)
 
 
-@pytest.mark.parametrize("name", [*NAMED, *OTHERS])
+@pytest.mark.parametrize("name", smoke("llama", "gpt_neox"))
 def test_eager(name, checkpoint):
     assert_same(checkpoint(name))
 
 
-@pytest.mark.parametrize("name", slow_but(NAMED))
+@pytest.mark.parametrize("name", smoke("llama"))
 def test_compiled(name, checkpoint):
     assert_same(checkpoint(name), enforce_eager=False)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", slow_but(EAGER_ON_TWO))
+@pytest.mark.parametrize("name", smoke("llama"))
 def test_eager_on_two_ranks(name, checkpoint):
     assert_same(checkpoint(name), ranks=2)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", slow_but(COMPILED_ON_TWO))
+@pytest.mark.parametrize("name", smoke())
 def test_compiled_on_two_ranks(name, checkpoint):
     assert_same(checkpoint(name), ranks=2, enforce_eager=False)
 
 
 MERGED = [
     {},
-    pytest.param({"enforce_eager": False}, marks=pytest.mark.slow),
-    pytest.param({"ranks": 2}, marks=[pytest.mark.slow, pytest.mark.ranks]),
+    {"enforce_eager": False},
+    pytest.param({"ranks": 2}, marks=pytest.mark.ranks),
 ]
 
 
@@ -70,6 +66,7 @@ def test_an_ffn_in_the_residual(name, options, checkpoint, tmp_path):
     assert tokens(answers(folded, **options)) == tokens(answers(checkpoint(name) / "source", **options))
 
 
+@pytest.mark.smoke
 def test_columns_in_the_wrong_place_are_noticed(checkpoint, tmp_path):
     """The control: keys that are rotated by one value change every answer."""
     folder = checkpoint("llama")
