@@ -10,6 +10,7 @@ import torch
 from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.files import REMOTE_RUNTIME
 from prefold.verify import Outcome, Verification, VerificationFailed, require_verified, verify_checkpoint, write_report
+from prefold.verify.job import NEW_TOKENS
 from prefold.verify.verification import ProbeFailed
 from tests.conftest import random_model, small_config
 from tests.verify.conftest import MakePair, Pair
@@ -63,13 +64,13 @@ def test_logits_are_measured_in_every_way_that_a_model_is_run(verification: Veri
     logits = verification.as_json()["checks"]["logits"]
     for name in ("prefill", "step", "padded", "noise_floor"):
         assert logits[name].keys() == {"max_abs", "nmse", "kl_mean", "kl_p99", "top1_agreement"}
-    assert logits["steps_compared"] == 64
+    assert logits["steps_compared"] == NEW_TOKENS
 
 
 def test_16_bit_logits_are_equal_bit_for_bit(verification: Verification):
     assert verification.checks["logits"].figures["exact"]
     assert verification.checks["rows"].figures["unequal"] == 0
-    assert verification.checks["greedy"].figures == {"continuations": 3, "equal": 3, "tokens": 64}
+    assert verification.checks["greedy"].figures == {"continuations": 3, "equal": 3, "tokens": NEW_TOKENS}
 
 
 def test_reads_are_measured_for_every_batch(verification: Verification):
