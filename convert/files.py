@@ -40,6 +40,11 @@ def is_weights(name: str) -> bool:
     return PurePosixPath(stem).suffix in _WEIGHTS or external
 
 
+def is_adapter(name: str) -> bool:
+    """Return whether a file is the config of an adapter, wherever it lies."""
+    return PurePosixPath(name).name == ADAPTER
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a file, or a folder that it lies in, is hidden or Python's cache."""
     return any(part.startswith(".") or part == "__pycache__" for part in PurePosixPath(name).parts)
@@ -51,7 +56,7 @@ def is_side_file(name: str, modules: Collection[str] = ()) -> bool:
     ``modules`` are the folders of sentence-transformers' modules, whose weights go along, too.
     """
     path = PurePosixPath(name)
-    if is_hidden(name) or name in _OWN:
+    if is_hidden(name) or name in _OWN or is_adapter(name):
         return False
     if any(path.is_relative_to(folder) for folder in modules):
         return path.suffix in _DATA | {".safetensors"}

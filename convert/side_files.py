@@ -19,8 +19,8 @@ from prefold.convert.files import (
     REMOTE_RUNTIME,
     RUNTIMES,
     SINGLE,
-    all_files,
     copied_name,
+    is_adapter,
     is_hidden,
     is_side_file,
     own_file,
@@ -33,9 +33,9 @@ _ELSEWHERE = "tokenizer_name_or_path"
 # By these, configs name code; pipelines of its own never go along.
 _CODE = ("auto_map", "custom_pipelines")
 # By these they have transformers read other files than those of the names that everybody knows.
-_INSTEAD = ("configuration_files", "transformers_weights")
+_INSTEAD = ("configuration_files", "transformers_weights", "adapter_kwargs")
 # Its own classes, and torch's activations, are installed with it.
-_INSTALLED = re.compile(r"(sentence_transformers|torch\.nn)(\.\w+)+")
+_INSTALLED = re.compile(r"(sentence_transformers|torch\.nn)(\.\w+)*\.[A-Z]\w*")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def find_side_files(source: Source, *, trust_remote_code: bool = False) -> SideF
     folder = source.folder
     if any(PurePosixPath(name).is_relative_to(ADAPTER_FOLDER) for name in source.module_folders):
         raise UnsupportedModel([f"{MODULES} names a folder {ADAPTER_FOLDER}, which prefold writes itself: rename it"])
-    names = source.hub_files or list(all_files(folder))
+    names = source.names
     kept = [name for name in names if is_side_file(name, source.module_folders)]
     paths = {name: own_file(folder, name) for name in kept}
     edited = {} if trust_remote_code else dict(_without_code(paths))
@@ -134,11 +134,14 @@ def code_reasons(source: Source, *, trust_remote_code: bool) -> list[str]:
 
 def _led_elsewhere(source: Source) -> Iterator[str]:
     """Yield why transformers would read, or run, something else than what is looked at here, trusted or not."""
+    for name in source.names if source.module_folders else ():
+        if any(PurePosixPath(name).is_relative_to(folder) for folder in source.module_folders) and is_adapter(name):
+            yield f"{name}: an adapter among the modules, which may name another model: merge it, by save_pretrained"
     for decoded in [source.config, *_beside(source)]:
         for key, value in _items(decoded):
             if key in _INSTEAD:
                 yield f"its configs name other files by {key}, which would be read in their place: leave those alone"
-            if key.endswith("_implementation") and any("/" in name for name in strings(value)):
+            if "_implementation" in key and any("/" in name for name in strings(value)):
                 yield f"its configs name code of another repository as {key}: take that out"
 
 

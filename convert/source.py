@@ -75,6 +75,11 @@ class Source:
             _require_inside(MODULES, folder)
         return [folder for folder in folders if folder != "."]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all its files; none where it is a bare ``config.json``."""
+        return self.hub_files or (list(all_files(self.folder)) if self.config_path.is_dir() else [])
+
     def data_names(self) -> list[str]:
         """Name the side files that lie in its folder."""
         names = all_files(self.folder) if self.config_path.is_dir() else ()

@@ -124,7 +124,9 @@ def test_configs_beside_the_model_no_longer_name_code(source: Path, convert: Con
         ("config.json", {"transformers_weights": "other.safetensors"}, "other files by transformers_weights"),
         ("config.json", {"attn_implementation": "evil/kernel"}, "code of another repository as attn_implementation"),
         ("config.json", {"part": {"_attn_implementation": {"": "evil/kernel"}}}, "code of another repository as _attn"),
+        ("config.json", {"_attn_implementation_internal": "evil/kernel"}, "code of another repository as _attn"),
         ("tokenizer_config.json", {"a": [{"configuration_files": []}]}, "other files by configuration_files"),
+        ("a.json", {"model_args": {"adapter_kwargs": {"subfolder": "1"}}}, "other files by adapter_kwargs"),
     ],
 )
 @pytest.mark.parametrize("trust_remote_code", [False, True])
@@ -269,6 +271,8 @@ def test_the_config_of_a_module_loses_the_code_that_it_names(sentence_source: Pa
         ("modules.json", json.dumps([{"path": "2_Dense", "type": "evil/repo--own.Module"}])),
         ("2_Dense/config.json", json.dumps({"activation_function": "os.abort"})),
         ("modules.json", json.dumps([{"path": "", "type": "torch.evil/repo--own.Module"}])),
+        ("modules.json", json.dumps([{"path": "a.bin", "type": "torch.nn.parameter.torch"}])),
+        ("2_Dense/config.json", json.dumps({"type": "sentence_transformers.util.distributed.pickle"})),
         ("router_config.json", json.dumps({"types": {"a": "evil/repo--own.Module"}})),
         ("sentence_bert_config.json", json.dumps({"tokenizer_name_or_path": "evil/repo"})),
         ("2_Dense/wordembedding_config.json", json.dumps({"tokenizer_class": "own.Tokenizer"})),
@@ -281,6 +285,15 @@ def test_modules_of_their_own_code_are_refused_without_trust(
     add(sentence_source, **{name: text})
     with pytest.raises(UnsupportedModel, match="read that, then pass --trust-remote-code to run it"):
         convert_checkpoint(str(sentence_source), tmp_path / "out")
+
+
+def test_an_adapter_among_the_modules_is_refused(sentence_source: Path, tmp_path: Path):
+    """The library would load the model that it names, and with trust the code of that."""
+    add(sentence_source, **{"2_Dense/adapter_config.json": '{"base_model_name_or_path": "evil/repo"}'})
+    for trust in (False, True):
+        with pytest.raises(UnsupportedModel, match="an adapter among the modules"):
+            convert_checkpoint(str(sentence_source), tmp_path / "out", options=Options(trust_remote_code=trust))
+    assert not is_side_file("2_Dense/adapter_config.json", ["2_Dense"])
 
 
 @pytest.mark.parametrize("path", ["../elsewhere", "/etc", "a/../../b"])
