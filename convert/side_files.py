@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -101,9 +102,8 @@ def _shown(name: str, source: Source) -> str:
 def _without_code(paths: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
     """Yield files that name code, as of a tokenizer, without those names: stock then takes a class of its own."""
     for name, path in paths.items():
-        decoded = _decoded(path) if name.endswith(".json") else None
-        if any(True for _ in _auto_maps(decoded)):
-            yield name, (json.dumps(plain(decoded), indent=2, ensure_ascii=False) + "\n").encode()
+        if name.endswith(".json") and any(key in _CODE for key, _ in _notable(path)):
+            yield name, (json.dumps(plain(_decoded(path)), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def plain(decoded: Any, keys: Collection[str] = _CODE) -> Any:
@@ -121,7 +121,7 @@ def code_reasons(source: Source, *, trust_remote_code: bool) -> list[str]:
             f"{MODULES} names code of its own, {classes[0]}: read that, then pass --trust-remote-code to run it"
         )
     parts = [part for key, part in source.config.items() if key != "auto_map"]
-    inside = [name for part in parts for auto_map in _auto_maps(part) for name in strings(auto_map)]
+    inside = [name for key, value in _items(parts) if key in _CODE for name in strings(value)]
     if inside and not trust_remote_code:
         reasons.append(f"a part of its config.json names code, {inside[0]}: read that, then pass --trust-remote-code")
     for name in dict.fromkeys([*classes, *inside, *_auto_classes(source)]) if trust_remote_code else ():
@@ -137,19 +137,30 @@ def _led_elsewhere(source: Source) -> Iterator[str]:
     for name in source.names if source.module_folders else ():
         if any(PurePosixPath(name).is_relative_to(folder) for folder in source.module_folders) and is_adapter(name):
             yield f"{name}: an adapter among the modules, which may name another model: merge it, by save_pretrained"
-    for decoded in [source.config, *_beside(source)]:
-        for key, value in _items(decoded):
-            if key in _INSTEAD:
-                yield f"its configs name other files by {key}, which would be read in their place: leave those alone"
-            if "_implementation" in key and any("/" in name for name in strings(value)):
-                yield f"its configs name code of another repository as {key}: take that out"
+    for key, value in [*_items(source.config), *_beside(source)]:
+        if key in _INSTEAD:
+            yield f"its configs name other files by {key}, which would be read in their place: leave those alone"
+        if "_implementation" in key and any("/" in name for name in strings(value)):
+            yield f"its configs name code of another repository as {key}: take that out"
 
 
-def _beside(source: Source) -> Iterator[Any]:
-    """Yield what the JSON files beside a config say."""
+def _beside(source: Source) -> Iterator[tuple[str, Any]]:
+    """Yield the keys that may name code in the JSON files beside a config, with their values."""
     for name in source.data_names():
         if name.endswith(".json"):
-            yield _decoded(own_file(source.folder, name))
+            yield from _notable(own_file(source.folder, name))
+
+
+def _notable(path: Path) -> list[tuple[str, Any]]:
+    """Return the keys of a JSON file that may name code, wherever they stand in it, with their values."""
+    return _notable_once(path, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _notable_once(path: Path, _changed: int) -> list[tuple[str, Any]]:
+    """Read a file once, and keep little of it: a tokenizer takes a second, and each question asks all files."""
+    keys = {*_CODE, *_INSTEAD, *_CLASS_KEYS, _ELSEWHERE}
+    return [(key, value) for key, value in _items(_decoded(path)) if key in keys or "_implementation" in key]
 
 
 def _items(decoded: Any) -> Iterator[tuple[str, Any]]:
@@ -158,17 +169,13 @@ def _items(decoded: Any) -> Iterator[tuple[str, Any]]:
         yield from decoded.items()
     parts = decoded.values() if isinstance(decoded, dict) else decoded if isinstance(decoded, list) else ()
     for part in parts:
-        yield from _items(part)
-
-
-def _auto_maps(decoded: Any) -> Iterator[Any]:
-    """Yield what stands under ``auto_map``, or names code otherwise, anywhere in decoded JSON."""
-    return (value for key, value in _items(decoded) if key in _CODE)
+        if isinstance(part, dict | list):
+            yield from _items(part)
 
 
 def _auto_classes(source: Source) -> Iterator[str]:
     """Yield the classes that the config, and the files beside it, name as code: ``module.Class``."""
-    for key, value in _items([source.config, *_beside(source)]):
+    for key, value in [*_items(source.config), *_beside(source)]:
         if key == "auto_map":
             yield from strings(value)
 
@@ -189,23 +196,13 @@ def _decoded(path: Path) -> Any:
 
 def _module_classes(source: Source) -> Iterator[str]:
     """Yield what sentence-transformers' files name beside classes that are installed with it."""
-    names = source.data_names()
-    for name in names if MODULES in names else ():
-        if name.endswith(".json"):
-            yield from _named(_decoded(own_file(source.folder, name)))
-
-
-def _named(decoded: Any) -> Iterator[str]:
-    for part in decoded if isinstance(decoded, list) else ():
-        yield from _named(part)
-    for key, value in decoded.items() if isinstance(decoded, dict) else ():
+    for key, value in _beside(source) if MODULES in source.data_names() else ():
         if key in _CLASS_KEYS:
             # A class of transformers has no module before it, and kinds of tokenizers or of positions none, either.
             dotted = (name for name in strings(value) if "." in name or "/" in name or "--" in name)
             yield from (name for name in dotted if not _INSTALLED.fullmatch(name))
         elif key == _ELSEWHERE and isinstance(value, str) and value:
             yield value
-        yield from _named(value)
 
 
 def strings(value: Any) -> Iterator[str]:

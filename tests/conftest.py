@@ -167,6 +167,11 @@ def asked_for(request: pytest.FixtureRequest, parameter: str) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    """Return what every file of a folder holds, by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 Checkpoint = Callable[..., Path]
 
 

@@ -7,10 +7,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.trace import first_tensor, hooks
+from prefold.verify.job import WIDE
 
 # Beyond this part of a module's output two sketches of it are of different tensors: rounding of the type, with room for
 # what a first layer makes of it.
-_WIDE, _NARROW = 1e-4, 2**-5
+_ROUNDING, _ROUNDING_16 = 1e-4, 2**-5
 
 Sketch = tuple[str, float, float]
 
@@ -40,7 +41,7 @@ def first_apart(source: list[Sketch], folded: list[Sketch], stored: list[str], d
 
     What rounding may do is let pass.
     """
-    tolerance = _WIDE if dtype in ("float32", "float64") else _NARROW
+    tolerance = _ROUNDING if dtype in WIDE else _ROUNDING_16
     expected = {name: (value, size) for name, value, size in source}
     inside = tuple(f"{module}." for module in stored)
     for name, value, _ in folded:

@@ -8,6 +8,7 @@ NEW_TOKENS = 16
 SAID_VALUES = 1 << 25
 # Reads are linear in the batch where there are no experts: two show the line, and a third that it is one.
 READ_BATCHES = (1, 16, 64)
+WIDE = ("float32", "float64")  # types in which rounding is far below what a fault does
 TOP = 5  # vLLM's rule for a greedy token that differs: each side's must be among the other's five best
 
 

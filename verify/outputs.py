@@ -9,11 +9,10 @@ import torch
 from prefold.convert.reads import Census, count_reads
 from prefold.verify.checks import Outcome, not_run
 from prefold.verify.compare import Distance, distance
-from prefold.verify.job import READ_BATCHES
+from prefold.verify.job import READ_BATCHES, WIDE
 
 # A one-row product may sum in another order than the many-row product that made the table: always in fp32, in 3e-4 of
 # the values in bf16. What that does to logits is bounded by what it does to the source itself.
-_WIDE = ("float32", "float64")
 _WIDE_LOGITS, _WIDE_NMSE, _FLOOR_FACTOR = 1e-4, 1e-8, 2
 # Beyond rounding, "excellent" on llama.cpp's scale for converted models; only merged residuals come near it.
 _NMSE = 1e-4
@@ -34,7 +33,7 @@ def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
     bytes must be equal; elsewhere a code may be its neighbour, where rounding may bring it there.
     """
     worst = max(figures["max_abs_difference"].values())
-    kind = "beyond_rounding" if dtype in _WIDE or not figures["same_circumstances"] else "unequal"
+    kind = "beyond_rounding" if dtype in WIDE or not figures["same_circumstances"] else "unequal"
     beyond, first = figures[kind], figures[f"first_{kind}"]
     problems = []
     if beyond:
@@ -65,7 +64,7 @@ def _told_errors(errors: dict[str, dict[str, float]]) -> str:
 def _is_close(apart: Distance, floor: Distance, dtype: str) -> bool:
     if not (isfinite(apart.max_abs) and isfinite(floor.max_abs)):
         return False
-    if dtype in _WIDE:
+    if dtype in WIDE:
         near = apart.max_abs <= max(_WIDE_LOGITS, _FLOOR_FACTOR * floor.max_abs)
         return near and apart.nmse <= max(_WIDE_NMSE, _FLOOR_FACTOR * floor.nmse)
     return apart.nmse <= max(_NMSE, floor.nmse)

@@ -68,14 +68,8 @@ def verify_checkpoint(
         UsageError, UnsupportedModel, BrokenCheckpoint, HubError: the source cannot be opened.
     """
     source = open_source(model, revision)
-    try:
-        opened = _open_folded(folded)
-        known = _prepared(source, opened, trust_remote_code=trust_remote_code)
-    except _Unfit as unfit:
-        return _unfit(source, folded, unfit, speed=speed)
-    return verify_against(
-        known, folded, texts=texts, speed=speed, adapter=adapter, isolated=isolated, progress=progress
-    )
+    know = partial(_prepared, source, trust_remote_code=trust_remote_code)
+    return _verified(source, know, folded, texts, adapter, progress, speed=speed, isolated=isolated)
 
 
 def verify_against(
@@ -94,19 +88,30 @@ def verify_against(
         UsageError: ``folded`` is not a folder with a ``config.json``, or ``texts`` cannot be tokenized.
         UnsupportedModel, BrokenCheckpoint, ProbeFailed: the source does not fold, is not whole, or does not run.
     """
+    return _verified(known.source, lambda _: known, folded, texts, adapter, progress, speed=speed, isolated=isolated)
+
+
+def _verified(
+    source: Source,
+    know: Callable[[Source], Prepared],
+    folder: Path,
+    texts: tuple[str, ...] | None,
+    adapter: Path | None,
+    progress: Progress,
+    *,
+    speed: bool,
+    isolated: bool,
+) -> Verification:
+    """Open a folded folder and compare it; ``know`` returns what is known of its source."""
     progress("opening")
     try:
+        folded = _open_folded(folder)
         how = partial(measure, isolated=isolated)
-        checks = _Comparison(known, _open_folded(folded), texts, adapter, how, progress).run(speed=speed)
+        checks = _Comparison(know(folded), folded, texts, adapter, how, progress).run(speed=speed)
     except _Unfit as unfit:
-        return _unfit(known.source, folded, unfit, speed=speed)
-    return Verification(known.source.name, str(folded), checks)
-
-
-def _unfit(source: Source, folded: Path, unfit: _Unfit, *, speed: bool) -> Verification:
-    checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("structure does not hold"))
-    checks["structure"] = Outcome(False, told(unfit.problems), problems=unfit.problems)
-    return Verification(source.name, str(folded), checks)
+        checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("structure does not hold"))
+        checks["structure"] = Outcome(False, told(unfit.problems), problems=unfit.problems)
+    return Verification(source.name, str(folder), checks)
 
 
 def _prepared(source: Source, folded: Source, *, trust_remote_code: bool) -> Prepared:

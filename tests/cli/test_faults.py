@@ -15,8 +15,7 @@ import torch
 
 from prefold.convert import convert_checkpoint
 from prefold.convert.source import open_folder
-from tests.conftest import exhaustive, random_model, small_config
-from tests.convert.test_conversion import all_bytes
+from tests.conftest import all_bytes, exhaustive, random_model, small_config
 
 _SLOW = "\n".join(
     [

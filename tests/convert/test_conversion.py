@@ -12,11 +12,7 @@ from transformers import AutoModel
 from prefold.convert import Inspection, Options, OutputExists, StorageError, UsageError, Watch, convert_checkpoint
 from prefold.convert.files import CARD, INDEX, REPORT, RUNTIME, SOURCE_CARD, TABLE
 from prefold.convert.source import open_folder
-from tests.conftest import Checkpoint, load, random_model, small_config, tokens
-
-
-def all_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from tests.conftest import Checkpoint, all_bytes, load, random_model, small_config, tokens
 
 
 def test_the_same_source_gives_the_same_bytes(checkpoint: Checkpoint, fold):

@@ -83,6 +83,9 @@ def say(llm: Any, asked: list[list[int]] | None = None, **request: Any) -> list[
     ]
 
 
+_answered: dict[str, list[Said]] = {}
+
+
 def answers(folder: Path, **options: Any) -> list[Said]:
     """Return what an engine says over a checkpoint; one engine is started for each checkpoint and options."""
     key = f"{folder} {sorted(options.items())} {os.environ.get('PREFOLD_PLACEMENT')}"
@@ -90,9 +93,6 @@ def answers(folder: Path, **options: Any) -> list[Said]:
         with engine(folder, **options) as llm:
             _answered[key] = say(llm)
     return _answered[key]
-
-
-_answered: dict[str, list[Said]] = {}
 
 
 def tokens(said: list[Said]) -> list[list[int]]:
