@@ -1,14 +1,17 @@
 """Conversions that end early: killed, interrupted, out of space, or two at once."""
 
+import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,23 +20,9 @@ from prefold.convert import convert_checkpoint
 from prefold.convert.source import open_folder
 from tests.conftest import all_bytes, exhaustive, random_model, small_config
 
-_SLOW = "\n".join(
-    [
-        # Stretches the writing, so that a signal has something to hit; nothing else is changed.
-        "import sys, time",
-        "import prefold.convert.shards as shards",
-        "once = shards.as_bytes",
-        "def slowly(tensor):",
-        "    time.sleep(0.02)",
-        "    return once(tensor)",
-        "import prefold.convert.conversion as conversion",
-        "conversion.as_bytes = slowly",
-        "sys.argv = ['prefold', *sys.argv[1:]]",
-        "from prefold.cli.main import main",
-        "print('ready', file=sys.stderr, flush=True)",
-        "main()",
-    ]
-)
+# Importing takes seconds: a process that is to be killed is forked from one that has imported what it needs.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["prefold.cli.main", "prefold.convert.conversion", "transformers.models.llama"])
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +32,42 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def start(source: Path, out: Path, *more: str, script: str = _SLOW, **kwargs) -> subprocess.Popen:
-    arguments = ["convert", str(source), str(out), "--no-verify", "--chunk-tokens", "16", *more]
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+class Running(_FORKS.Process):
+    """A command in a process of its own, which writes slowly, so that a signal has something to hit."""
+
+    def __init__(self, source: Path, out: Path, *more: str, prepare: Callable[[], Any] = dict, pause: float = 0.02):
+        super().__init__()
+        self.arguments = ["convert", str(source), str(out), "--no-verify", "--chunk-tokens", "16", *more]
+        self.prepare, self.pause = prepare, pause
+        self.said = out.parent.parent / f"{out.parent.name}-{out.name}.stderr"
+        self.start()
+
+    def run(self) -> None:
+        os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        self.prepare()
+        from prefold.cli import main
+        from prefold.convert import conversion
+
+        conversion.as_bytes = partial(slowly, conversion.as_bytes, self.pause)
+        sys.argv = ["prefold", *self.arguments]
+        main.main()
+
+    def ended(self) -> tuple[int | None, str]:
+        """Wait for the end; returns the exit code, below zero for a signal, and what was printed."""
+        self.join()
+        return self.exitcode, self.said.read_text()
 
 
-def wait_for_work(running: subprocess.Popen, out: Path) -> None:
+def slowly(once: Callable[[torch.Tensor], Any], pause: float, tensor: torch.Tensor) -> Any:
+    time.sleep(pause)
+    return once(tensor)
+
+
+def wait_for_work(running: Running, out: Path) -> None:
     """Return when the conversion has begun to write; what an earlier one left behind does not count."""
     table = out.with_name(f".{out.name}.prefold") / "prefold_table.safetensors"
     left = table.stat().st_mtime_ns if table.exists() else None
-    while running.poll() is None and not (table.exists() and table.stat().st_mtime_ns != left):
+    while running.is_alive() and not (table.exists() and table.stat().st_mtime_ns != left):
         time.sleep(0.01)
 
 
@@ -66,21 +79,19 @@ def test_killed_at_random_moments_it_never_leaves_half_an_output(source: Path, t
     older = all_bytes(folded)
     out = shutil.copytree(folded, tmp_path / "out")
     for _ in range(times):
-        running = start(source, out, "--force")
+        running = Running(source, out, "--force")
         wait_for_work(running, out)
         time.sleep(chance.uniform(0, 1.2))
         running.kill()
-        running.communicate()
+        code, _ = running.ended()
         if not (out / "older").exists():  # it was done before the signal came
             assert open_folder(out).entries
-            assert running.returncode in (0, -signal.SIGKILL)
+            assert code in (0, -signal.SIGKILL)
             shutil.rmtree(out)
             shutil.copytree(folded, out)
         else:
             assert all_bytes(out) == older
-    done = start(source, out, "--force")
-    done.communicate()
-    assert done.returncode == 0
+    assert Running(source, out, "--force").ended()[0] == 0
     assert not (out / "older").exists()
     assert sorted(os.listdir(tmp_path)) == ["folded", "out"]
 
@@ -89,38 +100,47 @@ def test_killed_at_random_moments_it_never_leaves_half_an_output(source: Path, t
 def test_interrupted_it_cleans_up(source: Path, tmp_path: Path, name: str, code: int):
     sent = getattr(signal, name)
     # A shell's background jobs ignore SIGINT, and so would what they start.
-    running = start(source, tmp_path / "out", preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL))
+    handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    running = Running(source, tmp_path / "out", prepare=partial(signal.signal, sent, handler))
     wait_for_work(running, tmp_path / "out")
-    running.send_signal(sent)
-    _, err = running.communicate()
-    assert running.returncode == code
+    os.kill(running.pid, sent)
+    status, err = running.ended()
+    assert status == code
     assert "Traceback" not in err
     assert os.listdir(tmp_path) == []
 
 
 def test_two_conversions_to_one_output(source: Path, tmp_path: Path):
-    first = start(source, tmp_path / "out")
+    first = Running(source, tmp_path / "out")
     wait_for_work(first, tmp_path / "out")
-    first.send_signal(signal.SIGSTOP)  # so that it is still at work when the second one begins
-    second = start(source, tmp_path / "out")
-    _, err = second.communicate()
-    first.send_signal(signal.SIGCONT)
-    first.communicate()
-    assert (first.returncode, second.returncode) == (0, 4)
+    os.kill(first.pid, signal.SIGSTOP)  # so that it is still at work when the second one begins
+    code, err = Running(source, tmp_path / "out").ended()
+    os.kill(first.pid, signal.SIGCONT)
+    assert (first.ended()[0], code) == (0, 4)
     assert "another conversion is writing it" in err
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_disk_that_fills_up_midway(source: Path, tmp_path: Path):
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk, the write fails and nothing else happens
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+def limit_files() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk, the write fails and nothing else happens
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    running = start(source, tmp_path / "out", preexec_fn=limit)
-    _, err = running.communicate()
-    assert running.returncode == 1
+
+def test_a_disk_that_fills_up_midway(source: Path, tmp_path: Path):
+    code, err = Running(source, tmp_path / "out", prepare=limit_files).ended()
+    assert code == 1
     assert "cannot be written: File too large" in err
     assert os.listdir(tmp_path) == []
+
+
+class Measured(Running):
+    """One that prints the peak of its memory last, in kB."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:  # not ru_maxrss: on Linux it begins with the peak of the process that this one was forked from
+            sys.stderr.write(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0] + "\n")
 
 
 def test_a_conversion_in_half_the_tables_memory(tmp_path: Path):
@@ -128,18 +148,11 @@ def test_a_conversion_in_half_the_tables_memory(tmp_path: Path):
     random_model(small_config("llama", vocab_size=200_000, num_hidden_layers=1), torch.float32).save_pretrained(
         tmp_path / "source"
     )
-    # Not ru_maxrss: on Linux a process begins with the peak of the one that it was forked from, here all of pytest.
-    peak = (
-        "import pathlib, sys; sys.argv = ['prefold', *sys.argv[1:]]\n"
-        "from prefold.cli.main import main\n"
-        "try: main()\n"
-        "finally: print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0], file=sys.stderr)"
-    )
     sizes = []
     for chunk in ("512", "200000"):
-        running = start(tmp_path / "source", tmp_path / f"out{chunk}", "--chunk-tokens", chunk, script=peak)
-        _, err = running.communicate()
-        assert running.returncode == 0
+        running = Measured(tmp_path / "source", tmp_path / f"out{chunk}", "--chunk-tokens", chunk, pause=0)
+        code, err = running.ended()
+        assert code == 0
         sizes.append(int(err.strip().splitlines()[-1]) * 1024)
     table = (tmp_path / "out512" / "prefold_table.safetensors").stat().st_size
     assert sizes[0] < sizes[1] - table / 2
