@@ -6,7 +6,7 @@ SERVED := $(VLLM)/bin/pytest tests/vllm
 ROOMS := cli convert demo plan runtime tree verify
 SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/*/*.py))
 
-.PHONY: demo test test-full test-vllm test-vllm-full check bench coverage docs clean
+.PHONY: demo test test-full test-vllm test-vllm-full check bench gpu coverage docs clean
 
 demo: $(VENV)/installed ## fold the model that comes with prefold, verify it, print the report
 	$(BIN)/prefold demo
@@ -31,6 +31,15 @@ check: $(VENV)/installed ## lint and types
 
 bench: $(VENV)/installed ## measure, and write docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py
+
+# transformers is pure Python, so that its wheel is every platform's; torch and the rest are the machine's own.
+gpu: $(VENV)/installed ## prepare benchmarks.gpu for a machine with a GPU and no network: wheels in gpu/wheels, below 64 MiB
+	rm -rf gpu/wheels
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir gpu/wheels .
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --constraint constraints.txt --dest gpu/wheels transformers
+	test $$(du --summarize --block-size=1M gpu/wheels | cut -f1) -lt 64
+	@echo "There: pip install --no-index --no-deps --target gpu/site gpu/wheels/*.whl"
+	@echo "       PYTHONPATH=gpu/site python -m benchmarks.gpu"
 
 coverage: $(VENV)/installed ## fold a small model of every type, and write docs/coverage.md and cli/coverage.json
 	$(BIN)/python -m benchmarks.coverage

@@ -45,6 +45,10 @@ _HEAD = """# Benchmarks
 
 Written by `make bench`; the figures are also in `benchmarks.json`. Models have the named shapes and random weights:
 what is measured does not depend on what the weights say.
+
+**Every figure on this page is a CPU's; there is none from a GPU yet.** `python -m benchmarks.gpu` measures one in about
+eight minutes and writes a page of its own; where there is no GPU it says so. `make gpu` prepares it for a machine
+without a network.
 """
 
 

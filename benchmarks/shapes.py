@@ -96,13 +96,14 @@ def build(shape: Shape, folder: Path) -> Path:
     return source
 
 
-def save(shape: Shape, folder: Path) -> Path:
-    """Save a checkpoint with random weights as transformers does, and return its folder."""
+def save(shape: Shape, folder: Path, device: str = "cpu") -> Path:
+    """Save a checkpoint with random weights, drawn on a device, as transformers does, and return its folder."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.manual_seed(0)
     config = AutoConfig.for_model(shape.model_type, **shape.settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype)
     source = folder / "source"
     model.save_pretrained(source)
     return source

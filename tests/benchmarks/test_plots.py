@@ -187,19 +187,3 @@ def test_a_file_that_is_dropped_from_memory_stays_mapped_and_whole(tmp_path: Pat
     assert cache.resident_share(path) == 1
     cache.drop(path)
     assert memory[:] == path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("span", "others", "covered"),
-    [((0, 10), [], 0), ((0, 10), [(2, 4)], 2), ((0, 10), [(1, 3), (2, 4), (8, 12), (-5, 1)], 6)],
-)
-def test_moments_of_a_copy_beside_several_kernels_count_once(span, others, covered):
-    assert import_module("accelerator")._covered(span, others) == covered
-
-
-def test_without_an_accelerator_its_script_says_so_and_ends_well():
-    told = subprocess.run(
-        [sys.executable, BENCHMARKS / "accelerator.py", "--quick"], capture_output=True, text=True, check=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    assert told.stdout == "no accelerator that runs CUDA: nothing was measured\n"

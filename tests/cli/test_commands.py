@@ -50,9 +50,21 @@ def test_inspect_of_what_does_not_fold_still_prints_json(prefold, tmp_path: Path
     CpmAntConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dim_head=8).save_pretrained(
         tmp_path
     )
-    ran = prefold("inspect", tmp_path, "--json")
-    assert ran.code == 3
-    assert json.loads(ran.out)["foldable"] is False
+    ran, shown = prefold("inspect", tmp_path, "--json"), prefold("inspect", tmp_path)
+    assert (ran.code, shown.code) == (3, 3)
+    told = json.loads(ran.out)
+    assert told["foldable"] is False
+    assert [line.strip() for line in shown.out.splitlines()] == [f"{tmp_path} does not fold:", *told["reasons"]]
+
+
+@pytest.mark.parametrize(("model_type", "line"), [("t5", ""), ("gpt2", "a sum of look-ups: as accurate as")])
+def test_inspect_names_sides_and_a_sum_of_look_ups(prefold, checkpoint: Checkpoint, model_type: str, line: str):
+    source = checkpoint(model_type)
+    shown, told = prefold("inspect", source).out, json.loads(prefold("inspect", source, "--json").out)
+    lines = [each.strip() for each in shown.splitlines()]
+    assert all(side["side"] in lines for side in told["sides"] if side["side"])
+    assert len({side["side"] for side in told["sides"]}) == (2 if model_type == "t5" else 1)
+    assert line in shown
 
 
 def test_convert_verifies_and_prints_one_json_object(prefold, checkpoint: Checkpoint, tmp_path: Path):

@@ -135,7 +135,7 @@ def interprets() -> bool:
     return triton_attention._INTERPRETED
 
 
-def _interpret() -> None:
+def interpret() -> None:
     """Let Triton interpret kernels in this process, where there is no GPU; it asks when kernels are defined."""
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
@@ -145,7 +145,7 @@ def _interpret() -> None:
 @contextmanager
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     """Start a process of its own, so that no other test is run with interpreted kernels."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _interpret) as process:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), interpret) as process:
         yield process
 
 

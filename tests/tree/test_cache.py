@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -186,6 +187,13 @@ def test_a_model_that_keeps_other_states_is_refused(model_type: str) -> None:
     model.set_attn_implementation(NAME)
     with pytest.raises(NoAttention):
         prefill(model, tokens(1))
+
+
+def test_what_a_tree_of_keys_and_values_cannot_do_is_refused() -> None:
+    cache = TreeCache()
+    for call in (partial(cache.get_conv_state, 0), partial(cache.crop, 1), cache.early_initialization):
+        with pytest.raises(CacheError, match="TreeCache"):
+            call()
 
 
 @pytest.mark.parametrize(("model_type", "why"), [("bart", "cross-attention"), ("t5", "position_bias")])
