@@ -1,6 +1,6 @@
 """Attention to a flattened tree in Triton kernels, for decoding on CUDA (DeFT-Flatten).
 
-Checked in Triton's interpreter, and compiled for GPUs, but not yet run or timed on one: ``python -m benchmarks.gpu`` does.
+Checked in Triton's interpreter, and compiled for GPUs, but not yet run on one: ``python -m benchmarks.gpu`` does that.
 """
 
 from collections.abc import Mapping
