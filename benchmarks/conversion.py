@@ -15,7 +15,7 @@ from page import megabytes, table
 from shapes import LARGE, PYTHIA_160M, SERIAL, Shape, built
 
 from prefold.convert import Inspection, convert_checkpoint
-from prefold.convert.files import TABLE
+from prefold.convert.checkpoint.files import TABLE
 
 TARGET = 1.25
 _PRODUCT = 4096

@@ -25,9 +25,9 @@ from benchmarks.coverage_page import page
 from benchmarks.small import random_model, small_config
 from benchmarks.tasks import KEYS, Key, auto_class
 from prefold.convert import Conversion, Options, PrefoldError, convert_checkpoint
-from prefold.convert.files import CONFIG
-from prefold.convert.section import read_cuts
-from prefold.convert.table import compute_rows
+from prefold.convert.checkpoint.files import CONFIG
+from prefold.convert.fold.section import read_cuts
+from prefold.convert.fold.table import compute_rows
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 120

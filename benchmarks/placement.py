@@ -12,7 +12,7 @@ from plots import COLOURS, Plot, link
 from shapes import PHI_1_5, PYTHIA_70M, PYTHIA_410M, Shape, built
 
 from prefold.convert import convert_checkpoint
-from prefold.convert.files import TABLE
+from prefold.convert.checkpoint.files import TABLE
 
 SOURCE, PLACEMENTS = "source", ("device", "host", "disk")
 _SHAPES = (PYTHIA_410M, PHI_1_5)

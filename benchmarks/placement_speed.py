@@ -14,7 +14,7 @@ from case import tell
 from timing import Prompt, compared, in_turn, load, read_all
 from transformers import PreTrainedModel
 
-from prefold.convert.files import TABLE
+from prefold.convert.checkpoint.files import TABLE
 
 PLACEMENTS = ("device", "host", "disk")
 _BATCHES = (1, 8)

@@ -20,7 +20,7 @@ from timing import PROMPT, Prompt, Timed, compared, in_turn, load, random_tokens
 from transformers import PreTrainedModel
 
 from prefold.convert import convert_checkpoint
-from prefold.convert.reads import count_reads
+from prefold.convert.fold.reads import count_reads
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def parse_table_dtype(name: str | None) -> "torch.dtype | None":
     """Return the torch dtype that columns are to be stored in; None for None."""
     if name is None:
         return None
-    from prefold.convert.encoding import TABLE_DTYPES
+    from prefold.convert.fold.encoding import TABLE_DTYPES
 
     dtype: torch.dtype = TABLE_DTYPES[_one_of(TABLE_DTYPES, name, "--table-dtype")]
     return dtype

@@ -20,7 +20,7 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
 
     if not _is_checkpoint(model):
         return _assumed(find_shape(model), gated, parallel)
-    from prefold.convert.source import open_config
+    from prefold.convert.checkpoint.source import open_config
     from prefold.plan.config import shape_from_config
 
     opened = open_config(model, revision)

@@ -10,7 +10,7 @@ from prefold.cli.options import DType, Json, Revision, TrustRemoteCode, parse_dt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from prefold.convert.source import Source
+    from prefold.convert.checkpoint.source import Source
     from prefold.tree.sampling import Asked, Sampled
 
 
@@ -45,7 +45,7 @@ def run(
     """
     wanted = parse_dtype(dtype)
     from prefold.cli.show import note, show_json
-    from prefold.convert.source import open_source
+    from prefold.convert.checkpoint.source import open_source
     from prefold.tree.sampling import Asked, sample_plain, sample_tree
 
     source = open_source(model, revision)

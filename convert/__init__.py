@@ -1,6 +1,6 @@
 """Source checkpoint in, folded checkpoint out."""
 
-from prefold.convert.conversion import Conversion, Options, Watch, convert_checkpoint
+from prefold.convert.convert import Conversion, Options, Watch, convert_checkpoint
 from prefold.convert.errors import (
     BrokenCheckpoint,
     HubError,
@@ -10,8 +10,8 @@ from prefold.convert.errors import (
     UnsupportedModel,
     UsageError,
 )
-from prefold.convert.hub import open_repository, require_publishable, upload
-from prefold.convert.inspection import Inspection, inspect_checkpoint
+from prefold.convert.checkpoint.hub import open_repository, require_publishable, upload
+from prefold.convert.inspect import Inspection, inspect_checkpoint
 
 __all__ = [
     "BrokenCheckpoint",

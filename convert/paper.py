@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prefold.convert.reads import BATCHES, Census
+from prefold.convert.fold.reads import BATCHES, Census
 
 
 @dataclass(frozen=True)

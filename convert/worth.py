@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from prefold.convert.cut import Cut
-from prefold.convert.model import Kind
+from prefold.convert.fold.layout import Cut
+from prefold.convert.model.load import Kind
 from prefold.convert.paper import PaperFigures, paper_figures
-from prefold.convert.reads import BATCHES, Census, Reads, break_even_batch, count_reads
+from prefold.convert.fold.reads import BATCHES, Census, Reads, break_even_batch, count_reads
 from prefold.convert.study import Choice, Study
 
 

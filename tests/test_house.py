@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefold.convert.files import RUNTIMES
+from prefold.convert.checkpoint.files import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {

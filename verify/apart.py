@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert.trace import first_tensor, hooks
+from prefold.convert.experiment.trace import first_tensor, hooks
 from prefold.verify.job import WIDE
 
 # Beyond this part of a module's output two sketches of it are of different tensors: rounding of the type, with room for

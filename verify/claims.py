@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from prefold.convert.encoding import Encoding, Smaller
+from prefold.convert.fold.encoding import Encoding, Smaller
 from prefold.convert.study import AUTO, Wanted
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from prefold.convert.cut import Cut
-from prefold.convert.meter import Meter, metered
-from prefold.convert.reads import Census
-from prefold.convert.sides import whole_inputs
+from prefold.convert.fold.layout import Cut
+from prefold.convert.fold.meter import Meter, metered
+from prefold.convert.fold.reads import Census
+from prefold.convert.model.inputs import whole_inputs
 from prefold.verify.checks import Outcome
 from prefold.verify.job import READ_BATCHES
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from prefold.convert.reads import Census, count_reads
+from prefold.convert.fold.reads import Census, count_reads
 from prefold.verify.checks import Outcome, not_run
 from prefold.verify.compare import Distance, distance
 from prefold.verify.job import READ_BATCHES, WIDE

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from prefold.convert.errors import ModelFailed, UsageError, model_code
-from prefold.convert.first_layer import quiet_loading
+from prefold.convert.fold.first_layer import quiet_loading
 from prefold.verify.job import SAID_VALUES
 from prefold.verify.passages import PASSAGES
 

@@ -17,7 +17,7 @@ from benchmarks.page import table
 from benchmarks.shapes import PYTHIA_70M, SERIAL, Shape, save
 from benchmarks.timing import load, random_tokens
 from prefold.convert import Options, convert_checkpoint
-from prefold.convert.files import TABLE
+from prefold.convert.checkpoint.files import TABLE
 from prefold.verify import verify_checkpoint
 from tests.tree.flattened import TOLERANCES, Case, by_triton, few_shot, interpret, naive
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from prefold.convert.reads import break_even_batch
+from prefold.convert.fold.reads import break_even_batch
 from tests.conftest import load
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

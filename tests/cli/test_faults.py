@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from prefold.convert import convert_checkpoint
-from prefold.convert.source import open_folder
+from prefold.convert.checkpoint.source import open_folder
 from tests.conftest import all_bytes, exhaustive, random_model, small_config
 
 # Importing takes seconds: a process that is to be killed is forked from one that has imported what it needs.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["prefold.cli.main", "prefold.convert.conversion", "transformers.models.llama"])
+_FORKS.set_forkserver_preload(["prefold.cli.main", "prefold.convert.convert", "transformers.models.llama"])
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ class Running(_FORKS.Process):
         os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         self.prepare()
         from prefold.cli import main
-        from prefold.convert import conversion
+        from prefold.convert import convert as conversion
 
         conversion.as_bytes = partial(slowly, conversion.as_bytes, self.pause)
         sys.argv = ["prefold", *self.arguments]

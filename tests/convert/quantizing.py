@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefold.convert.files import CONFIG, SINGLE
+from prefold.convert.checkpoint.files import CONFIG, SINGLE
 
 Tensors = dict[str, torch.Tensor]
 

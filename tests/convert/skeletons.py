@@ -5,7 +5,7 @@ from typing import Any
 from torch import float32
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prefold.convert.skeleton import build_on_meta, find_stacks, materialize, prune
+from prefold.convert.model.skeleton import build_on_meta, find_stacks, materialize, prune
 from tests.conftest import auto_class
 
 

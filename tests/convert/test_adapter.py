@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.adapter import WEIGHTS, open_adapter, remaining_adapter
-from prefold.convert.files import ADAPTER, ADAPTER_FOLDER, CONFIG
+from prefold.convert.checkpoint.files import ADAPTER, ADAPTER_FOLDER, CONFIG
 from prefold.verify import verify_checkpoint
 from tests.conftest import Checkpoint, load, tokens
 

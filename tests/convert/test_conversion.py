@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from prefold.convert import Inspection, Options, OutputExists, StorageError, UsageError, Watch, convert_checkpoint
-from prefold.convert.files import CARD, INDEX, REPORT, RUNTIME, SOURCE_CARD, TABLE
-from prefold.convert.source import open_folder
+from prefold.convert.checkpoint.files import CARD, INDEX, REPORT, RUNTIME, SOURCE_CARD, TABLE
+from prefold.convert.checkpoint.source import open_folder
 from tests.conftest import Checkpoint, all_bytes, load, random_model, small_config, tokens
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefold.convert import UsageError
-from prefold.convert.encoding import TABLE_DTYPES, Encoding, Smaller, encoding_of
+from prefold.convert.fold.encoding import TABLE_DTYPES, Encoding, Smaller, encoding_of
 from prefold.runtime.storage_prefold import decoded
 
 PROPERTY = settings(deadline=None, max_examples=100)

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from prefold.convert import BrokenCheckpoint, UnsupportedModel, inspect_checkpoint
 from prefold.convert.errors import is_own, model_code
-from prefold.convert.hub import resolve
+from prefold.convert.checkpoint.hub import resolve
 from tests.conftest import Checkpoint, small_config
 
 
@@ -44,7 +44,7 @@ def test_a_bug_is_no_unsupported_model(place: str, checkpoint: Checkpoint, monke
 
 
 def test_a_bug_beside_the_hub_is_no_answer_of_the_hub(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("prefold.convert.hub.HfApi", bug)
+    monkeypatch.setattr("prefold.convert.checkpoint.hub.HfApi", bug)
     with pytest.raises(TypeError, match="NoneType"):
         resolve("org/name", None)
 

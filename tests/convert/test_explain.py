@@ -3,7 +3,7 @@
 import pytest
 
 from prefold.convert import inspect_checkpoint
-from prefold.convert.explain import NEITHER, OTHERS, PLACE, PLACED, TOKEN
+from prefold.convert.experiment.explain import NEITHER, OTHERS, PLACE, PLACED, TOKEN
 
 
 def explained(checkpoint, model_type: str, **changes) -> dict[str, tuple[str, str]]:

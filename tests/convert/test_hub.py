@@ -15,8 +15,8 @@ from prefold.convert import (
     convert_checkpoint,
     inspect_checkpoint,
 )
-from prefold.convert.hub import fetch_files
-from prefold.convert.source import open_source
+from prefold.convert.checkpoint.hub import fetch_files
+from prefold.convert.checkpoint.source import open_source
 from tests.convert.conftest import Call
 from tests.hub_server import HubServer, read_folder
 

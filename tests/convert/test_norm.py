@@ -9,8 +9,8 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from prefold.convert.norm import Norm, find_norm, gain_and_shift
-from prefold.convert.trace import Call
+from prefold.convert.experiment.norm import Norm, find_norm, gain_and_shift
+from prefold.convert.experiment.trace import Call
 
 WIDTH = 12
 

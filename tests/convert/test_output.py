@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from prefold.convert import OutputExists, StorageError, UsageError
-from prefold.convert.files import CONFIG, REPORT
-from prefold.convert.output import output_folder, require_space
+from prefold.convert.checkpoint.files import CONFIG, REPORT
+from prefold.convert.checkpoint.output import output_folder, require_space
 
 
 def write(out: Path, text: str, *, force: bool = False, fail: bool = False) -> None:

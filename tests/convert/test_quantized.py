@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from prefold.convert import Options, UnsupportedModel, UsageError, convert_checkpoint, inspect_checkpoint
-from prefold.convert.files import CONFIG, SINGLE
-from prefold.convert.quantized import require_token_pure
+from prefold.convert.checkpoint.files import CONFIG, SINGLE
+from prefold.convert.fold.quantized import require_token_pure
 from prefold.convert.study import study_model
 from prefold.verify import verify_checkpoint
 from prefold.verify.metering import check_packed_reads

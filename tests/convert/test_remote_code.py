@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 
 from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, convert_checkpoint, inspect_checkpoint
-from prefold.convert.files import REMOTE_RUNTIME
+from prefold.convert.checkpoint.files import REMOTE_RUNTIME
 from tests.conftest import load, tokens
 
 _CONFIGURATION = """

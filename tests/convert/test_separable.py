@@ -6,10 +6,10 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from prefold.convert import UnsupportedModel
-from prefold.convert.discover import Discovery, discover
-from prefold.convert.experiment import experiment_tokens
-from prefold.convert.separable import Separable
-from prefold.convert.sides import Side, find_sides
+from prefold.convert.experiment.discover import Discovery, discover
+from prefold.convert.experiment.tokens import experiment_tokens
+from prefold.convert.experiment.separable import Separable
+from prefold.convert.model.inputs import Side, find_sides
 from tests.conftest import SUMS, small_config
 from tests.convert.skeletons import skeleton
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import zeros
 
 from prefold.convert import BrokenCheckpoint, Conversion, Options, UnsupportedModel, UsageError, convert_checkpoint
-from prefold.convert.files import CARD, REPORT, SOURCE_CARD, is_side_file
+from prefold.convert.checkpoint.files import CARD, REPORT, SOURCE_CARD, is_side_file
 from tests.conftest import Checkpoint
 
 Convert = Callable[..., Conversion]

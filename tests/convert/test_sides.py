@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefold.convert.sides import Side, accepted, encoder_output, find_sides, whole_inputs
+from prefold.convert.model.inputs import Side, accepted, encoder_output, find_sides, whole_inputs
 from tests.conftest import random_model, small_config, tokens
 
 SIDES = {

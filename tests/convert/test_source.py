@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefold.convert import BrokenCheckpoint, PrefoldError, UnsupportedModel, UsageError, convert_checkpoint
-from prefold.convert.files import INDEX, SINGLE
-from prefold.convert.source import open_source
+from prefold.convert.checkpoint.files import INDEX, SINGLE
+from prefold.convert.checkpoint.source import open_source
 from tests.conftest import Checkpoint
 
 

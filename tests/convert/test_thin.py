@@ -8,10 +8,12 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from prefold.convert import UnsupportedModel, filling
-from prefold.convert.meter import metered
+from prefold.convert import UnsupportedModel
+
+from prefold.convert.model import filling
+from prefold.convert.fold.meter import metered
 from prefold.convert.study import Study, Wanted, study_model
-from prefold.convert.thin import ThinProducts, mark
+from prefold.convert.model.thin_products import ThinProducts, mark
 from tests.conftest import SHAPES, auto_class, small_config
 
 SIZES = st.integers(1, 40)

@@ -6,7 +6,7 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 from prefold.convert import convert_checkpoint
-from prefold.convert.ties import find_ties
+from prefold.convert.model.ties import find_ties
 from tests.conftest import load, random_model, small_config, tokens
 
 

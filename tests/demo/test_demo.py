@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from prefold.cli.main import main
-from prefold.convert.first_layer import quiet_loading
+from prefold.convert.fold.first_layer import quiet_loading
 from prefold.demo import CHECKPOINT, HELD_OUT
 from prefold.demo.perplexity import unigram_losses
 from prefold.demo.sample import sample

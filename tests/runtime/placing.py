@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from prefold.convert.files import TABLE
+from prefold.convert.checkpoint.files import TABLE
 from tests.conftest import load
 
 PLACEMENTS = ("device", "host", "disk")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefold.convert.section import read_cuts
-from prefold.convert.table import compute_rows
+from prefold.convert.fold.section import read_cuts
+from prefold.convert.fold.table import compute_rows
 from tests.conftest import EXACT, PARALLEL, exhaustive, tokens
 from tests.runtime.pairs import (
     Pair,

@@ -9,7 +9,7 @@ import torch
 from transformers import pipeline
 
 from prefold.convert import Options
-from prefold.convert.files import CONFIG
+from prefold.convert.checkpoint.files import CONFIG
 from prefold.runtime import FoldedInputError
 from tests.conftest import load, tokens
 from tests.runtime.pairs import Interruption, cached_steps, generate, interrupted, left_padded, logits, make_folded

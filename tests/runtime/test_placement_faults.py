@@ -16,7 +16,7 @@ from transformers import LogitsProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from prefold.convert import Options
-from prefold.convert.files import CONFIG
+from prefold.convert.checkpoint.files import CONFIG
 from prefold.runtime import TableError
 from prefold.runtime.storage_prefold import DiskRows, Extent
 from tests.conftest import load, tokens

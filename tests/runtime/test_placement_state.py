@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefold.convert import Options
-from prefold.convert.files import RUNTIMES
+from prefold.convert.checkpoint.files import RUNTIMES
 from prefold.runtime import TableError
 from tests.conftest import auto_class, load, tokens
 from tests.runtime.pairs import logits, make_folded

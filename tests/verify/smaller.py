@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from prefold.convert.cut import Cut
-from prefold.convert.encoding import Slice
-from prefold.convert.files import CONFIG, TABLE
-from prefold.convert.shards import read_header
+from prefold.convert.fold.layout import Cut
+from prefold.convert.fold.encoding import Slice
+from prefold.convert.checkpoint.files import CONFIG, TABLE
+from prefold.convert.checkpoint.safetensors_file import read_header
 from prefold.verify import Verification, verify_checkpoint
 from prefold.verify.encoded import is_padding, numbers_of
 from prefold.verify.rows import RowCount, measure_rows

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefold.convert.encoding import TABLE_DTYPES, Smaller, encoding_of
+from prefold.convert.fold.encoding import TABLE_DTYPES, Smaller, encoding_of
 from prefold.runtime.storage_prefold import decoded
 from prefold.verify.encoded import is_padding, numbers_of, steps, values_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefold.convert.files import CONFIG, RUNTIME, TABLE
+from prefold.convert.checkpoint.files import CONFIG, RUNTIME, TABLE
 from prefold.verify import Verification, verify_checkpoint
 from prefold.verify.job import Job
 from prefold.verify.probe import load, measure_outputs

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from prefold.convert.cut import Column, Cut, Place
-from prefold.convert.reads import Census, Parameter
-from prefold.convert.sides import Side
+from prefold.convert.fold.layout import Column, Cut, Place
+from prefold.convert.fold.reads import Census, Parameter
+from prefold.convert.model.inputs import Side
 from prefold.verify.outputs import check_greedy, check_logits, check_reads, check_rows, check_speed
 
 STEPS, VOCABULARY, PROMPT = 4, 8, 3

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from prefold.convert.files import RUNTIME
-from prefold.convert.table import table_rows
+from prefold.convert.checkpoint.files import RUNTIME
+from prefold.convert.fold.table import table_rows
 from prefold.verify.forking import shared_server
 from prefold.verify.job import NEW_TOKENS, Job
 from prefold.verify.measuring import ProbeFailed, measure

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from prefold.convert.files import CONFIG
-from prefold.convert.table import table_rows
+from prefold.convert.checkpoint.files import CONFIG
+from prefold.convert.fold.table import table_rows
 from prefold.verify.outputs import check_rows
 from tests.conftest import load
 from tests.verify import faults

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from prefold.convert.files import TABLE
+from prefold.convert.checkpoint.files import TABLE
 from prefold.verify import Verification, verify_checkpoint
 from prefold.verify.outputs import check_greedy, check_logits
 from tests.verify import faults

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, UsageError, convert_checkpoint
-from prefold.convert.files import REMOTE_RUNTIME
+from prefold.convert.checkpoint.files import REMOTE_RUNTIME
 from prefold.verify import Outcome, Verification, VerificationFailed, require_verified, verify_checkpoint, write_report
 from prefold.verify.job import NEW_TOKENS
 from prefold.verify.verification import ProbeFailed

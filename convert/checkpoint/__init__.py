@@ -1,0 +1,1 @@
+"""Files and bytes: a checkpoint that is read, and the folder that is written."""

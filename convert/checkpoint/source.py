@@ -1,0 +1,280 @@
+"""A checkpoint to be read: where it lies, what it says of itself, which tensors it holds."""
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from prefold.convert.checkpoint import hub
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
+from prefold.convert.checkpoint.files import (
+    ADAPTER,
+    CONFIG,
+    INDEX,
+    MODULES,
+    SINGLE,
+    all_files,
+    is_hidden,
+    is_side_file,
+    is_weights,
+    own_file,
+)
+from prefold.convert.checkpoint.safetensors_file import Entry, read_header
+
+# What safetensors allows for a header, which holds as much as an index.
+_LARGEST_JSON = 100_000_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is read.
+
+    Attributes:
+        config_path: what transformers reads the config from: the folder, or a bare ``config.json``.
+        name: what the user called it: a path or a hub id.
+        revision: the commit hash, for a checkpoint of the hub.
+        config: ``config.json`` as it stands.
+        entries: every tensor by name; empty where the weights were not asked for.
+        hub_files: the names of all files of its commit, for a checkpoint of the hub.
+    """
+
+    config_path: Path
+    name: str
+    revision: str | None
+    config: dict[str, Any]
+    entries: dict[str, Entry] = field(default_factory=dict)
+    hub_files: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.config_path if self.config_path.is_dir() else self.config_path.parent
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.size for entry in self.entries.values())
+
+    @cached_property
+    def module_folders(self) -> list[str]:
+        """The folders of sentence-transformers' modules, as its own file names them.
+
+        Raises:
+            BrokenCheckpoint: it is not of that form, or names a folder out of the checkpoint.
+        """
+        if not self.config_path.is_dir() or not (self.folder / MODULES).exists():
+            return []
+        modules = read_json(own_file(self.folder, MODULES), list)
+        try:
+            folders = [PurePosixPath(module.get("path", "")).as_posix() for module in modules]
+        except (AttributeError, TypeError) as error:
+            raise BrokenCheckpoint(f"{MODULES}: names no folder for each module") from error
+        for folder in folders:
+            _require_inside(MODULES, folder)
+        return [folder for folder in folders if folder != "."]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all its files; none where it is a bare ``config.json``."""
+        return self.hub_files or (list(all_files(self.folder)) if self.config_path.is_dir() else [])
+
+    def data_names(self) -> list[str]:
+        """Name the side files that lie in its folder."""
+        names = all_files(self.folder) if self.config_path.is_dir() else ()
+        return [name for name in names if is_side_file(name, self.module_folders)]
+
+
+def _is_local(model: str) -> bool:
+    looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    return looks_like_path or Path(model).exists()
+
+
+def open_config(model: str, revision: str | None = None) -> Source:
+    """Open a checkpoint's config alone: a folder, a ``config.json`` or a hub id; weights are not read.
+
+    Raises:
+        UsageError: there is no such thing, or it is not a checkpoint.
+        UnsupportedModel: its files say that it cannot be folded.
+        HubError: the hub did not answer.
+    """
+    if not _is_local(model):
+        return _open_remote(model, revision)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _open_bare(path, model)
+    if not path.exists():
+        raise UsageError(f"{model}: no such file or folder")
+    return Source(path, model, None, read_json(path))
+
+
+def _open_remote(model: str, revision: str | None) -> Source:
+    commit, names = hub.resolve(model, revision)
+    _refuse_files(model, set(names))
+    path = hub.fetch_file(model, commit, CONFIG)
+    opened = Source(path.parent, model, commit, read_json(path), hub_files=names)
+    # Both may name code: without it the one is not understood, and the other not what it says.
+    code = [name for name in names if name.endswith(".py")] if "auto_map" in opened.config else []
+    needed = [*code, *(name for name in names if name == MODULES)]
+    if needed:
+        hub.fetch_files(model, commit, needed)
+    return opened
+
+
+def _open_bare(folder: Path, name: str) -> Source:
+    if not folder.is_dir():
+        raise UsageError(f"{name}: no such folder")
+    if not _is_utf8(str(folder)):
+        raise UsageError(f"{name}: a name that is not UTF-8: safetensors opens no file there")
+    names = {path.name for path in folder.iterdir()}
+    _refuse_files(name, names)
+    return Source(folder, name, None, read_json(own_file(folder, CONFIG)))
+
+
+def _is_utf8(path: str) -> bool:
+    return path.encode(errors="replace") == path.encode(errors="surrogateescape")
+
+
+def open_source(model: str, revision: str | None = None) -> Source:
+    """Open a checkpoint with its weights, fetching it if it is on the hub, and check that its files agree.
+
+    Raises:
+        UsageError: there is no such thing, or it is not a checkpoint.
+        UnsupportedModel: its files say that it cannot be folded.
+        BrokenCheckpoint: index and shards disagree, or a shard is not whole.
+        HubError: the hub did not answer.
+    """
+    return add_weights(open_config(model, revision))
+
+
+def add_weights(opened: Source) -> Source:
+    """Return an opened config's checkpoint with its weights, fetching them if it is on the hub.
+
+    Apart from ``open_config``, so that a model which does not fold is refused before its weights are downloaded.
+
+    Raises:
+        UsageError, UnsupportedModel, BrokenCheckpoint, HubError: as ``open_source``.
+    """
+    if not opened.config_path.is_dir():
+        raise UsageError(f"{opened.name}: not a folder: there are no weights to read")
+    if opened.revision is not None:
+        _fetch_weights(opened, opened.revision)
+    return replace(opened, entries=read_entries(opened.folder))
+
+
+def _fetch_weights(opened: Source, commit: str) -> None:
+    """Download what a conversion reads beside the config: one set of safetensors weights, and all side files."""
+    weights = [name for name in (SINGLE,) if name in opened.hub_files]
+    if not weights and INDEX in opened.hub_files:
+        weights = sorted(set(_weight_map(hub.fetch_file(opened.name, commit, INDEX)).values()))
+    for name in sorted(set(weights) - set(opened.hub_files)):
+        raise BrokenCheckpoint(f"{INDEX}: names {name}, which is missing")
+    side = [name for name in opened.hub_files if is_side_file(name, opened.module_folders)]
+    hub.fetch_files(opened.name, commit, weights + side)
+
+
+def open_folder(folder: Path, name: str | None = None, revision: str | None = None) -> Source:
+    """Open a local checkpoint with its weights.
+
+    Raises:
+        UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_source``.
+    """
+    opened = _open_bare(folder, name or str(folder))
+    return replace(opened, revision=revision, entries=read_entries(folder))
+
+
+def read_json(path: Path, form: type[Any] = dict) -> Any:
+    """Read a JSON file whose outermost value is of the type ``form``.
+
+    Raises:
+        BrokenCheckpoint: it is not JSON, of another form, or larger than a checkpoint's headers may be.
+    """
+    try:
+        decoded = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(f"{path.name}: not JSON: {error}") from error
+    if not isinstance(decoded, form):
+        raise BrokenCheckpoint(f"{path.name}: not a JSON {'object' if form is dict else form.__name__}")
+    return decoded
+
+
+def read_text(path: Path) -> str:
+    """Read a text file that may not be larger than a checkpoint's headers may be.
+
+    Raises:
+        BrokenCheckpoint: it is.
+        UnicodeDecodeError: it is no text.
+    """
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise BrokenCheckpoint(f"{path.name}: larger than {_LARGEST_JSON:,} bytes")
+    return content.decode()
+
+
+def _refuse_files(model: str, names: set[str]) -> None:
+    """Refuse what the names of the files rule out already."""
+    if CONFIG not in names:
+        if ADAPTER in names:
+            raise UnsupportedModel([f"{model}: an adapter alone: merge it into its base model and fold that"])
+        raise UsageError(f"{model}: not a checkpoint: it has no {CONFIG}")
+    if ADAPTER in names:
+        raise UnsupportedModel(
+            [f"{model}: {ADAPTER} lies beside its weights: take the adapter out of the folder and pass it as --adapter"]
+        )
+    weights = sorted(name for name in names if is_weights(name))
+    if weights and SINGLE not in names and INDEX not in names:
+        raise UnsupportedModel(
+            [
+                f"{model}: no safetensors weights, only {', '.join(weights[:3])}: such files may run code when they are"
+                " opened; load the model in transformers once and call save_pretrained"
+            ]
+        )
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """Read the headers of all shards, checking index and shards against each other both ways.
+
+    Raises:
+        BrokenCheckpoint: they disagree, a shard is missing or cut short, or the index points out of the folder.
+        UnsupportedModel: there are no weights.
+    """
+    if os.path.lexists(folder / SINGLE):
+        return read_header(own_file(folder, SINGLE))
+    if not os.path.lexists(folder / INDEX):
+        raise UnsupportedModel([f"{folder}: no weights: neither {SINGLE} nor {INDEX}"])
+    weight_map = _weight_map(own_file(folder, INDEX))
+    entries: dict[str, Entry] = {}
+    for shard in sorted(set(weight_map.values())):
+        entries |= _read_shard(folder, shard, {name for name, file in weight_map.items() if file == shard})
+    return entries
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        raise BrokenCheckpoint(f"{INDEX}: has no weight_map that names a file for each tensor")
+    return weight_map
+
+
+def _read_shard(folder: Path, shard: str, expected: set[str]) -> dict[str, Entry]:
+    _require_inside(INDEX, shard)
+    if not shard.endswith(".safetensors") or is_hidden(shard):
+        raise BrokenCheckpoint(
+            f"{INDEX}: {shard!r} is no safetensors file: others may be unpickled when they are loaded"
+        )
+    if not os.path.lexists(folder / shard):
+        raise BrokenCheckpoint(f"{INDEX}: names {shard}, which is missing")
+    found = read_header(own_file(folder, shard))
+    for name in sorted(expected ^ set(found)):
+        where = "is not in it" if name in expected else "is not in the index"
+        raise BrokenCheckpoint(f"{shard}: {name} {where}")
+    return found
+
+
+def _require_inside(file: str, name: str) -> None:
+    """Refuse a name that a file of the checkpoint has for something that is no part of it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise BrokenCheckpoint(f"{file}: {name!r} lies outside the checkpoint")

@@ -1,0 +1,1 @@
+"""What of a model depends on the token alone: found by running it."""

@@ -1,0 +1,167 @@
+"""Find, by experiment, what of a model's first block folds.
+
+The same tokens are run in another order and at other positions. A module whose output rows follow their
+tokens is token-pure. Nothing here knows the name of an architecture.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from prefold.convert.errors import UnsupportedModel
+from prefold.convert.experiment.tokens import follows_tokens
+from prefold.convert.experiment.explain import Seen, explain
+from prefold.convert.experiment.hypotheses import unread_and_mergeable
+from prefold.convert.experiment.token_pure import Passes, Pure, pure_modules, run_passes
+from prefold.convert.experiment.reasons import reasons
+from prefold.convert.experiment.separable import Separable, find_separable
+from prefold.convert.model.inputs import Side
+from prefold.convert.experiment.trace import Override, trace
+
+DEEPEST = "deepest"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What the experiment found.
+
+    Attributes:
+        name: of the cut; ``deepest``, or the module that this one stores and a deeper one drops.
+        columns: token-pure modules to store, in the order in which a pass enters them; the first is the residual.
+        dropped: modules whose output nobody reads once the columns are stored.
+        routers: modules inside the columns that choose experts.
+        mergeable: the column that may be added to the residual beforehand, if there is one.
+        separable: what folds behind a sum of look-ups; None where the columns see the token alone.
+        seen: what every module of the first layer sees.
+        block_output: of the first block for the experiment's tokens.
+        padded_output: the same with the tokens that ``padding_mask`` names as padding.
+    """
+
+    name: str
+    columns: list[Pure]
+    dropped: list[Pure]
+    routers: list[str]
+    mergeable: str | None
+    separable: Separable | None
+    seen: list[Seen]
+    block_output: torch.Tensor | None
+    padded_output: torch.Tensor | None
+
+
+def discover(
+    model: PreTrainedModel,
+    side: Side,
+    first_block: str,
+    ids: torch.Tensor,
+    again: Collection[str] = (),
+    *,
+    assume_parallel: bool = False,
+) -> list[Discovery]:
+    """Find what folds in the first block of one side of a materialized skeleton: the deepest cut, and shallower ones.
+
+    ``again`` names modules that a whole pass runs more than once, as where blocks share weights: they must stay.
+    ``assume_parallel`` asks what would fold if the FFN did not wait for the attention: the attention's
+    output is silenced.
+
+    Raises:
+        UnsupportedModel: nothing folds; the reasons say why.
+    """
+    passes = run_passes(model, side, first_block, ids, {})
+    if assume_parallel:
+        attention = _attention(first_block, passes)
+        silenced: dict[str, Override] = {attention: torch.zeros_like} if attention else {}
+        passes = run_passes(model, side, first_block, ids, silenced)
+        passes.here.calls.pop(first_block)  # with nothing to attend to, the whole block follows its token
+    pure = pure_modules(model, passes, again)
+    separable = None
+    if not any(module.name.startswith(f"{first_block}.") for module in pure):
+        separable = find_separable(model, side, first_block, ids, passes, pure, again)
+        if separable is None:
+            raise UnsupportedModel(reasons(model, first_block, passes, again))
+    experiment = _Experiment(model, side, first_block, ids, passes, explain(model, first_block, passes))
+    deepest = experiment.sorted_out(DEEPEST, pure, separable)
+    return [deepest, *([] if separable else _shallower(experiment, pure, deepest))]
+
+
+def _shallower(experiment: "_Experiment", pure: list[Pure], deepest: Discovery) -> list[Discovery]:
+    """Return the cuts that leave one chain of projections off where the deepest cut drops a module of it."""
+    found = [deepest]
+    for module in deepest.dropped:
+        live = experiment.behind(module, pure)
+        name = module.name.removeprefix(f"{experiment.first_block}.")
+        shallow = experiment.sorted_out(name, [each for each in pure if each.name not in live], None)
+        known = [{column.name for column in each.columns} for each in found]
+        if len(shallow.columns) > 1 and {column.name for column in shallow.columns} not in known:
+            found.append(shallow)
+    return found[1:]
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """A skeleton, its tokens, and what passes over them have shown."""
+
+    model: PreTrainedModel
+    side: Side
+    first_block: str
+    ids: torch.Tensor
+    passes: Passes
+    seen: list[Seen]
+
+    def behind(self, module: Pure, pure: list[Pure]) -> set[str]:
+        """Name the token-pure modules whose output depends on a module's."""
+        poison: dict[str, Override] = {module.name: lambda output: torch.full_like(output, torch.nan)}
+        calls = trace(self.model, self.side, self.first_block, self.ids, poison).calls
+        outputs = {each.name: calls[each.name][0].tensor for each in pure if each.name in calls}
+        return {name for name, output in outputs.items() if output is not None and output.isnan().any()} - {module.name}
+
+    def _superseded(self, stored: list[Pure], unread: set[str]) -> set[str]:
+        """Name those that nobody reads since all who would are stored.
+
+        Others are unread in so short a sequence alone, as what chooses among more keys than there are here: they stay.
+        """
+        kept, gone = {module.name for module in stored} - unread, set[str]()
+        for module in reversed(stored):
+            if module.name in unread and self.behind(module, stored) & kept:
+                gone.add(module.name)
+            else:
+                kept.add(module.name)
+        return gone
+
+    def sorted_out(self, name: str, pure: list[Pure], separable: Separable | None) -> Discovery:
+        """Tell what is read from what is not, once everything that was found is stored."""
+        stored = [*pure, *separable.normed, *separable.columns] if separable else pure
+        unread, mergeable = unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
+        normed = {module.name for module in separable.normed} if separable else set[str]()
+        if separable:
+            unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
+        unread = (unread & normed) | self._superseded([each for each in stored if each.name not in normed], unread)
+        dropped = [module for module in pure if module.name in unread]
+        if separable:
+            dropped += [column for column in separable.columns if column.name in unread]
+            columns = [column for column in separable.columns if column.name not in unread]
+            live = [module for module in separable.normed if module.name not in unread]
+            separable = replace(separable, columns=columns, normed=live)
+        calls = self.passes.here.calls
+        return Discovery(
+            name=name,
+            columns=[module for module in pure if module.name not in unread],
+            dropped=dropped,
+            routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
+            mergeable=None if separable else mergeable,
+            separable=separable,
+            seen=self.seen,
+            block_output=self.passes.here.block_output,
+            padded_output=self.passes.padded.block_output,
+        )
+
+
+def _attention(first_block: str, passes: Passes) -> str | None:
+    """Name the first direct part of the block that sees more than its token: the attention, or what stands for it."""
+    impure: list[tuple[int, str]] = []
+    for name, calls in passes.here.calls.items():
+        direct = name.rpartition(".")[0] == first_block
+        if direct and not follows_tokens(calls[0].tensor, passes.there.calls[name][0].tensor):
+            impure.append((calls[0].order, name))
+    return min(impure)[1] if impure else None

@@ -1,0 +1,225 @@
+"""Projections that see a sum of look-ups, of the token and of its position, through nothing but a norm.
+
+Graef 2024 says that positions added to the embedding prevent the trick. They do not: what a linear map W makes of a
+norm's output is still a sum over the look-ups, times one number per token, the norm's scale s:
+
+    W (s * centre(e + p) * gain + shift) + b = s * (A + B) + c,    A = W (centre(e) * gain),  c = W shift + b
+
+A is one row per token, B one per position. s is computed from e + p, which is read anyway as the residual. Behind a
+second norm the same holds once more: s' * (s * (A + B) + c) + c'.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
+from prefold.convert.experiment.look_ups import LookUp
+from prefold.convert.experiment.norm import Norm, find_norm
+from prefold.convert.experiment.token_pure import Passes, Pure, cached_step, same_in_a_step
+from prefold.convert.model.inputs import Side
+from prefold.convert.experiment.trace import Call, Override, Trace, trace
+
+# A factor is fitted to values in fp32; so close to one it is one.
+_UNITY = 1e-6
+_VARIANTS = 5
+
+
+@dataclass(frozen=True)
+class Separable:
+    """What was found of a sum of look-ups.
+
+    Attributes:
+        token: the module that returns the token's part.
+        factor: what the model multiplies that part by.
+        look_ups: the other parts.
+        norms: what the sum goes through, one behind the other; empty where projections read the sum itself.
+        normed: the norms as the experiment saw them.
+        columns: modules that are linear in what comes out, in the order of entry.
+    """
+
+    token: str
+    factor: float
+    look_ups: list[LookUp]
+    norms: list[Norm] = field(default_factory=list)
+    normed: list[Pure] = field(default_factory=list)
+    columns: list[Pure] = field(default_factory=list)
+
+
+def find_separable(
+    model: PreTrainedModel,
+    side: Side,
+    first_block: str,
+    ids: torch.Tensor,
+    passes: Passes,
+    pure: list[Pure],
+    again: Collection[str] = (),
+) -> Separable | None:
+    """Find the sum of look-ups that reaches the first block, and what is linear behind it; None where it is none.
+
+    Where the block has norms of its own, what is linear behind those counts.
+    """
+    found = [
+        replace(sum_, columns=_linear_modules(model, side, first_block, ids, passes, sum_, again))
+        for sum_ in _sums(model, passes, pure)
+    ]
+    inside = [sum_ for sum_ in found if any(column.name.startswith(f"{first_block}.") for column in sum_.columns)]
+    return next(iter([*inside, *(sum_ for sum_ in found if sum_.columns)]), None)
+
+
+def _sums(model: PreTrainedModel, passes: Passes, pure: list[Pure]) -> Iterator[Separable]:
+    """Yield what the first block may see of a sum: through norms, one or two, or bare."""
+    calls = sorted((calls[0].order, name) for name, calls in passes.here.calls.items() if len(calls) == 1)
+    once = {name: passes.here.calls[name][0] for _, name in calls}
+    fits = {name: fitted for name in once if (fitted := _fit(name, passes, pure))}
+    for name, fitted in fits.items():
+        norm = find_norm(model.get_submodule(name), name, once[name])
+        if norm is None:
+            continue
+        through = replace(fitted, norms=[norm], normed=[_seen(name, once[name])])
+        yield through
+        yield from _through_second(model, once, through)
+    yield from list(fits.values())[:1]
+
+
+def _through_second(model: PreTrainedModel, once: dict[str, Call], first: Separable) -> Iterator[Separable]:
+    """Yield the norms that read what a first norm returned."""
+    for name, call in once.items():
+        taken = call.taken
+        if taken is None or taken.shape != first.normed[0].rows.shape or not same_rows(taken, first.normed[0].rows):
+            continue
+        norm = find_norm(model.get_submodule(name), name, call)
+        if norm is not None:
+            yield replace(first, norms=[*first.norms, norm], normed=[*first.normed, _seen(name, call)])
+
+
+def _seen(name: str, call: Call) -> Pure:
+    rows: torch.Tensor = call.output  # type: ignore[assignment]  # a norm returns one tensor
+    return Pure(name, list(rows.shape[2:]), call.order, rows)
+
+
+def _fit(name: str, passes: Passes, pure: list[Pure]) -> Separable | None:
+    """Say how a module's input is the sum of a token's part and of look-ups, whatever these return, if it is."""
+    taken = passes.here.calls[name][0].taken
+    if taken is None or not are_rows(taken):
+        return None
+    for token in reversed(pure):
+        if token.rows.shape != taken.shape:
+            continue
+        parts = [(look_up, _returned(look_up, passes.here)) for look_up in passes.look_ups]
+        added = [(look_up, rows.expand_as(taken)) for look_up, rows in parts if _broadcasts(rows, taken)]
+        factors = _factors(taken, [token.rows, *(rows for _, rows in added)])
+        if factors is None or factors[0] == 0:
+            continue
+        used = [replace(each, factor=f) for (each, _), f in zip(added, factors[1:], strict=True) if f != 0]
+        if used and _holds(name, token.rows * factors[0], used, passes.shaken):
+            return Separable(token.name, factors[0], used)
+    return None
+
+
+def _returned(look_up: LookUp, seen: Trace) -> torch.Tensor:
+    """Add up what a look-up returned, whenever it was asked in a pass."""
+    return torch.stack(torch.broadcast_tensors(*look_up.returned(seen))).sum(0)
+
+
+def _holds(name: str, token: torch.Tensor, look_ups: list[LookUp], shaken: Trace | None) -> bool:
+    """Say whether a module's input is the same sum where look-ups return something else, every time else again."""
+    calls = shaken.calls.get(name, []) if shaken else []
+    if shaken is None or len(calls) != 1 or calls[0].taken is None:
+        return False
+    return same_rows(calls[0].taken, token + sum(each.factor * _returned(each, shaken) for each in look_ups))
+
+
+def _broadcasts(rows: torch.Tensor, taken: torch.Tensor) -> bool:
+    if rows.shape[-1] != taken.shape[-1] or rows.dim() > taken.dim():
+        return False
+    return all(size in (1, whole) for size, whole in zip(reversed(rows.shape), reversed(taken.shape), strict=False))
+
+
+def _factors(total: torch.Tensor, parts: list[torch.Tensor]) -> list[float] | None:
+    """Return the numbers by which ``parts`` add up to ``total``; None where there are none."""
+    if not total.isfinite().all():
+        return None
+    matrix = torch.stack([part.double().flatten() for part in parts], dim=1)
+    solved = torch.linalg.lstsq(matrix, total.double().flatten()[:, None]).solution[:, 0]
+    if not same_rows(total.double(), (matrix @ solved).view_as(total)):
+        return None
+    return [_snapped(float(factor)) for factor in solved]
+
+
+def _snapped(factor: float) -> float:
+    return next((exact for exact in (0.0, 1.0) if abs(factor - exact) < _UNITY), factor)
+
+
+def fed(sum_: Separable, values: torch.Tensor) -> dict[str, Override]:
+    """Return what to override so that ``values``, ``[batch, seq, width]``, come out of the norm, or of the sum.
+
+    A pass over fewer tokens gets the last of them.
+    """
+    if sum_.norms:
+        return {sum_.norms[-1].module: lambda output: values[:, -output.shape[1] :].clone()}
+    silent: dict[str, Override] = {look_up.module: torch.zeros_like for look_up in sum_.look_ups}
+    return silent | {sum_.token: lambda output: values[:, -output.shape[1] :] / sum_.factor}
+
+
+def _linear_modules(
+    model: PreTrainedModel,
+    side: Side,
+    first_block: str,
+    ids: torch.Tensor,
+    passes: Passes,
+    sum_: Separable,
+    again: Collection[str],
+) -> list[Pure]:
+    """Return the outermost modules with weights that are linear, up to a constant, in what comes out of the norm."""
+    width = passes.here.calls[sum_.token][0].tensor.shape[-1]  # type: ignore[union-attr]  # the sum was fitted to it
+    one, two = torch.randn(2, BATCH, SEQ, width, generator=torch.Generator().manual_seed(0))
+    variants = torch.cat([one, two, one + two, torch.zeros_like(one), mirrored(one)])
+    tokens, mask = ids.repeat(_VARIANTS, 1), padding_mask().repeat(_VARIANTS, 1)
+    seen = trace(model, side, first_block, tokens, fed(sum_, variants))
+    padded = trace(model, side, first_block, tokens, fed(sum_, variants), mask)
+    stepped = cached_step(model, side, first_block, ids, fed(sum_, one))
+    sources = [sum_.token, *(look_up.module for look_up in sum_.look_ups), *(norm.module for norm in sum_.norms)]
+    found: list[Pure] = []
+    for name, module in model.named_modules():
+        inside = name in again or any(name.startswith(f"{outer.name}.") for outer in found)
+        if inside or any(source == name or source.startswith(f"{name}.") for source in sources):
+            continue
+        if _has_weights(module) and _is_linear(seen, name):
+            call, masked = passes.here.calls[name][0], _is_masked(seen, padded, name)
+            if call.output is None or not are_rows(call.output) or masked is None:
+                continue
+            if same_in_a_step(name, seen.calls[name][0].output[:BATCH], stepped):  # type: ignore[index]  # it is linear
+                found.append(Pure(name, list(call.output.shape[2:]), call.order, call.output, masked))
+    return sorted(found, key=lambda pure: pure.order)
+
+
+def _is_masked(seen: Trace, padded: Trace, name: str) -> bool | None:
+    """Say whether padded positions become what a sum of zero does; None where they become anything else but theirs."""
+    shown, covered = (each.calls[name][0].output for each in (seen, padded))
+    if shown is None or covered is None or shown.shape != covered.shape:
+        return None
+    (one, _, _, none, _), (hidden, *_) = shown.split(BATCH), covered.split(BATCH)
+    if same_rows(one, hidden):
+        return False
+    where = padding_mask() == 0
+    expected = torch.where(where.view(BATCH, SEQ, *[1] * (one.dim() - 2)), none, one)
+    return True if same_rows(expected, hidden) else None
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _is_linear(seen: Trace, name: str) -> bool:
+    calls = seen.calls.get(name, [])
+    if len(calls) != 1 or calls[0].output is None or calls[0].output.shape[0] != _VARIANTS * BATCH:
+        return False
+    if calls[0].output.dim() < 3 or calls[0].output.shape[1] != SEQ or not calls[0].output.is_floating_point():
+        return False
+    one, two, both, none, moved = calls[0].output.split(BATCH)
+    additive = same_rows(both + none, one + two)
+    return additive and same_rows(one, mirrored(moved)) and not is_constant(one)

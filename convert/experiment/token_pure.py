@@ -1,0 +1,194 @@
+"""Which modules are token-pure: what they return follows the token through every pass of the experiment."""
+
+import inspect
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from prefold.convert.errors import ModelFailed, model_code
+from prefold.convert.experiment.tokens import (
+    BATCH,
+    SEQ,
+    follows_tokens,
+    mirrored,
+    neighbours_changed,
+    padding_mask,
+    same_rows,
+)
+from prefold.convert.experiment.look_ups import LookUp, find_look_ups
+from prefold.convert.model.inputs import Side, accepted
+from prefold.convert.experiment.trace import Override, Trace, trace
+
+
+@dataclass(frozen=True)
+class Pure:
+    """A token-pure module that has weights.
+
+    Attributes:
+        name: the module's name in the model.
+        shape: of one row of its output.
+        order: when it is entered in a forward pass.
+        rows: its output for the experiment's tokens, ``[batch, seq, *shape]``.
+        masked: its output is zero at padded positions, whatever token is there.
+    """
+
+    name: str
+    shape: list[int]
+    order: int
+    rows: torch.Tensor
+    masked: bool = False
+
+    @property
+    def width(self) -> int:
+        """Values in one row."""
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The same tokens, run in several ways up to the end of the first block.
+
+    Attributes:
+        here: as they are.
+        there: in another order, at other positions.
+        near: every second of them in the other sequence: the same positions, other neighbours.
+        padded: some of them as padding.
+        shaken: with other look-ups than the token's returning something else; None where there are none.
+        stepped: the last of them in a cached step behind the others; None where the model has no such steps.
+        look_ups: the other look-ups.
+    """
+
+    here: Trace
+    there: Trace
+    near: Trace
+    padded: Trace
+    shaken: Trace | None
+    stepped: Trace | None
+    look_ups: list[LookUp]
+
+
+def run_passes(
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, silenced: dict[str, Override]
+) -> Passes:
+    """Run the experiment's passes; ``silenced`` overrides what modules return in all of them."""
+    orders = (ids, mirrored(ids), neighbours_changed(ids))
+    here, there, near = (trace(model, side, first_block, tokens, silenced) for tokens in orders)
+    look_ups = find_look_ups(model, here, there)
+    shaken = None
+    if look_ups:
+        others: dict[str, Override] = {look_up.module: _changed() for look_up in look_ups}
+        shaken = trace(model, side, first_block, ids, silenced | others)
+    padded = trace(model, side, first_block, ids, silenced, padding_mask())
+    return Passes(here, there, near, padded, shaken, cached_step(model, side, first_block, ids, silenced), look_ups)
+
+
+def _changed() -> Override:
+    """Return an override that changes a look-up's rows, differently every time."""
+    times = count(1)
+    return lambda rows: rows.roll(1, -1) * (number := next(times)) + number
+
+
+def cached_step(
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, silenced: dict[str, Override]
+) -> Trace | None:
+    """Run all tokens but the last, and then the last with what the model kept of them in a cache."""
+    try:
+        cache = _filled_cache(model, side, first_block, ids[:, :-1], silenced)
+        if not cache:
+            return None
+        # Said, since a cache of several kinds of layers knows how long it is by one that did not run.
+        places = {} if side.sees_source else accepted(model, {"position_ids": torch.full((BATCH, 1), SEQ - 1)})
+        return trace(model, side, first_block, ids[:, -1:], silenced, **cache, **places)
+    except ModelFailed:
+        return None  # an encoder, or a model whose cache wants more than its first block: verification runs its steps
+
+
+def _filled_cache(
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, silenced: dict[str, Override]
+) -> dict[str, Any]:
+    """Return what to give a model to go on behind some tokens; nothing where it cannot."""
+    parameters = inspect.signature(model.forward).parameters
+    if "past_key_values" in parameters:
+        with model_code():
+            own = DynamicCache(config=model.config)
+            both = EncoderDecoderCache(own, DynamicCache(config=model.config)) if side.sees_source else own
+        cache: dict[str, Any] = {"past_key_values": both, "use_cache": True}
+        trace(model, side, first_block, ids, silenced, **cache)
+        return cache
+    with torch.no_grad(), model_code():
+        said = model(**side.inputs(model, ids) | {"use_cache": True})
+    kept = {name: said[name] for name in said if name in parameters}  # a cache of its own kind, by whatever name
+    return kept | accepted(model, {"use_cache": True}) if kept else {}
+
+
+def pure_modules(model: nn.Module, passes: Passes, again: Collection[str] = ()) -> list[Pure]:
+    """Return the outermost token-pure modules with weights, in the order of entry, but those that run ``again``."""
+    found: list[Pure] = []
+    for name, module in model.named_modules():
+        if (
+            name in again
+            or any(name.startswith(f"{outer.name}.") for outer in found)
+            or next(module.parameters(), None) is None
+        ):
+            continue
+        pure = _as_pure(name, passes)
+        if pure is not None and not _holds_embedding(name, passes):
+            found.append(pure)
+    return sorted(found, key=lambda pure: pure.order)
+
+
+def _as_pure(name: str, passes: Passes) -> Pure | None:
+    calls, moved = passes.here.calls.get(name, []), passes.there.calls.get(name, [])
+    if len(calls) != 1 or len(moved) != 1:
+        return None
+    output = calls[0].output
+    if output is None or not follows_tokens(output, moved[0].output):
+        return None
+    masked = _at_padding(output, _first_output(name, passes.padded))
+    if masked is None or not _unshaken(name, output, passes.shaken) or not same_in_a_step(name, output, passes.stepped):
+        return None
+    return Pure(name, list(output.shape[2:]), calls[0].order, output, masked)
+
+
+def _holds_embedding(name: str, passes: Passes) -> bool:
+    """Say whether the embedding is a part of a module: then that part becomes the table."""
+    parts = [calls[0] for other, calls in passes.here.calls.items() if other.startswith(f"{name}.")]
+    return any(call.taken is not None and not call.taken.is_floating_point() for call in parts)
+
+
+def _at_padding(rows: torch.Tensor, padded: torch.Tensor | None) -> bool | None:
+    """Say whether padded positions become zero; None where they become anything else but what their token is."""
+    if padded is None or padded.shape != rows.shape:
+        return None
+    hidden = padding_mask() == 0
+    if same_rows(rows, padded):
+        return False
+    return True if not padded[hidden].any() and same_rows(rows[~hidden], padded[~hidden]) else None
+
+
+def _first_output(name: str, seen: Trace) -> torch.Tensor | None:
+    """Return what a module returned first; None where a pass does not enter it."""
+    calls = seen.calls.get(name)
+    return calls[0].output if calls else None
+
+
+def _unshaken(name: str, output: torch.Tensor, shaken: Trace | None) -> bool:
+    if shaken is None:
+        return True
+    other = _first_output(name, shaken)
+    return other is not None and same_rows(output, other)
+
+
+def same_in_a_step(name: str, output: torch.Tensor, stepped: Trace | None) -> bool:
+    """Say whether a cached step gives the last token's row, and not those of the whole cache."""
+    calls = stepped.calls.get(name, []) if stepped else []
+    if not calls:
+        return True
+    step = calls[0].output
+    last = output[:, SEQ - 1 :]
+    return step is not None and step.shape == last.shape and same_rows(last, step)

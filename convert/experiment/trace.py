@@ -1,0 +1,188 @@
+"""One forward pass, watched from the embedding to the end of the first block."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefold.convert.errors import model_code
+from prefold.convert.model.inputs import Side
+
+
+class _Stop(Exception):
+    """Raised inside a forward pass to leave it: what follows is of no interest."""
+
+
+@dataclass
+class Call:
+    """What one module took and returned in one pass.
+
+    Attributes:
+        order: when the module was entered, counted over all modules.
+        taken: its first tensor argument, if it has one.
+        output: the returned tensor, or None where the module returned something else.
+        tensor: the returned tensor, or the first of several.
+        returns_indices: it returned whole numbers beside tensors, as a router does.
+    """
+
+    order: int
+    taken: torch.Tensor | None
+    output: torch.Tensor | None
+    tensor: torch.Tensor | None
+    returns_indices: bool = False
+
+
+@dataclass
+class Trace:
+    """All calls of one pass by module name, and the first block's output."""
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    block_output: torch.Tensor | None = None
+
+
+Override = Callable[[torch.Tensor], torch.Tensor]
+
+
+def first_tensor(output: Any) -> torch.Tensor | None:
+    """Return a module's output, or the first element of a tuple, if that is a tensor."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return first if isinstance(first, torch.Tensor) else None
+
+
+def _has_indices(output: Any) -> bool:
+    parts = output if isinstance(output, tuple | list) else ()
+    return any(isinstance(part, torch.Tensor) and not part.is_floating_point() for part in parts)
+
+
+@contextmanager
+def hooks(model: nn.Module, pre: dict[str, Any], post: dict[str, Any]) -> Iterator[None]:
+    """Hang forward (pre-)hooks on modules by name, and take them off again."""
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in pre.items()]
+    handles += [model.get_submodule(name).register_forward_hook(hook) for name, hook in post.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def run_until(model: nn.Module, inputs: dict[str, Any]) -> None:
+    """Run a forward pass that a hook may end early by raising ``stop()``.
+
+    Raises:
+        ModelFailed: the model does not run so.
+    """
+    try:
+        with model_code():
+            model(**inputs)
+    except _Stop:
+        return
+
+
+def run_side(
+    model: PreTrainedModel, side: Side, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> None:
+    """Run one side of a model over ``[batch, seq]`` tokens, until a hook ends the pass."""
+    run_until(model, side.inputs(model, input_ids, attention_mask))
+
+
+def stop(*_: Any) -> None:
+    """End the pass under way: usable as a forward hook."""
+    raise _Stop
+
+
+def trace(
+    model: PreTrainedModel,
+    side: Side,
+    first_block: str,
+    input_ids: torch.Tensor,
+    overrides: dict[str, Override] | None = None,
+    attention_mask: torch.Tensor | None = None,
+    **more: Any,
+) -> Trace:
+    """Run ``[batch, seq]`` tokens up to the end of the first layer and record every module's output.
+
+    ``overrides`` change what a module returns, as if it were another. ``attention_mask``, ``[batch, seq]``, is
+    0 where a token is padding. ``more`` goes to the model's ``forward``.
+    """
+    following = _next_block(model, first_block)
+    recorder = _Recorder(first_block, overrides or {}, is_last=following is None)
+    names = [name for name, _ in model.named_modules() if name and not first_block.startswith(f"{name}.")]
+    handles = []
+    if following:
+        hook = recorder.enter_next_block
+        handles.append(model.get_submodule(following).register_forward_pre_hook(hook, with_kwargs=True))
+    for name in names:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(recorder.enter(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(recorder.leave(name)))
+    try:
+        run_until(model, side.inputs(model, input_ids, attention_mask) | more)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return recorder.seen
+
+
+def _next_block(model: nn.Module, first_block: str) -> str | None:
+    """Name the block behind the first: what it takes is what the first layer says, norms behind its block included."""
+    stack, _, index = first_block.rpartition(".")
+    blocks = model.get_submodule(stack)
+    following = str(int(index) + 1)
+    return f"{stack}.{following}" if following in dict(blocks.named_children()) else None
+
+
+class _Recorder:
+    """Keeps what modules take and return, up to the end of the first layer."""
+
+    def __init__(self, first_block: str, overrides: dict[str, Override], *, is_last: bool) -> None:
+        self.seen = Trace()
+        self._first_block, self._overrides, self._is_last = first_block, overrides, is_last
+        self._entered = 0
+        self._open: dict[str, list[tuple[int, torch.Tensor | None]]] = {}
+
+    def enter(self, name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            taken = _first_tensor_of(args, kwargs)
+            self._open.setdefault(name, []).append((self._entered, None if taken is None else taken.clone()))
+            self._entered += 1
+
+        return hook
+
+    def leave(self, name: str) -> Callable[..., Any]:
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            if name in self._overrides:
+                output = _overridden(output, self._overrides[name])
+            order, taken = self._open[name].pop()
+            tensor = first_tensor(output)
+            copy = None if tensor is None else tensor.clone()  # the block may add to its own intermediate in place
+            alone = copy if isinstance(output, torch.Tensor) else None
+            self.seen.calls.setdefault(name, []).append(Call(order, taken, alone, copy, _has_indices(output)))
+            if name == self._first_block:
+                self.seen.block_output = copy
+                if self._is_last:
+                    stop()
+            return output
+
+        return hook
+
+    def enter_next_block(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """End the pass with what the next block takes: a hook on it."""
+        taken = _first_tensor_of(args, kwargs)
+        self.seen.block_output = None if taken is None else taken.clone()
+        stop()
+
+
+def _first_tensor_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    return next((part for part in (*args, *kwargs.values()) if isinstance(part, torch.Tensor)), None)
+
+
+def _overridden(output: Any, override: Override) -> Any:
+    if isinstance(output, tuple | list):
+        return type(output)([override(output[0]), *output[1:]])
+    return override(output)

@@ -1,0 +1,1 @@
+"""What is stored in place of the modules that fold, and what a step then reads."""

@@ -1,0 +1,269 @@
+"""Which modules become columns, and where each lies in a row."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from prefold.convert.experiment.discover import Discovery
+from prefold.convert.fold.encoding import Encoding, Smaller, encoding_of
+from prefold.convert.experiment.look_ups import LookUp
+from prefold.convert.experiment.norm import Norm
+from prefold.convert.experiment.token_pure import Pure
+from prefold.convert.model.inputs import Side
+
+
+@dataclass(frozen=True)
+class Column:
+    """The slice of a row that replaces one module.
+
+    Attributes:
+        module: the module's name in the model.
+        start: where the slice begins, in values from the start of the row.
+        shape: of one row of the module's output.
+        masked: padded positions get zeros instead, or, behind a sum, what a sum of zero becomes.
+    """
+
+    module: str
+    start: int
+    shape: list[int]
+    masked: bool = False
+
+    @property
+    def width(self) -> int:
+        """Values in the slice."""
+        return int(torch.Size(self.shape).numel())
+
+
+def _entry(column: Column) -> dict[str, Any]:
+    return {"module": column.module, "start": column.start, "shape": column.shape, "masked": column.masked}
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What of a cut sees a sum of look-ups: its columns hold the token's part, and lie at the end of a row.
+
+    Attributes:
+        token: the module that returns the token's part of the sum.
+        factor: what the model multiplies that part by.
+        look_ups: the other parts; each gets a table of its own for the same columns.
+        norms: what the sum goes through.
+        live: names of the norms whose output is read by others than the columns, too.
+        columns: modules that are linear in what comes out, in the order in which a pass reads them.
+    """
+
+    token: str
+    factor: float
+    look_ups: list[LookUp]
+    norms: list[Norm]
+    live: list[str]
+    columns: list[Column]
+
+    @property
+    def width(self) -> int:
+        """Values in the columns."""
+        return sum(column.width for column in self.columns)
+
+    @property
+    def steps(self) -> int:
+        """Rows of a column's bias: one for each norm, or one alone, one more for padded positions if masked."""
+        return max(len(self.norms), 1) + self.masked
+
+    @property
+    def masked(self) -> bool:
+        """Whether padded positions get what a sum of zero becomes."""
+        return any(column.masked for column in self.columns)
+
+    @property
+    def gone(self) -> list[str]:
+        """Names of the modules whose weights leave the checkpoint."""
+        norms = [norm.module for norm in self.norms if norm.module not in self.live]
+        return [*norms, *(column.module for column in self.columns)]
+
+    def section(self) -> dict[str, Any]:
+        """Describe the sum as the runtime module reads it."""
+        return {
+            "token": self.token,
+            "factor": self.factor,
+            "look_ups": [vars(look_up) for look_up in self.look_ups],
+            "norms": [vars(norm) | {"live": norm.module in self.live} for norm in self.norms],
+            "columns": [_entry(column) for column in self.columns],
+        }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of a side are looked up.
+
+    Attributes:
+        side: where the tokens enter.
+        embedding: name of the input embedding.
+        rows: vocabulary size.
+        begins: modules that a pass enters before the embedding, and around it.
+        unused: embeddings that passes over token ids do not enter: who enters them asks for what no row holds.
+    """
+
+    side: Side
+    embedding: str
+    rows: int
+    begins: list[str]
+    unused: list[str]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is stored for a token, and what becomes of the modules, on one side of a model.
+
+    Attributes:
+        name: ``deepest``, or the module that this cut stores and a deeper one drops.
+        place: where its tokens are looked up.
+        embedding_width: values that the embedding returns for a token.
+        residual: what runs on beside the columns: the embedding, or a norm of it.
+        columns: the token-pure modules that are folded, in the order in which a pass reads them.
+        dropped: modules whose output nobody reads any more.
+        merged: the module that is added to the residual slice beforehand, or None.
+        sum: the columns that see a sum of look-ups, or None.
+        encoding: how rows are stored, where not as values of the model's own type.
+    """
+
+    name: str
+    place: Place
+    embedding_width: int
+    residual: Column
+    columns: list[Column]
+    dropped: list[Column]
+    merged: Column | None = None
+    sum: Sum | None = None
+    encoding: Encoding | None = None
+
+    @property
+    def side(self) -> Side:
+        """Where the tokens enter."""
+        return self.place.side
+
+    @property
+    def embedding(self) -> str:
+        """Name of the input embedding."""
+        return self.place.embedding
+
+    @property
+    def rows(self) -> int:
+        """Vocabulary size."""
+        return self.place.rows
+
+    @property
+    def row_width(self) -> int:
+        """Values in a row."""
+        pure = self.residual.width + sum(column.width for column in self.columns)
+        return pure + (self.sum.width if self.sum else 0)
+
+    @property
+    def stored_width(self) -> int:
+        """How many values of the model's own type a stored row is as long as."""
+        return self.encoding.width if self.encoding else self.row_width
+
+    def encoded(self, native: torch.dtype, smaller: Smaller | None) -> "Cut":
+        """Return the same cut of rows that are stored smaller than in the model's ``native`` type, if they are to be.
+
+        Raises:
+            UsageError: that would not be smaller.
+        """
+        widths = [column.width for column in self.stored]
+        return replace(self, encoding=encoding_of(widths, native, smaller) if smaller else None)
+
+    @property
+    def computed(self) -> list[Column]:
+        """What of a row is token-pure: the residual, the columns, and what is merged into the residual."""
+        return [self.residual, *self.columns, *([self.merged] if self.merged else [])]
+
+    @property
+    def stored(self) -> list[Column]:
+        """All slices of a row, in order."""
+        return [self.residual, *self.columns, *(self.sum.columns if self.sum else [])]
+
+    @property
+    def eliminated(self) -> list[str]:
+        """Names of all modules whose weights leave the checkpoint, the embedding first."""
+        gone = [column.module for column in [*self.computed, *self.dropped]] + (self.sum.gone if self.sum else [])
+        return [self.embedding, *(name for name in gone if name != self.embedding)]
+
+    @property
+    def added(self) -> dict[str, list[int]]:
+        """The tensors that a sum needs beside the table, by name: their shapes."""
+        if self.sum is None:
+            return {}
+        tables = {f"{each.module}.prefold.{each.weight}": [each.rows, self.sum.width] for each in self.sum.look_ups}
+        return tables | {f"{column.module}.bias": [self.sum.steps, column.width] for column in self.sum.columns}
+
+    def section(self, tensor: str | None = None) -> dict[str, Any]:
+        """Describe the cut as the runtime module reads it from ``config.json``; ``tensor`` names the table there."""
+        bare = self.residual.module == self.embedding
+        read = self.columns if bare else [self.residual, *self.columns]
+        return {
+            "cut": self.name,
+            "side": self.side.name,
+            "sees_source": self.side.sees_source,
+            "begins": self.place.begins,
+            "unused": self.place.unused,
+            "table": {
+                "module": self.embedding,
+                "tensor": tensor or f"{self.embedding}.weight",
+                "rows": self.rows,
+                "row_width": self.row_width,
+                "start": self.residual.start if bare else None,
+                "width": self.embedding_width,
+                "stored": self.encoding.section() if self.encoding else None,
+            },
+            "columns": [_entry(column) for column in read],
+            "dropped": [{"module": c.module, "shape": c.shape} for c in self.dropped if c.module != self.embedding],
+            "merged": [{"module": c.module, "shape": c.shape} for c in ([self.merged] if self.merged else [])],
+            "sum": self.sum.section() if self.sum else None,
+        }
+
+
+@dataclass
+class _Row:
+    """A row being laid out."""
+
+    width: int = 0
+
+    def lay(self, modules: list[Pure]) -> list[Column]:
+        """Put modules one behind the other, and return their columns."""
+        placed = []
+        for module in modules:
+            placed.append(Column(module.name, self.width, module.shape, module.masked))
+            self.width += module.width
+        return placed
+
+
+def lay_out(discovery: Discovery, place: Place, *, merge_residual: bool = False) -> Cut:
+    """Store every column that was found; with ``merge_residual`` the FFN in the residual (Graef 2024, section 1).
+
+    Where no column can be added to the residual, as in a serial block, ``merge_residual`` changes nothing.
+    """
+    merged = None
+    stored = discovery.columns
+    if merge_residual and discovery.mergeable:
+        merged = next(Column(m.name, 0, m.shape) for m in stored if m.name == discovery.mergeable)
+        stored = [module for module in stored if module.name != discovery.mergeable]
+    row = _Row()
+    residual, *columns = row.lay(stored)
+    found = {module.name: module for module in [*discovery.columns, *discovery.dropped]}
+    return Cut(
+        name=discovery.name,
+        place=place,
+        embedding_width=found[place.embedding].width,
+        residual=residual,
+        columns=columns,
+        dropped=[Column(module.name, 0, module.shape) for module in discovery.dropped],
+        merged=merged,
+        sum=_sum(discovery, row),
+    )
+
+
+def _sum(discovery: Discovery, row: _Row) -> Sum | None:
+    found = discovery.separable
+    if found is None:
+        return None
+    live = [norm.name for norm in found.normed]
+    return Sum(found.token, found.factor, found.look_ups, found.norms, live, row.lay(found.columns))

@@ -1,0 +1,234 @@
+"""How many values of parameters a decode step reads, by formula.
+
+The shape of the formula is the paper's (Graef 2024, section 1), with every parameter counted: biases and
+norm gains too. What kind of read a parameter gets is measured on the skeleton, not assumed: a weight is read
+once per step, a look-up reads a row per token, and of experts only those that a token chose are read.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefold.convert.fold.layout import Cut, Sum
+from prefold.convert.errors import model_code
+from prefold.convert.fold.meter import Meter, metered
+from prefold.convert.model.inputs import whole_inputs
+from prefold.convert.model.skeleton import Stack
+from prefold.convert.model.ties import Ties
+from prefold.convert.experiment.trace import first_tensor, hooks
+
+BATCHES = (1, 16, 256, 1024)
+# Beyond this batch a table that reads no more than the weights at any smaller one never will.
+_ENDLESS = 1 << 40
+# Weights of experts are stacked, [experts, out, in]: what a step reads of them depends on what its tokens choose.
+_EXPERTS_DIM = 3
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the whole model and how a decode step reads it.
+
+    Attributes:
+        name: in the model.
+        shape: its shape.
+        per_token: values that one token looks up in it.
+        fixed: values that are looked up once per step, whatever the batch.
+        share: part of it that one token reads as a weight: 1 for most, experts chosen / experts for experts.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    per_token: float = 0
+    fixed: float = 0
+    share: float = 0
+
+    @property
+    def values(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    def read_as_weight(self, batch: int) -> float:
+        """Values read of it as a weight; tokens choose their experts independently and evenly."""
+        return self.values * (1 - (1 - self.share) ** batch)
+
+    def reads(self, batch: int) -> float:
+        """Values read of it in one decode step of ``batch`` tokens."""
+        return self.read_as_weight(batch) + self.per_token * batch + self.fixed
+
+
+@dataclass(frozen=True)
+class Census:
+    """Every parameter of a model, and which of them the cuts eliminate.
+
+    Attributes:
+        parameters: by name, tied ones once.
+        cuts: what is folded, on each side.
+        routers: modules that choose experts; the paper leaves their weights out.
+        looked_up: rows that each other look-up than the token's returns, for each token and in any case.
+        freed: the embeddings' own weights that nobody needs any more.
+    """
+
+    parameters: dict[str, Parameter]
+    cuts: list[Cut]
+    routers: list[str]
+    looked_up: dict[str, tuple[float, float]]
+    freed: list[str]
+
+    @property
+    def total(self) -> int:
+        """Values in the model."""
+        return sum(parameter.values for parameter in self.parameters.values())
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether what a step reads depends on which experts the tokens choose."""
+        return any(0 < parameter.share < 1 for parameter in self.parameters.values())
+
+    def inside(self, module: str) -> list[Parameter]:
+        """Return the parameters of a module."""
+        return [p for name, p in self.parameters.items() if name.startswith(f"{module}.")]
+
+    @property
+    def folded(self) -> list[Parameter]:
+        """Weights that the tables replace, the embeddings' aside."""
+        modules = {module for cut in self.cuts for module in cut.eliminated} - {cut.embedding for cut in self.cuts}
+        return [p for name, p in self.parameters.items() if any(name.startswith(f"{module}.") for module in modules)]
+
+    @property
+    def gone(self) -> int:
+        """Values of all weights that leave the checkpoint."""
+        embeddings = sum(self.parameters[name].values for name in self.freed if name in self.parameters)
+        return embeddings + sum(parameter.values for parameter in self.folded)
+
+    @property
+    def made(self) -> int:
+        """Values of all that is stored in their place."""
+        tables = sum(cut.rows * cut.stored_width for cut in self.cuts)
+        return tables + sum(prod(shape) for cut in self.cuts for shape in cut.added.values())
+
+    def is_router(self, parameter: Parameter) -> bool:
+        """Say whether a parameter chooses experts."""
+        return any(parameter.name.startswith(f"{router}.") for router in self.routers)
+
+    def read_before(self, batch: int) -> float:
+        """Values that one step reads of what is folded."""
+        return sum(parameter.reads(batch) for parameter in self.folded) + batch * sum(
+            cut.embedding_width for cut in self.cuts
+        )
+
+    def read_after(self, batch: int) -> float:
+        """Values that one step reads in its place."""
+        return batch * sum(cut.stored_width for cut in self.cuts) + sum(
+            self._read_of_sum(cut.sum, batch) for cut in self.cuts if cut.sum
+        )
+
+    def _read_of_sum(self, sum_: Sum, batch: int) -> float:
+        """Values of the other look-ups' rows, and of the columns' biases."""
+        rows = sum(per_token * batch + fixed for per_token, fixed in (self.looked_up[e.module] for e in sum_.look_ups))
+        return sum_.width * (rows + sum_.steps)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Values read in one decode step of ``batch`` tokens, before and after folding."""
+
+    batch: int
+    first_layer_before: float
+    first_layer_after: float
+    model_before: float
+    model_after: float
+
+    @property
+    def first_layer_ratio(self) -> float:
+        """How many times fewer values the first layer reads."""
+        return self.first_layer_before / self.first_layer_after
+
+    @property
+    def model_saving(self) -> float:
+        """Part of all reads that is saved; negative where folding reads more."""
+        return 1 - self.model_after / self.model_before
+
+
+def count_reads(census: Census, batch: int) -> Reads:
+    """Count the reads of the first layer's folded part and of the whole model for one decode step."""
+    before, after = census.read_before(batch), census.read_after(batch)
+    model = sum(parameter.reads(batch) for parameter in census.parameters.values())
+    return Reads(batch, before, after, model, model - before + after)
+
+
+def break_even_batch(census: Census) -> int | None:
+    """Return the largest batch at which folding does not read more than it saves; None where it never does."""
+    low, high = 0, 1
+    while _saves(census, high):
+        low, high = high, high * 2
+        if high > _ENDLESS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _saves(census, middle) else (low, middle)
+    return low
+
+
+def _saves(census: Census, batch: int) -> bool:
+    return census.read_before(batch) >= census.read_after(batch)
+
+
+@torch.no_grad()
+def _step(model: PreTrainedModel, batch: int, look_ups: list[str]) -> tuple[Meter, dict[str, int]]:
+    """Run one step; returns what it read, and how many rows each look-up returned."""
+    rows = dict[str, int]()
+
+    def count(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            found = first_tensor(output)
+            rows[name] = rows.get(name, 0) + (0 if found is None else found[..., 0].numel())
+
+        return hook
+
+    ids = torch.arange(batch).view(batch, 1)
+    with hooks(model, {}, {name: count(name) for name in look_ups}), metered(model) as meter, model_code():
+        model(**whole_inputs(model, ids))
+    return meter, rows
+
+
+def take_census(
+    shapes: dict[str, tuple[int, ...]],
+    skeleton: PreTrainedModel,
+    stacks: list[Stack],
+    cuts: list[Cut],
+    routers: list[str],
+    ties: Ties,
+) -> Census:
+    """Measure one step of the skeleton and apply what was found to every parameter of the whole model.
+
+    ``shapes`` are the whole model's; the skeleton has one block of each kind of the ``stacks``.
+    """
+    look_ups = [each.module for cut in cuts if cut.sum for each in cut.sum.look_ups]
+    (one, rows_of_one), (two, rows_of_two) = (_step(skeleton, batch, look_ups) for batch in (1, 2))
+    itemsize = skeleton.dtype.itemsize
+    parameters: dict[str, Parameter] = {}
+    for name, shape in shapes.items():
+        twin = _twin(name, stacks)
+        first, second = (meter.gathered.get(twin, 0) / itemsize for meter in (one, two))
+        whole = one.whole.get(twin, 0) / itemsize
+        if len(shape) < _EXPERTS_DIM and whole < prod(shape) and whole == two.whole.get(twin, 0) / itemsize:
+            parameters[name] = Parameter(name, shape, second - first, 2 * first - second + whole)  # a slice of it
+        else:
+            parameters[name] = Parameter(name, shape, second - first, 2 * first - second, whole / max(prod(shape), 1))
+    looked_up = {
+        name: (float(rows_of_two[name] - n), float(2 * n - rows_of_two[name])) for name, n in rows_of_one.items()
+    }
+    return Census(parameters, cuts, routers, looked_up, [] if ties.heirs else ties.shared)
+
+
+def _twin(name: str, stacks: list[Stack]) -> str:
+    """Name, in the skeleton, the parameter that stands for one of the whole model."""
+    stack = next((stack for stack in stacks if name.startswith(f"{stack.name}.")), None)
+    if stack is None:
+        return name
+    index, _, rest = name.removeprefix(f"{stack.name}.").partition(".")
+    return f"{stack.name}.{stack.kinds[int(index)]}.{rest}"

@@ -1,0 +1,124 @@
+"""Which tensors go into which file of the folded checkpoint."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefold.convert.fold.layout import Cut
+from prefold.convert.checkpoint.files import INDEX, TABLE
+from prefold.convert.checkpoint.safetensors_file import DTYPES, Entry, Outgoing, cast, file_overhead, passed_through, write_file
+from prefold.convert.model.ties import Ties
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that is computed: its name, its shape, and whether it holds bytes and not the model's own values."""
+
+    name: str
+    shape: list[int]
+    is_encoded: bool = False
+
+    def kind(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type of its values in a model of ``dtype``."""
+        return torch.uint8 if self.is_encoded else dtype
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """The files to be written.
+
+    Attributes:
+        shards: the untouched tensors, by file.
+        made: every tensor that is computed, by the parameter that it is loaded into.
+    """
+
+    shards: dict[str, dict[str, Outgoing]]
+    made: dict[str, Made]
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(
+            file_overhead(tensors) + sum(tensor.size for tensor in tensors.values()) for tensors in self.shards.values()
+        )
+
+
+def untouched(entries: dict[str, Entry], live: dict[str, str], cuts: list[Cut], ties: Ties) -> dict[str, Entry]:
+    """Return the tensors that stay, under the names that they get.
+
+    A weight that was the embedding's alone in the source, and is still needed by others, gets a name of its own.
+    """
+    gone = tuple(f"{module}." for cut in cuts for module in cut.eliminated)
+    kept = {name: entry for name, entry in entries.items() if not live[name].startswith(gone)}
+    own = next((entry for name, entry in entries.items() if live[name] in ties.shared), None)
+    return kept | {heir: own for heir in ties.heirs if own and heir not in live.values()}
+
+
+def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, Made]:
+    """Return the tensors that are computed, by the names of their parameters.
+
+    What takes the place of a tensor of the source takes its name, too.
+    """
+    named, made = {parameter: name for name, parameter in live.items()}, dict[str, Made]()
+    for cut in cuts:
+        table, width = f"{cut.embedding}.weight", cut.encoding.row_bytes if cut.encoding else cut.row_width
+        made[table] = Made(named.get(table, table), [cut.rows, width], cut.encoding is not None)
+        made |= {parameter: Made(named.get(parameter, parameter), shape) for parameter, shape in cut.added.items()}
+    return made
+
+
+def plan_weights(
+    entries: dict[str, Entry],
+    live: dict[str, str],
+    cuts: list[Cut],
+    ties: Ties,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | None = None,
+) -> WeightPlan:
+    """Keep every tensor that is not folded, as it is, in the files in which it came.
+
+    ``dtype`` casts what is kept; ``max_shard_size``, in bytes, repacks it.
+    """
+    outgoing = [
+        (entry.file, name, passed_through(entry) if dtype in (None, DTYPES.get(entry.dtype)) else cast(entry, dtype))
+        for name, entry in untouched(entries, live, cuts, ties).items()
+    ]
+    groups = list(_by_size(outgoing, max_shard_size) if max_shard_size else _by_file(outgoing))
+    shards = {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+    return WeightPlan(shards, made_tensors(live, cuts))
+
+
+def _by_file(outgoing: list[tuple[Path, str, Outgoing]]) -> Iterator[dict[str, Outgoing]]:
+    for file in dict.fromkeys(file for file, _, _ in outgoing):
+        yield {name: tensor for where, name, tensor in outgoing if where == file}
+
+
+def _by_size(outgoing: list[tuple[Path, str, Outgoing]], limit: int) -> Iterator[dict[str, Outgoing]]:
+    group: dict[str, Outgoing] = {}
+    for _, name, tensor in outgoing:
+        if group and sum(each.size for each in group.values()) + tensor.size > limit:
+            yield group
+            group = {}
+        group[name] = tensor
+    if group:
+        yield group
+
+
+def write_shards(folder: Path, plan: WeightPlan, written: Callable[[int], None]) -> None:
+    """Write all untouched tensors."""
+    for name, tensors in plan.shards.items():
+        write_file(folder / name, tensors, written=written)
+
+
+def write_index(folder: Path, plan: WeightPlan, made: dict[str, Outgoing]) -> None:
+    """Write the index over the table's file and all shards."""
+    weight_map = {name: file for file, tensors in plan.shards.items() for name in tensors} | dict.fromkeys(made, TABLE)
+    written = [*made.values(), *(tensor for tensors in plan.shards.values() for tensor in tensors.values())]
+    total = sum(tensor.size for tensor in written)
+    index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,127 @@
+"""Random weights for experiments, in much less memory than weights take.
+
+What an experiment needs of weights is that no two of them are the same and that signals keep their scale.
+A long random sequence has that to offer at every offset.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import nn
+
+from prefold.convert.errors import UnsupportedModel
+from prefold.convert.model.thin_products import mark
+
+# Repeating a random sequence fills memory at the speed of a copy; its length is a prime, so that the rows of
+# a weight, whose lengths are not, all differ.
+_LENGTH = 1_000_003
+# Weights of so many values, and more, share memory: 16 MiB in fp32.
+LARGE = 1 << 22
+# What an experiment fills memory with: 8 GiB in fp32. PaLM's largest weight has 1.4e9 values.
+_MOST = 1 << 31
+# Values between the beginnings of two that share it: a matrix product wants its operands aligned, to 64 bytes at most.
+_STEP = 48
+
+
+def allocated(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return memory for a tensor, which takes none before it is written.
+
+    Raises:
+        UnsupportedModel: there is no such memory.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except RuntimeError as error:  # the allocator's has no class of its own
+        raise UnsupportedModel(
+            [f"its config asks for a tensor {list(shape)}, which is more than this machine can address"]
+        ) from error
+
+
+def require_fillable(model: nn.Module, aside: Collection[nn.Module]) -> None:
+    """Refuse first blocks whose buffers and small weights take too much memory, and time, to be given values.
+
+    Raises:
+        UnsupportedModel: they do.
+    """
+    weights = [each for module in model.modules() if module not in aside for each in module.parameters(recurse=False)]
+    filled = [weight for weight in weights if not _is_window(weight)] + list(model.buffers())
+    _require_few(sum(tensor.numel() for tensor in filled))
+
+
+def _require_few(values: int) -> None:
+    if values > _MOST:
+        raise UnsupportedModel([f"its config asks for {values:,} values in its first blocks: prefold takes {_MOST:,}"])
+
+
+def windows(modules: Iterable[nn.Module]) -> None:
+    """Give all large weights of some modules, still on the meta device, memory that they share.
+
+    Each is a window into one random sequence, some values further on than the one before; so is each row of a matrix,
+    and each expert of a weight ``[experts, ...]``. Nothing may write to them.
+    """
+    sharing: dict[torch.dtype, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in modules:
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.is_meta and _is_window(weight):
+                sharing[weight.dtype].append((module, name))
+    for places in sharing.values():
+        _share(places)
+
+
+def _is_window(weight: torch.Tensor) -> bool:
+    return weight.dim() > 1 and weight.numel() >= LARGE
+
+
+def _share(places: list[tuple[nn.Module, str]]) -> None:
+    """Put windows into one sequence in the places of weights of one type; the widest keeps its input's scale."""
+    weights = [getattr(module, name) for module, name in places]
+    length = max(map(_extent, weights)) + _STEP * len(weights)
+    _require_few(length)
+    sequence = allocated([length], weights[0].dtype)
+    _repeat(sequence, _sample() * max(weight.shape[-1] for weight in weights) ** -0.5)
+    memory = sequence.view(torch.uint8).numpy()
+    for index, ((module, name), weight) in enumerate(zip(places, weights, strict=True)):
+        # A storage of its own for each: what is counted of reads is counted by where a storage begins.
+        offset = index * _STEP * weight.element_size()
+        part = torch.frombuffer(memory, dtype=weight.dtype, count=_extent(weight), offset=offset)
+        setattr(module, name, nn.Parameter(part.as_strided(weight.shape, _strides(weight)), requires_grad=False))
+
+
+def _strides(weight: torch.Tensor) -> tuple[int, ...]:
+    return (_STEP, *weight.stride()[1:])
+
+
+def _extent(weight: torch.Tensor) -> int:
+    """Return how many values lie between the first and the last of a weight's window."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, _strides(weight), strict=True))
+
+
+def fill(model: nn.Module, aside: Collection[nn.Module], embedding_rows: int) -> None:
+    """Fill all weights but the large ones; of embeddings some rows, of whatever else is set ``aside`` nothing.
+
+    Large matrices are marked for thin products, those that are set aside, too.
+    """
+    sample = _sample()
+    for module in model.modules():
+        is_embedding = isinstance(module, nn.Embedding)
+        for weight in module.parameters(recurse=False):
+            if is_embedding or (module not in aside and not _is_window(weight)):
+                values = weight.data[:embedding_rows] if is_embedding else weight.data
+                # A matrix keeps its input's scale; a vector is a gain or a bias.
+                scaled = sample * max(weight.shape[-1], 1) ** -0.5 if weight.dim() > 1 else 1 + sample / 10
+                _repeat(values.view(-1), scaled)
+                sample = sample.roll(7919)
+    for number, weight in enumerate(model.parameters()):
+        if weight.dim() == 2 and _is_window(weight):
+            mark(weight, number)
+
+
+def _sample() -> torch.Tensor:
+    return torch.randn(_LENGTH, generator=torch.Generator().manual_seed(0))
+
+
+def _repeat(flat: torch.Tensor, sample: torch.Tensor) -> None:
+    for start in range(0, flat.numel(), _LENGTH):
+        piece = flat[start : start + _LENGTH]
+        piece.copy_(sample[: piece.numel()])

@@ -1,0 +1,170 @@
+"""What transformers makes of a config: its config object, its model class, and whether they can be folded."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto import modeling_auto
+
+from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
+from prefold.convert.checkpoint.safetensors_file import DTYPES
+from prefold.convert.checkpoint.side_files import code_reasons
+from prefold.convert.checkpoint.source import Source
+
+# Whose models are folded, and in which order a type without a named architecture is looked for.
+_AUTO_CLASSES: tuple[Any, ...] = (
+    modeling_auto.AutoModelForCausalLM,
+    modeling_auto.AutoModelForMaskedLM,
+    modeling_auto.AutoModelForSeq2SeqLM,
+    modeling_auto.AutoModelForSpeechSeq2Seq,
+    modeling_auto.AutoModel,
+)
+# A skeleton has all blocks, and a config a name for each label. Published models have some hundred blocks, and research
+# went to a thousand.
+_MOST = {"blocks": (("layer", "layers", "blocks", "depth"), 1_000), "labels": (("labels",), 100_000)}
+_MOST["parts"] = (("experts", "groups", "group_num", "networks", "functions"), 10_000)
+# Names that transformers gives to inputs which are no tokens.
+_NOT_TEXT = re.compile("pixel|image|video|audio|input_features|input_values")
+
+
+def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load the config and refuse, with every reason, what cannot be folded.
+
+    Raises:
+        UnsupportedModel: with one reason each.
+    """
+    reasons = _reasons(source.config, trust_remote_code=trust_remote_code)
+    reasons += code_reasons(source, trust_remote_code=trust_remote_code)
+    if reasons:
+        raise UnsupportedModel(reasons)
+    try:
+        with model_code():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                source.config_path, trust_remote_code=trust_remote_code
+            )
+    except ModelFailed as failure:
+        raise UnsupportedModel([f"transformers cannot read its config: {failure}"]) from failure
+    return config
+
+
+def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
+    reasons = []
+    if "prefold" in raw or str(raw.get("model_type")).startswith("prefold_"):
+        reasons.append("it is a folded checkpoint already")
+    if "model_type" not in raw and "auto_map" not in raw:
+        reasons.append("its config.json names no model_type")
+    reasons += [f"its config.json asks for {count:,} {what} ({name})" for name, count, what in _beyond(raw)]
+    if not isinstance(raw.get("auto_map", {}), dict):
+        reasons.append("its config.json has an auto_map that is no object")
+    named = raw.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        reasons.append(f"its config.json names no classes as architectures: {named!r:.80}")
+    if "auto_map" in raw and not trust_remote_code and not _is_known(raw):
+        reasons.append("it brings its own code: read that, then pass --trust-remote-code to run it")
+    return reasons
+
+
+def _beyond(raw: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+    """Yield the numbers of blocks and labels of a config, and of its parts, that are out of all proportion."""
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            yield from _beyond(value)
+        for what, (endings, most) in _MOST.items() if isinstance(value, int) else ():
+            if name.endswith(endings) and value > most:
+                yield name, value, what
+
+
+def _is_known(raw: dict[str, Any]) -> bool:
+    """Return whether transformers itself has the type; what a program has registered beside is not its own."""
+    return str(raw.get("model_type")) in CONFIG_MAPPING._mapping
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a checkpoint is loaded as.
+
+    Attributes:
+        model_class: the class that transformers takes for it.
+        auto_class: the name of the auto class that finds it, as ``AutoModelForCausalLM``.
+    """
+
+    model_class: type[PreTrainedModel]
+    auto_class: str
+
+    @property
+    def other_inputs(self) -> list[str]:
+        """What its ``forward`` takes beside tokens and puts in their places: images, sounds."""
+        if self.model_class.main_input_name != "input_ids":
+            return []  # an encoder takes those; the decoder behind it takes tokens alone
+        return [name for name in inspect.signature(self.model_class.forward).parameters if _NOT_TEXT.search(name)]
+
+
+def require_text(kind: Kind, *, text_only: bool) -> None:
+    """Refuse a model that takes more than tokens, unless it will be given tokens alone.
+
+    Raises:
+        UnsupportedModel: it takes more.
+    """
+    if kind.other_inputs and not text_only:
+        raise UnsupportedModel(
+            [
+                f"it takes {', '.join(kind.other_inputs)} beside text: where an image or a sound replaces the embedding"
+                " of a token, the token's row would be wrong; --text-only folds it for token ids alone"
+            ]
+        )
+
+
+def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Kind:
+    """Return what ``architectures`` names, or else the first class that an auto class takes for a config.
+
+    Without trust no code of the source is asked, whatever class its config has come to be loaded as.
+
+    Raises:
+        UnsupportedModel: there is none.
+    """
+    own = _own_kind(source, config) if trust_remote_code else []
+    kinds = [Kind(each, auto.__name__) for auto in _AUTO_CLASSES for each in _classes(auto, config)]
+    named = [kind for kind in kinds if kind.model_class.__name__ in (source.config.get("architectures") or [])]
+    for other in _known(source.config.get("architectures") or []) if not (own or named) else []:
+        raise UnsupportedModel([f"it is a {other}: prefold folds language models and encoders without another head"])
+    chosen = next(iter([*own, *named, *kinds]), None)
+    if chosen is None:
+        raise UnsupportedModel([f"{config.model_type} is not a language model or text encoder of transformers"])
+    return chosen
+
+
+def _known(architectures: list[str]) -> list[str]:
+    """Return those that transformers has; names that it has not are of other programs."""
+    return [name for name in architectures if hasattr(transformers, name)]
+
+
+def _own_kind(source: Source, config: PreTrainedConfig) -> list[Kind]:
+    """Return what a source that brings its own code says that it is."""
+    if type(config).__module__.startswith("transformers."):
+        return []
+    references = getattr(config, "auto_map", {})
+    names = [auto.__name__ for auto in _AUTO_CLASSES if auto.__name__ in references]
+    return [Kind(get_class_from_dynamic_module(references[name], source.folder), name) for name in names]
+
+
+def _classes(auto_class: Any, config: PreTrainedConfig) -> list[type[PreTrainedModel]]:
+    found: Any = auto_class._model_mapping.get(type(config), [])
+    return list(found) if isinstance(found, tuple | list) else [found]
+
+
+def resolve_dtype(source: Source, config: PreTrainedConfig, asked: torch.dtype | None) -> torch.dtype:
+    """Return the type that the model runs in: what was asked for, the config's, or the first weights' own."""
+    if asked is not None:
+        return asked
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    for entry in source.entries.values():
+        if entry.is_floating_point and DTYPES[entry.dtype].itemsize > 1:  # smaller ones are quantized
+            return DTYPES[entry.dtype]
+    return torch.float32

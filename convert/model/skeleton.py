@@ -1,0 +1,171 @@
+"""A model's first block without its weights: what experiments run on.
+
+The whole model is built on the meta device, where it costs nothing; then all blocks but the first of each
+kind are cut away, and what is left is given weights that take little memory.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
+from prefold.convert.model.filling import allocated, fill, require_fillable, windows
+from prefold.convert.model.pruning import prune
+from prefold.convert.experiment.trace import hooks, stop
+
+__all__ = ["Stack", "build_on_meta", "find_stack", "find_stacks", "first_to_run", "materialize", "prune"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of blocks.
+
+    Attributes:
+        name: the module list's name in the model.
+        kinds: for every block of the stack, the index of the first block of the same kind.
+    """
+
+    name: str
+    kinds: list[int]
+
+    @property
+    def first_block(self) -> str:
+        """The name of the first block."""
+        return f"{self.name}.0"
+
+    @property
+    def kept(self) -> list[int]:
+        """The first block of each kind."""
+        return sorted(set(self.kinds))
+
+
+def find_stacks(model: nn.Module, within: str = "") -> list[Stack]:
+    """Find the stacks of blocks in the part of a model that ``within`` names, the one with most parameters first.
+
+    They are its module lists that are in no other and whose modules are made of modules.
+    """
+    names = [name for name in _outermost_lists(model, within) if _holds_blocks(model.get_submodule(name))]
+    names.sort(key=lambda name: -sum(weight.numel() for weight in model.get_submodule(name).parameters()))
+    return [_stack(model, name) for name in names]
+
+
+def find_stack(model: nn.Module, within: str = "") -> Stack | None:
+    """Find the stack with most parameters in the part of a model that ``within`` names; None where there is none."""
+    return next(iter(find_stacks(model, within)), None)
+
+
+def first_to_run(model: nn.Module, stacks: list[Stack], run: Callable[[], object]) -> Stack | None:
+    """Return the stack whose first block ``run`` enters first, by ``run_until``; None where it enters none.
+
+    A model of text and images has stacks that token ids never reach, and some of them are large.
+    """
+    entered: list[Stack] = []
+
+    def enter(stack: Stack) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            entered.append(stack)
+            stop()
+
+        return hook
+
+    with hooks(model, {stack.first_block: enter(stack) for stack in stacks}, {}):
+        run()
+    return next(iter(entered), None)
+
+
+def _stack(model: nn.Module, name: str) -> Stack:
+    while deeper := _deeper(model, name):
+        name = deeper
+    kinds = [_kind(block) for block in _blocks(model.get_submodule(name))]
+    return Stack(name, [kinds.index(kind) for kind in kinds])
+
+
+def _blocks(stack: nn.Module) -> list[nn.Module]:
+    """Return a list's modules; one that it holds twice, twice."""
+    return list(stack) if isinstance(stack, nn.ModuleList) else []
+
+
+def _outermost_lists(model: nn.Module, within: str) -> list[str]:
+    found: list[str] = []
+    for name, module in model.get_submodule(within).named_modules(prefix=within):
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+    return found
+
+
+def _holds_blocks(stack: nn.Module) -> bool:
+    """Say whether a list holds modules made of modules: a list of projections or embeddings is no stack."""
+    return any(next(block.children(), None) is not None for block in _blocks(stack))
+
+
+def _deeper(model: nn.Module, name: str) -> str | None:
+    """Name the list that a stack's first element is, or consists of if that holds blocks of one class (a group)."""
+    first, inner = model.get_submodule(f"{name}.0"), f"{name}.0"
+    if not isinstance(first, nn.ModuleList):
+        parts = list(first.named_children())
+        if len(parts) != 1 or next(first.parameters(recurse=False), None) is not None:
+            return None
+        inner, first = f"{inner}.{parts[0][0]}", parts[0][1]
+    if len({type(block) for block in _blocks(first)}) != 1 or not _holds_blocks(first):
+        return None
+    return inner
+
+
+def _kind(block: nn.Module) -> tuple[object, ...]:
+    """Return what two blocks of one kind have in common: their parameters, and every switch of their modules."""
+    shapes = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
+    switches = tuple(
+        (name, setting, value)
+        for name, module in block.named_modules()
+        for setting, value in vars(module).items()
+        if isinstance(value, bool | str)
+    )
+    return (*shapes, *switches)
+
+
+def build_on_meta(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Build the whole model on the meta device, in ``dtype``.
+
+    Raises:
+        UnsupportedModel: its config describes none.
+    """
+    try:
+        with torch.device("meta"), model_code():
+            model: PreTrainedModel = model_class._from_config(copy.deepcopy(config), dtype=dtype)
+    except ModelFailed as failure:
+        raise UnsupportedModel([f"{config.model_type}: its config builds no model ({failure})"]) from failure
+    model.eval()
+    return model
+
+
+def materialize(model: PreTrainedModel, embedding_rows: int) -> None:
+    """Give the model memory, its buffers their own values, and its weights random ones.
+
+    Of an embedding only the first ``embedding_rows`` rows are filled, and of the output head nothing: the pages
+    of the rest are never touched, and so never allocated. Large weights overlap, see ``windows``.
+
+    Raises:
+        UnsupportedModel: its tensors are larger than what this machine can address, or than an experiment fills.
+    """
+    aside = _embeddings_and_head(model)
+    require_fillable(model, aside)
+    windows([module for module in model.modules() if module not in aside])
+    model._apply(lambda tensor: allocated(tensor.shape, tensor.dtype) if tensor.is_meta else tensor)
+    for buffer in model.buffers():
+        buffer.fill_(buffer.is_floating_point())  # those that transformers sets it sets below; none is left to chance
+    with model_code():
+        model.tie_weights()
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then sets the buffers alone
+    with model_code():
+        model.initialize_weights()
+    fill(model, aside, embedding_rows)
+
+
+def _embeddings_and_head(model: PreTrainedModel) -> set[nn.Module]:
+    head = model.get_output_embeddings()
+    return {module for module in model.modules() if isinstance(module, nn.Embedding) or module is head}

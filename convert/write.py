@@ -1,0 +1,119 @@
+"""What makes a folder of tensors a folded checkpoint: config, runtime module, side files."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
+
+from prefold.convert.checkpoint.files import CONFIG, REMOTE_RUNTIME, RUNTIME, RUNTIMES
+from prefold.convert.prepare import Prepared
+from prefold.convert.checkpoint.side_files import module_of, plain, strings
+from prefold.convert.checkpoint.source import Source
+from prefold.convert.fold.tensors import made_tensors
+
+
+def folded_config(
+    known: Prepared,
+    code: dict[str, bytes],
+    *,
+    placement: str = "device",
+    made: dict[str, str] | None = None,
+    computed: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it.
+
+    ``code`` are the modules that run it, by file; ``placement`` is where tables are to lie; ``made`` are the hashes of
+    the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
+    """
+    # Importing the runtime registers folded types with transformers; only who folds should cause that.
+    from prefold.runtime.modeling_prefold import FORMAT, folded_name
+
+    source, config, kind, study = known.source, known.config, known.kind, known.study
+    architecture = folded_name(kind.model_class, type(config))
+    module = (RUNTIME if is_native(kind.model_class) else REMOTE_RUNTIME).removesuffix(".py")
+    tensors = made_tensors(known.live, study.cuts)
+    untied = {} if study.ties.others else {"tie_word_embeddings": False}
+    kept: dict[str, Any] = plain(source.config, ["custom_pipelines"])
+    return kept | {
+        "model_type": f"prefold_{config.model_type}",
+        "architectures": [architecture],
+        "auto_map": _reached(source, code)
+        | {
+            "AutoConfig": f"{module}.Prefold{type(config).__name__}",
+            kind.auto_class: f"{module}.{architecture}",
+        },
+        **untied,
+        "dtype": str(known.dtype).removeprefix("torch."),
+        "prefold": {
+            "format": FORMAT,
+            "source": source_name(source),
+            "revision": source.revision,
+            "source_model_type": config.model_type,
+            "placement": placement,
+            "folds": [cut.section(tensors[f"{cut.embedding}.weight"].name) for cut in study.cuts],
+            "refused_inputs": kind.other_inputs if known.text_only else [],
+            "made": made or {},
+            "runtime_sha256": {name: hashlib.sha256(content).hexdigest() for name, content in code.items()},
+            "computed": computed or {},
+            "versions": versions(),
+        },
+    }
+
+
+def _reached(source: Source, code: dict[str, bytes]) -> dict[str, Any]:
+    """Return the entries of the source's ``auto_map`` whose modules go along: all, or none without trust."""
+    auto_map: dict[str, Any] = source.config.get("auto_map") or {}
+    return {key: names for key, names in auto_map.items() if all(module_of(name) in code for name in strings(names))}
+
+
+def source_name(source: Source) -> str:
+    """Name the source without the path that it happens to have on one machine."""
+    return source.name if source.revision else source.folder.resolve().name
+
+
+def circumstances(device: str, chunk_tokens: list[int]) -> dict[str, Any]:
+    """Return what the last bits of a table may depend on: where it was computed, and how many rows at once."""
+    return {
+        "device": torch.device(device).type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "chunk_tokens": chunk_tokens,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed a table."""
+    return {"prefold": version("prefold"), "torch": torch.__version__, "transformers": transformers_version}
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write ``config.json``."""
+    config.pop("torch_dtype", None)  # the older name of ``dtype``, which is set
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def is_native(kind: type[Any]) -> bool:
+    """Say whether transformers itself has the class."""
+    return kind.__module__.startswith("transformers.")
+
+
+def runtime_code(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> dict[str, bytes]:
+    """Return the modules that run a folded checkpoint, by file.
+
+    Beside a source's own code, which goes along, lies a module that joins the two.
+    """
+    code = {name: files("prefold.runtime").joinpath(name).read_bytes() for name in RUNTIMES}
+    if is_native(model_class):
+        return code
+    kinds: list[type[Any]] = [type(config), model_class]
+    runtime = RUNTIME.removesuffix(".py")
+    imports = [f"from .{kind.__module__.rpartition('.')[2]} import {kind.__name__}" for kind in kinds]
+    derived = [f"Prefold{kind.__name__} = derive({kind.__name__}, __name__)" for kind in kinds]
+    joined = "\n".join([*imports, f"from .{runtime} import derive", "", *derived]) + "\n"
+    return code | {REMOTE_RUNTIME: joined.encode()}
