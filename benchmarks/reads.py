@@ -12,9 +12,9 @@ from plots import COLOURS, Plot, link, plain_numbers, powers_of_two
 from shapes import LARGE, MISTRAL, PHI_1_5, PYTHIA_6_9B, PYTHIA_70M, PYTHIA_410M, SERIAL, Shape
 from transformers import AutoConfig
 
-from prefold.convert.model.load import load_config, load_kind
-from prefold.convert.fold.reads import Census, break_even_batch, count_reads
 from prefold.convert.checkpoint.source import open_config
+from prefold.convert.fold.reads import Census, break_even_batch, count_reads
+from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.study import study_model
 
 _SHAPES = (PYTHIA_410M, PHI_1_5, PYTHIA_6_9B, SERIAL, LARGE, MISTRAL)

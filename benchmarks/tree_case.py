@@ -11,9 +11,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function
 
 from prefold.tree import TreeCache
-from prefold.tree.attention import tree_attention
-from prefold.tree.masks import TreeMask
-from prefold.tree.step import Part
+from prefold.tree.cache.attention import tree_attention
+from prefold.tree.cache.masks import TreeMask
+from prefold.tree.cache.step import Part
 
 # Pythia-410M: every layer has 16 heads of 64 values.
 HIDDEN, HEADS, WIDTH, LAYERS = 1024, 16, 64, 24

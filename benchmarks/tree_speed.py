@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 import tree_page
+from course import course
 from timing import compared, in_turn
 from transformers.masking_utils import causal_mask_function
 from tree_case import HEADS, LAYERS, TOKEN_BYTES, WIDTH, Caches, Decoder, Flex, metadata_clock, model, states
 
 from prefold.tree import TreeCache, count_trees, open_trees
-from prefold.tree.attention import tree_attention
-from prefold.tree.course import course
-from prefold.tree.masks import TreeMask
-from prefold.tree.partial import Scoring, _flash, _products
-from prefold.tree.reads import Attention
+from prefold.tree.cache.attention import tree_attention
+from prefold.tree.cache.masks import TreeMask
+from prefold.tree.cache.partial import Scoring, _flash, _products
+from prefold.tree.count.reads import Attention
 
 _DATA = Path(__file__).resolve().parent.parent / "tests" / "tree" / "data"
 _PROMPT = 4000
@@ -178,7 +178,7 @@ def _path_wise(cache: TreeCache) -> float:
 
 
 def _kernels(quick: bool) -> list[dict[str, Any]]:
-    """Time both ways of attending to one segment, of which ``prefold.tree.partial`` takes the kernel."""
+    """Time both ways of attending to one segment, of which ``prefold.tree.cache.partial`` takes the kernel."""
     found, how = [], Scoring(WIDTH**-0.5)
     for heads, width in ((16, 64), (8, 128)):
         for tokens in (256, 1024, 4000):

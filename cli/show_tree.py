@@ -9,7 +9,7 @@ from rich.table import Table
 from prefold.cli.show import out, say
 from prefold.cli.text_plot import Axis, Dot, Spell, draw
 from prefold.tree import Attention, Counted, Forest, Reads
-from prefold.tree.over_time import Series, over_time
+from prefold.tree.count.over_time import Series, over_time
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _MARKS = {"sequence-wise": "s", "medusa": "m", "node": "n", "node-chunk": "c", "flatten": "f"}

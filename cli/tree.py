@@ -75,7 +75,7 @@ def count(
     from prefold.tree import count_trees, open_trees
 
     if plot:
-        from prefold.tree.picture import require_picture
+        from prefold.tree.count.picture import require_picture
 
         require_picture(plot)
     attention = _attention(model, revision)
@@ -110,7 +110,7 @@ def _tell(forest: "Forest", model: str, counted: "Counted", plot: Path | None, *
     else:
         show_counted(forest, model, counted)
     if plot:
-        from prefold.tree.picture import write_picture
+        from prefold.tree.count.picture import write_picture
 
         write_picture(counted, f"{forest.name}: {model}", plot)
         note(f"drawn as {plot}")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from prefold.convert.checkpoint.source import Source
-    from prefold.tree.sampling import Asked, Sampled
+    from prefold.tree.cache.sampling import Asked, Sampled
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     wanted = parse_dtype(dtype)
     from prefold.cli.show import note, show_json
     from prefold.convert.checkpoint.source import open_source
-    from prefold.tree.sampling import Asked, sample_plain, sample_tree
+    from prefold.tree.cache.sampling import Asked, sample_plain, sample_tree
 
     source = open_source(model, revision)
     tokenizer, prompt = _read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)

@@ -1,5 +1,6 @@
 """Source checkpoint in, folded checkpoint out."""
 
+from prefold.convert.checkpoint.hub import open_repository, require_publishable, upload
 from prefold.convert.convert import Conversion, Options, Watch, convert_checkpoint
 from prefold.convert.errors import (
     BrokenCheckpoint,
@@ -10,7 +11,6 @@ from prefold.convert.errors import (
     UnsupportedModel,
     UsageError,
 )
-from prefold.convert.checkpoint.hub import open_repository, require_publishable, upload
 from prefold.convert.inspect import Inspection, inspect_checkpoint
 
 __all__ = [

@@ -5,12 +5,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.checkpoint.files import CARD, own_file
-from prefold.convert.write import source_name, versions
-from prefold.convert.model.load import Kind
 from prefold.convert.checkpoint.source import Source
+from prefold.convert.errors import ModelFailed, model_code
+from prefold.convert.model.load import Kind
 from prefold.convert.worth import Worth
+from prefold.convert.write import source_name, versions
 
 _LOAD = """from transformers import {auto_class}, AutoTokenizer
 

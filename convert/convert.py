@@ -13,13 +13,25 @@ import torch
 from transformers import PreTrainedModel
 
 from prefold.convert.adapter import check_adapter, merge_into_first_layer, modules_in_tables, remaining_adapter
-from prefold.convert.fold.prefetch import ahead
 from prefold.convert.card import write_card
-from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.encoding import asked_for
-from prefold.convert.errors import BrokenCheckpoint, StorageError, UsageError
 from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE
+from prefold.convert.checkpoint.output import output_folder, require_space
+from prefold.convert.checkpoint.safetensors_file import Outgoing, as_bytes, dtype_name, write_file
+from prefold.convert.checkpoint.source import Source, add_weights, open_config
+from prefold.convert.errors import BrokenCheckpoint, StorageError, UsageError
+from prefold.convert.fold.encoding import asked_for
 from prefold.convert.fold.first_layer import load_first_layer, require_device
+from prefold.convert.fold.layout import Cut
+from prefold.convert.fold.prefetch import ahead
+from prefold.convert.fold.quantized import method_of, require_loadable, require_plain, require_token_pure
+from prefold.convert.fold.table import added_tensors, chunk_size, table_rows
+from prefold.convert.fold.tensors import WeightPlan, plan_weights, untouched, write_index, write_shards
+from prefold.convert.inspect import Inspection
+from prefold.convert.model.load import resolve_dtype
+from prefold.convert.model.skeleton import build_on_meta
+from prefold.convert.prepare import Prepared, prepare
+from prefold.convert.study import AUTO, Wanted
+from prefold.convert.worth import Worth, weigh
 from prefold.convert.write import (
     circumstances,
     folded_config,
@@ -28,18 +40,6 @@ from prefold.convert.write import (
     versions,
     write_config,
 )
-from prefold.convert.inspect import Inspection
-from prefold.convert.model.load import resolve_dtype
-from prefold.convert.checkpoint.output import output_folder, require_space
-from prefold.convert.prepare import Prepared, prepare
-from prefold.convert.fold.quantized import method_of, require_loadable, require_plain, require_token_pure
-from prefold.convert.checkpoint.safetensors_file import Outgoing, as_bytes, dtype_name, write_file
-from prefold.convert.model.skeleton import build_on_meta
-from prefold.convert.checkpoint.source import Source, add_weights, open_config
-from prefold.convert.study import AUTO, Wanted
-from prefold.convert.fold.table import added_tensors, chunk_size, table_rows
-from prefold.convert.fold.tensors import WeightPlan, plan_weights, untouched, write_index, write_shards
-from prefold.convert.worth import Worth, weigh
 
 
 class Watch:

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from prefold.convert.fold.encoding import asked_for
+from prefold.convert.checkpoint.source import Source, open_config
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.prepare import prepare
+from prefold.convert.fold.encoding import asked_for
 from prefold.convert.fold.quantized import method_of
 from prefold.convert.fold.reads import Reads
-from prefold.convert.checkpoint.source import Source, open_config
+from prefold.convert.prepare import prepare
 from prefold.convert.study import AUTO, Wanted
 from prefold.convert.worth import Worth, weigh
 

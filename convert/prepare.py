@@ -7,11 +7,11 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedConfig
 
-from prefold.convert.model.load import Kind, load_config, load_kind, require_text, resolve_dtype
-from prefold.convert.checkpoint.tensor_names import live_names
 from prefold.convert.checkpoint.side_files import SideFiles, find_side_files
-from prefold.convert.model.skeleton import build_on_meta
 from prefold.convert.checkpoint.source import Source
+from prefold.convert.checkpoint.tensor_names import live_names
+from prefold.convert.model.load import Kind, load_config, load_kind, require_text, resolve_dtype
+from prefold.convert.model.skeleton import build_on_meta
 from prefold.convert.study import Study, Wanted, study_model
 
 

@@ -8,20 +8,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prefold.convert.fold.layout import Column, Cut, Place, lay_out
-from prefold.convert.experiment.discover import DEEPEST, Discovery, discover
-from prefold.convert.fold.encoding import Smaller
 from prefold.convert.errors import ModelFailed, UnsupportedModel, UsageError, model_code
-from prefold.convert.experiment.tokens import experiment_tokens
+from prefold.convert.experiment.discover import DEEPEST, Discovery, discover
 from prefold.convert.experiment.explain import Seen
-from prefold.convert.fold.unreached import find_unreached
+from prefold.convert.experiment.tokens import experiment_tokens
+from prefold.convert.experiment.trace import hooks, run_side
+from prefold.convert.fold.check import try_fold
+from prefold.convert.fold.encoding import Smaller
+from prefold.convert.fold.layout import Column, Cut, Place, lay_out
 from prefold.convert.fold.reads import Census, take_census
+from prefold.convert.fold.unreached import find_unreached
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
 from prefold.convert.model.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
 from prefold.convert.model.thin_products import ThinProducts
 from prefold.convert.model.ties import Ties, find_ties, tied_modules
-from prefold.convert.experiment.trace import hooks, run_side
-from prefold.convert.fold.check import try_fold
 
 AUTO = "auto"
 _ROWS = 64

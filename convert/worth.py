@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from prefold.convert.fold.layout import Cut
+from prefold.convert.fold.reads import BATCHES, Census, Reads, break_even_batch, count_reads
 from prefold.convert.model.load import Kind
 from prefold.convert.paper import PaperFigures, paper_figures
-from prefold.convert.fold.reads import BATCHES, Census, Reads, break_even_batch, count_reads
 from prefold.convert.study import Choice, Study
 
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from prefold.convert.checkpoint.files import CONFIG, REMOTE_RUNTIME, RUNTIME, RUNTIMES
-from prefold.convert.prepare import Prepared
 from prefold.convert.checkpoint.side_files import module_of, plain, strings
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.fold.tensors import made_tensors
+from prefold.convert.prepare import Prepared
 
 
 def folded_config(

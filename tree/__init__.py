@@ -6,21 +6,21 @@ What counts needs NumPy alone; what runs needs torch, which is imported when the
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prefold.tree.accepted import read_accepted, speculative
+from prefold.tree.count.accepted import read_accepted, speculative
+from prefold.tree.count.files import Forest, read_trees
+from prefold.tree.count.generators import beam, few_shot, n_best
+from prefold.tree.count.reads import Attention, Counted, Reads, count_trees
+from prefold.tree.count.schemes import SCHEMES, Counts, Scheme, count_rows
+from prefold.tree.count.segments import Tree, make_tree
+from prefold.tree.count.sources import open_trees
+from prefold.tree.count.timeline import replay
 from prefold.tree.errors import TreeError, Uncountable, UnknownName
-from prefold.tree.files import Forest, read_trees
-from prefold.tree.generators import beam, few_shot, n_best
-from prefold.tree.reads import Attention, Counted, Reads, count_trees
-from prefold.tree.schemes import SCHEMES, Counts, Scheme, count_rows
-from prefold.tree.segments import Tree, make_tree
-from prefold.tree.sources import open_trees
-from prefold.tree.timeline import replay
 
 if TYPE_CHECKING:
-    from prefold.tree.cache import Memory, TreeCache
-    from prefold.tree.cache_errors import CacheError
-    from prefold.tree.generate import HOLD, Branch, GeneratedTree, tree_generate
-    from prefold.tree.prompt import prefill
+    from prefold.tree.cache.errors import CacheError
+    from prefold.tree.cache.generate import HOLD, Branch, GeneratedTree, tree_generate
+    from prefold.tree.cache.prompt import prefill
+    from prefold.tree.cache.tree_cache import Memory, TreeCache
 
 __all__ = [
     "HOLD",
@@ -56,9 +56,9 @@ __all__ = [
 ]
 
 _RUNNING = {
-    **dict.fromkeys(("Memory", "TreeCache"), "cache"),
+    **dict.fromkeys(("Memory", "TreeCache"), "tree_cache"),
     **dict.fromkeys(("HOLD", "Branch", "GeneratedTree", "tree_generate"), "generate"),
-    "CacheError": "cache_errors",
+    "CacheError": "errors",
     "prefill": "prompt",
 }
 
@@ -66,4 +66,4 @@ _RUNNING = {
 def __getattr__(name: str) -> Any:
     if name not in _RUNNING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_RUNNING[name]}"), name)
+    return getattr(import_module(f"{__name__}.cache.{_RUNNING[name]}"), name)

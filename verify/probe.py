@@ -15,9 +15,9 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from prefold.convert.adapter import merge_adapter
+from prefold.convert.checkpoint.source import open_folder
 from prefold.convert.fold.section import read_cuts
 from prefold.convert.model.inputs import accepted, encoder_output, whole_inputs
-from prefold.convert.checkpoint.source import open_folder
 from prefold.verify.apart import sketches
 from prefold.verify.job import SAID_VALUES, TOP, Job
 from prefold.verify.metering import measure_folded, measure_reads

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.checkpoint.files import CARD, CONFIG, INDEX, REPORT, TABLE, all_files, own_file
-from prefold.convert.prepare import Prepared
 from prefold.convert.checkpoint.safetensors_file import Entry, Outgoing, cast, dtype_name, passed_through
 from prefold.convert.checkpoint.source import Source
+from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.fold.tensors import Made, made_tensors, untouched
+from prefold.convert.prepare import Prepared
 from prefold.verify.checks import Outcome
 
 # What the section may say otherwise, and as what: where the source was found, and what wrote the table when.

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from prefold.convert.adapter import modules_in_tables, remaining_adapter
-from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
 from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CONFIG
-from prefold.convert.write import folded_config, runtime_code
-from prefold.convert.prepare import Prepared, prepare
-from prefold.convert.fold.quantized import method_of, require_loadable
 from prefold.convert.checkpoint.safetensors_file import DTYPES
 from prefold.convert.checkpoint.source import Source, open_folder, open_source
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
+from prefold.convert.fold.quantized import method_of, require_loadable
+from prefold.convert.prepare import Prepared, prepare
 from prefold.convert.study import AUTO, Study
+from prefold.convert.write import folded_config, runtime_code
 from prefold.verify.apart import first_apart
 from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
 from prefold.verify.claims import claimed_fold, claimed_placement

@@ -15,9 +15,9 @@ from benchmarks.page import table
 from benchmarks.shapes import LARGE, PHI_1_5, PYTHIA_70M, PYTHIA_410M, Shape, save
 from benchmarks.timing import compared, load, random_tokens
 from prefold.convert import Options, convert_checkpoint
-from prefold.convert.prepare import prepare
-from prefold.convert.fold.reads import count_reads
 from prefold.convert.checkpoint.source import open_folder
+from prefold.convert.fold.reads import count_reads
+from prefold.convert.prepare import prepare
 from prefold.convert.study import Wanted
 
 SHAPES = (PYTHIA_70M, PYTHIA_410M, PHI_1_5, LARGE)

@@ -1,6 +1,6 @@
 """Trees of several levels as stretches of one pool: the shapes of FastTree's benchmark (arXiv 2502.20964)."""
 
-from prefold.tree.blocks import Stretch
+from prefold.tree.cache.blocks import Stretch
 
 # Nodes and tokens of each level: run_benchmark.sh of FastTree's artifact.
 FORESTS = [

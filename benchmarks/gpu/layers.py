@@ -7,8 +7,8 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.forest import forest, path_tokens
-from prefold.tree.blocks import BLOCK, Blocks, make_blocks
-from prefold.tree.partial import Scoring
+from prefold.tree.cache.blocks import BLOCK, Blocks, make_blocks
+from prefold.tree.cache.partial import Scoring
 
 _MOST = 64  # layers
 Run = Callable[[int], torch.Tensor]
@@ -72,7 +72,7 @@ class Layers:
 
     def by_triton(self, size: int, stages: int = 2) -> Run:
         """Return the Triton kernels over blocks of so many tokens."""
-        from prefold.tree.triton_attention import flatten_attention, make_launch
+        from prefold.tree.cache.triton_attention import flatten_attention, make_launch
 
         launch = make_launch(self.work.head_dim, self.query.element_size(), stages=stages)
         blocks = self.blocks(size)
@@ -85,7 +85,7 @@ class Layers:
 
     def blocks(self, size: int = BLOCK) -> Blocks:
         """Build what the kernels need to know of the tree, as every step does."""
-        from prefold.tree.triton_attention import query_tile
+        from prefold.tree.cache.triton_attention import query_tile
 
         work = self.work
         tile = query_tile(work.heads, work.kv_heads, work.head_dim, self.query.element_size())

@@ -11,7 +11,6 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
 from prefold.convert.checkpoint.files import (
     ADAPTER_FOLDER,
     CONFIG,
@@ -27,6 +26,7 @@ from prefold.convert.checkpoint.files import (
     own_file,
 )
 from prefold.convert.checkpoint.source import Source, read_text
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
 
 # By these keys sentence-transformers' files name classes, and by this one a tokenizer that lies elsewhere.
 _CLASS_KEYS = ("type", "types", "activation_function", "activation_fn", "tokenizer_class")

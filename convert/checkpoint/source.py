@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefold.convert.checkpoint import hub
-from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
 from prefold.convert.checkpoint.files import (
     ADAPTER,
     CONFIG,
@@ -22,6 +21,7 @@ from prefold.convert.checkpoint.files import (
     own_file,
 )
 from prefold.convert.checkpoint.safetensors_file import Entry, read_header
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
 
 # What safetensors allows for a header, which holds as much as an index.
 _LARGEST_JSON = 100_000_000

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.checkpoint.safetensors_file import Entry
+from prefold.convert.errors import BrokenCheckpoint
 
 
 def live_names(model: PreTrainedModel, entries: dict[str, Entry]) -> dict[str, str]:

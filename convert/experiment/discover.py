@@ -11,14 +11,14 @@ import torch
 from transformers import PreTrainedModel
 
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.experiment.tokens import follows_tokens
 from prefold.convert.experiment.explain import Seen, explain
 from prefold.convert.experiment.hypotheses import unread_and_mergeable
-from prefold.convert.experiment.token_pure import Passes, Pure, pure_modules, run_passes
 from prefold.convert.experiment.reasons import reasons
 from prefold.convert.experiment.separable import Separable, find_separable
-from prefold.convert.model.inputs import Side
+from prefold.convert.experiment.token_pure import Passes, Pure, pure_modules, run_passes
+from prefold.convert.experiment.tokens import follows_tokens
 from prefold.convert.experiment.trace import Override, trace
+from prefold.convert.model.inputs import Side
 
 DEEPEST = "deepest"
 

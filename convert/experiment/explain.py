@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prefold.convert.experiment.tokens import SEQ, are_rows, follows_tokens, neighbours_changed, same_rows
 from prefold.convert.experiment.token_pure import Passes
+from prefold.convert.experiment.tokens import SEQ, are_rows, follows_tokens, neighbours_changed, same_rows
 from prefold.convert.experiment.trace import Call
 
 TOKEN, PLACE, PLACED, OTHERS = "its token alone", "its position alone", "its token and its position", "other tokens"

@@ -6,10 +6,10 @@ import torch
 from transformers import PreTrainedModel
 
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.experiment.tokens import BATCH, same_rows
 from prefold.convert.experiment.token_pure import Pure
-from prefold.convert.model.inputs import Side
+from prefold.convert.experiment.tokens import BATCH, same_rows
 from prefold.convert.experiment.trace import Override, trace
+from prefold.convert.model.inputs import Side
 
 
 @dataclass(frozen=True)

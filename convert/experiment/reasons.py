@@ -5,9 +5,9 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from prefold.convert.experiment.tokens import BATCH, SEQ
 from prefold.convert.experiment.explain import OTHERS, PLACE, PLACED, TOKEN, seen_in
 from prefold.convert.experiment.token_pure import Passes
+from prefold.convert.experiment.tokens import BATCH, SEQ
 from prefold.convert.experiment.trace import Trace
 
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
 from prefold.convert.experiment.look_ups import LookUp
 from prefold.convert.experiment.norm import Norm, find_norm
 from prefold.convert.experiment.token_pure import Passes, Pure, cached_step, same_in_a_step
-from prefold.convert.model.inputs import Side
+from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
 from prefold.convert.experiment.trace import Call, Override, Trace, trace
+from prefold.convert.model.inputs import Side
 
 # A factor is fitted to values in fp32; so close to one it is one.
 _UNITY = 1e-6

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from prefold.convert.errors import ModelFailed, model_code
+from prefold.convert.experiment.look_ups import LookUp, find_look_ups
 from prefold.convert.experiment.tokens import (
     BATCH,
     SEQ,
@@ -20,9 +21,8 @@ from prefold.convert.experiment.tokens import (
     padding_mask,
     same_rows,
 )
-from prefold.convert.experiment.look_ups import LookUp, find_look_ups
-from prefold.convert.model.inputs import Side, accepted
 from prefold.convert.experiment.trace import Override, Trace, trace
+from prefold.convert.model.inputs import Side, accepted
 
 
 @dataclass(frozen=True)

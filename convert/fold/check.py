@@ -4,12 +4,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert.fold.layout import Cut
-from prefold.convert.experiment.discover import Discovery
 from prefold.convert.errors import ModelFailed, UnsupportedModel
+from prefold.convert.experiment.discover import Discovery
 from prefold.convert.experiment.tokens import padding_mask, same_rows
-from prefold.convert.fold.linear import Linear
 from prefold.convert.experiment.trace import trace
+from prefold.convert.fold.layout import Cut
+from prefold.convert.fold.linear import Linear
 
 
 def try_fold(model: PreTrainedModel, first_block: str, cut: Cut, found: Discovery, ids: torch.Tensor) -> None:

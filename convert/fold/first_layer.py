@@ -9,11 +9,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.utils import logging as loading_logging
 
-from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UsageError, model_code
-from prefold.convert.model.pruning import prune, remove
-from prefold.convert.fold.unreached import leave_out
-from prefold.convert.model.skeleton import Stack
 from prefold.convert.checkpoint.source import Source
+from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UsageError, model_code
+from prefold.convert.fold.unreached import leave_out
+from prefold.convert.model.pruning import prune, remove
+from prefold.convert.model.skeleton import Stack
 
 
 def require_device(device: str) -> None:

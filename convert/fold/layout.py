@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from prefold.convert.experiment.discover import Discovery
-from prefold.convert.fold.encoding import Encoding, Smaller, encoding_of
 from prefold.convert.experiment.look_ups import LookUp
 from prefold.convert.experiment.norm import Norm
 from prefold.convert.experiment.token_pure import Pure
+from prefold.convert.fold.encoding import Encoding, Smaller, encoding_of
 from prefold.convert.model.inputs import Side
 
 

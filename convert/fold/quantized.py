@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
 
-from prefold.convert.fold.layout import Cut
 from prefold.convert.errors import ModelFailed, UnsupportedModel, UsageError, model_code
 from prefold.convert.experiment.tokens import ROW_TOLERANCE
+from prefold.convert.fold.layout import Cut
 from prefold.convert.fold.table import compute_rows
 
 # A scale that is shared rounds a third of the values and more otherwise (seen with two libraries); a product whose

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert.fold.layout import Cut, Sum
 from prefold.convert.errors import model_code
+from prefold.convert.experiment.trace import first_tensor, hooks
+from prefold.convert.fold.layout import Cut, Sum
 from prefold.convert.fold.meter import Meter, metered
 from prefold.convert.model.inputs import whole_inputs
 from prefold.convert.model.skeleton import Stack
 from prefold.convert.model.ties import Ties
-from prefold.convert.experiment.trace import first_tensor, hooks
 
 BATCHES = (1, 16, 256, 1024)
 # Beyond this batch a table that reads no more than the weights at any smaller one never will.

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from prefold.convert.fold.layout import Column, Cut, Place, Sum
-from prefold.convert.fold.encoding import Encoding
 from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.experiment.look_ups import LookUp
 from prefold.convert.experiment.norm import Norm
+from prefold.convert.fold.encoding import Encoding
+from prefold.convert.fold.layout import Column, Cut, Place, Sum
 from prefold.convert.model.inputs import Side
 
 

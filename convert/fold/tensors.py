@@ -8,9 +8,17 @@ from typing import Any
 
 import torch
 
-from prefold.convert.fold.layout import Cut
 from prefold.convert.checkpoint.files import INDEX, TABLE
-from prefold.convert.checkpoint.safetensors_file import DTYPES, Entry, Outgoing, cast, file_overhead, passed_through, write_file
+from prefold.convert.checkpoint.safetensors_file import (
+    DTYPES,
+    Entry,
+    Outgoing,
+    cast,
+    file_overhead,
+    passed_through,
+    write_file,
+)
+from prefold.convert.fold.layout import Cut
 from prefold.convert.model.ties import Ties
 
 

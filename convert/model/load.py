@@ -12,10 +12,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
 
-from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.checkpoint.safetensors_file import DTYPES
 from prefold.convert.checkpoint.side_files import code_reasons
 from prefold.convert.checkpoint.source import Source
+from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 
 # Whose models are folded, and in which order a type without a named architecture is looked for.
 _AUTO_CLASSES: tuple[Any, ...] = (

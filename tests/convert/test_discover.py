@@ -9,13 +9,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from benchmarks.small import small_config as coverage_config
 from prefold.convert import BrokenCheckpoint, UnsupportedModel
-from prefold.convert.fold.layout import Place, lay_out
 from prefold.convert.experiment.discover import Discovery, discover
 from prefold.convert.experiment.tokens import experiment_tokens
+from prefold.convert.fold.check import try_fold
+from prefold.convert.fold.layout import Place, lay_out
 from prefold.convert.fold.section import read_cuts
 from prefold.convert.model.inputs import Side
 from prefold.convert.study import Wanted, study_model
-from prefold.convert.fold.check import try_fold
 from tests.conftest import EXACT, PARALLEL, SHAPES, auto_class, small_config
 from tests.convert.skeletons import skeleton
 

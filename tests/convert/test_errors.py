@@ -14,8 +14,8 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from prefold.convert import BrokenCheckpoint, UnsupportedModel, inspect_checkpoint
-from prefold.convert.errors import is_own, model_code
 from prefold.convert.checkpoint.hub import resolve
+from prefold.convert.errors import is_own, model_code
 from tests.conftest import Checkpoint, small_config
 
 

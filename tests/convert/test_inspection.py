@@ -110,9 +110,9 @@ def test_only_active_experts_count(tmp_path: Path):
 
 
 def test_break_even_is_the_last_batch_that_gains(tmp_path: Path):
-    from prefold.convert.model.load import load_config, load_kind
-    from prefold.convert.fold.reads import break_even_batch, count_reads
     from prefold.convert.checkpoint.source import open_config
+    from prefold.convert.fold.reads import break_even_batch, count_reads
+    from prefold.convert.model.load import load_config, load_kind
     from prefold.convert.study import study_model
 
     source = open_config(saved_config("llama", tmp_path))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from prefold.convert.experiment.trace import trace
 from prefold.convert.fold.layout import Cut
 from prefold.convert.fold.linear import Linear
-from prefold.convert.study import study_model
 from prefold.convert.fold.table import added_tensors, table_rows
-from prefold.convert.experiment.trace import trace
+from prefold.convert.study import study_model
 from tests.conftest import SUMS, random_model, small_config, tokens
 
 DOUBLE = {"rtol": 1e-12, "atol": 1e-12}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from prefold.convert.experiment.tokens import experiment_tokens, mirrored
 from prefold.convert.experiment.look_ups import LookUp, find_look_ups
-from prefold.convert.model.inputs import Side
+from prefold.convert.experiment.tokens import experiment_tokens, mirrored
 from prefold.convert.experiment.trace import trace
+from prefold.convert.model.inputs import Side
 from tests.conftest import small_config
 from tests.convert.skeletons import skeleton
 

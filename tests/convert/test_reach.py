@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefold.convert.fold.first_layer import load_first_layer
 from prefold.convert.checkpoint.source import open_source
+from prefold.convert.fold.first_layer import load_first_layer
 from prefold.convert.study import study_model
 from tests.conftest import Checkpoint, random_model, small_config
 

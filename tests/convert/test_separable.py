@@ -7,8 +7,8 @@ from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from prefold.convert import UnsupportedModel
 from prefold.convert.experiment.discover import Discovery, discover
-from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.experiment.separable import Separable
+from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.model.inputs import Side, find_sides
 from tests.conftest import SUMS, small_config
 from tests.convert.skeletons import skeleton

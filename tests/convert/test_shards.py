@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from prefold.convert import BrokenCheckpoint
-from prefold.convert.checkpoint.safetensors_file import Outgoing, as_bytes, cast, dtype_name, passed_through, read_header, write_file
+from prefold.convert.checkpoint.safetensors_file import (
+    Outgoing,
+    as_bytes,
+    cast,
+    dtype_name,
+    passed_through,
+    read_header,
+    write_file,
+)
 
 _DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool])
 

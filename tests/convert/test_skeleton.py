@@ -16,10 +16,18 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from benchmarks.small import small_config
+from prefold.convert.experiment.trace import first_tensor, hooks, run_until, stop
 from prefold.convert.model import filling
 from prefold.convert.model.filling import windows
-from prefold.convert.model.skeleton import Stack, build_on_meta, find_stack, find_stacks, first_to_run, materialize, prune
-from prefold.convert.experiment.trace import first_tensor, hooks, run_until, stop
+from prefold.convert.model.skeleton import (
+    Stack,
+    build_on_meta,
+    find_stack,
+    find_stacks,
+    first_to_run,
+    materialize,
+    prune,
+)
 
 IDS = torch.arange(16).view(2, 8) + 20
 

@@ -9,11 +9,10 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from prefold.convert import UnsupportedModel
-
-from prefold.convert.model import filling
 from prefold.convert.fold.meter import metered
-from prefold.convert.study import Study, Wanted, study_model
+from prefold.convert.model import filling
 from prefold.convert.model.thin_products import ThinProducts, mark
+from prefold.convert.study import Study, Wanted, study_model
 from tests.conftest import SHAPES, auto_class, small_config
 
 SIZES = st.integers(1, 40)

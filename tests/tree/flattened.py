@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from prefold.tree.blocks import Stretch, make_blocks
+from prefold.tree.cache.blocks import Stretch, make_blocks
 
 Found = tuple[np.ndarray, np.ndarray]
 
@@ -106,9 +106,9 @@ def _sees(case: Case, stretch: Stretch, at: int, end: int) -> bool:
 
 def by_triton(case: Case) -> Found:
     """Attend by the kernels, on a GPU where there is one."""
-    from prefold.tree.masks import Window
-    from prefold.tree.partial import Scoring
-    from prefold.tree.triton_attention import attend_pools
+    from prefold.tree.cache.masks import Window
+    from prefold.tree.cache.partial import Scoring
+    from prefold.tree.cache.triton_attention import attend_pools
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     query, pools = case.tensors()
@@ -130,7 +130,7 @@ def by_triton(case: Case) -> Found:
 
 def interprets() -> bool:
     """Return whether kernels are interpreted in this process."""
-    from prefold.tree import triton_attention
+    from prefold.tree.cache import triton_attention
 
     return triton_attention._INTERPRETED
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefold.tree import partial
-from prefold.tree.masks import Window
-from prefold.tree.merge import add_sinks, merge
-from prefold.tree.partial import Partial, Scoring, attend, attend_causally
+from prefold.tree.cache import partial
+from prefold.tree.cache.masks import Window
+from prefold.tree.cache.merge import add_sinks, merge
+from prefold.tree.cache.partial import Partial, Scoring, attend, attend_causally
 
 _NONE = float("-inf")
 

@@ -73,7 +73,7 @@ def test_a_tree_twelve_deep_is_exact(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["own heads", "windows in some layers"])
 def test_long_segments_go_on_in_new_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefold.tree.live.MOVABLE", 8)
+    monkeypatch.setattr("prefold.tree.cache.live.MOVABLE", 8)
     grove = Grove(_model(kind), seed=4, page_tokens=2)
     grove.plant([11])
     grove.choose([0, 0])

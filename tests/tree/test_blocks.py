@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefold.tree import count_rows, few_shot, replay
-from prefold.tree.blocks import Blocks, Stretch, make_blocks
-from prefold.tree.segments import depth_first
+from prefold.tree.cache.blocks import Blocks, Stretch, make_blocks
+from prefold.tree.count.segments import depth_first
 from tests.tree.flattened import Case, flattened
 from tests.tree.flattened import few_shot as branches_of
 from tests.tree.growing import trees

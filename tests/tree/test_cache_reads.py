@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers.masking_utils import causal_mask_function
 
+from benchmarks.course import course
 from prefold.tree import Attention, Tree, TreeCache, beam, count_trees, few_shot, n_best, open_trees
-from prefold.tree.attention import tree_attention
-from prefold.tree.course import course
-from prefold.tree.masks import TreeMask
+from prefold.tree.cache.attention import tree_attention
+from prefold.tree.cache.masks import TreeMask
 
 _DATA = Path(__file__).parent / "data"
 _HEADS, _KV_HEADS, _WIDTH, _LAYERS = 4, 2, 8, 2

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefold.tree.blocks import make_blocks
-from prefold.tree.flex_attention import flex_attention, tree_mask
-from prefold.tree.masks import Window
-from prefold.tree.partial import Scoring
+from benchmarks.flex_attention import flex_attention, tree_mask
+from prefold.tree.cache.blocks import make_blocks
+from prefold.tree.cache.masks import Window
+from prefold.tree.cache.partial import Scoring
 from tests.tree.flattened import Case, Found, assert_equal, few_shot, flattened, naive
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from prefold.tree import SCHEMES, TreeError, beam, count_trees, few_shot, make_tree
-from prefold.tree.over_time import over_time
-from prefold.tree.picture import picture, require_picture, write_picture
+from prefold.tree.count.over_time import over_time
+from prefold.tree.count.picture import picture, require_picture, write_picture
 from tests.tree.growing import LLAMA3_8B
 
 SVG = "{http://www.w3.org/2000/svg}"

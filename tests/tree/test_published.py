@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from prefold.tree import Attention, Counted, Tree, count_trees, few_shot, read_accepted, read_trees, speculative
-from prefold.tree.reads import dense_parts
+from prefold.tree.count.reads import dense_parts
 from tests.tree.growing import DATA, LLAMA3_8B
 
 MODELS = {

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from prefold.tree import Tree, TreeError, beam, few_shot, make_tree, n_best, open_trees, speculative
-from prefold.tree.accepted import refill
+from prefold.tree.count.accepted import refill
 from tests.tree.growing import DATA
 
 

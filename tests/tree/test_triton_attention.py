@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefold.tree.blocks import Stretch
+from prefold.tree.cache.blocks import Stretch
 from tests.tree import flattened as flat
 from tests.tree.flattened import Case, Found, assert_equal, few_shot, naive
 

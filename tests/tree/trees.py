@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from prefold.tree.cache import TreeCache
+from prefold.tree.cache.tree_cache import TreeCache
 from tests.conftest import SHAPES, VOCABULARY, random_model, small_config
 
 NAME = "prefold_tree"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefold.convert.fold.layout import Column, Cut
 from prefold.convert.checkpoint.files import CONFIG, INDEX, RUNTIME, TABLE
-from prefold.convert.fold.section import read_cuts
 from prefold.convert.checkpoint.safetensors_file import read_header
+from prefold.convert.fold.layout import Column, Cut
+from prefold.convert.fold.section import read_cuts
 from prefold.convert.fold.table import table_rows
 from prefold.verify.structure import sha256
 from tests.conftest import load

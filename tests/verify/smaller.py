@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.encoding import Slice
 from prefold.convert.checkpoint.files import CONFIG, TABLE
 from prefold.convert.checkpoint.safetensors_file import read_header
+from prefold.convert.fold.encoding import Slice
+from prefold.convert.fold.layout import Cut
 from prefold.verify import Verification, verify_checkpoint
 from prefold.verify.encoded import is_padding, numbers_of
 from prefold.verify.rows import RowCount, measure_rows

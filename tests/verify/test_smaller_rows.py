@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prefold.convert.checkpoint.files import CONFIG
-from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.checkpoint.source import open_source
+from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.study import study_model
 from prefold.verify.claims import claimed_fold
 from prefold.verify.metering import measure_reads

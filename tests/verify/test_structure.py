@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from prefold.convert.checkpoint.files import CARD, REPORT, RUNTIMES
-from prefold.convert.write import folded_config
-from prefold.convert.prepare import prepare
 from prefold.convert.checkpoint.source import open_folder, open_source
+from prefold.convert.prepare import prepare
 from prefold.convert.study import Wanted
+from prefold.convert.write import folded_config
 from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals
 from tests.verify import faults
 from tests.verify.conftest import Pair

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from prefold.tree.cache_errors import WrongAttention
-from prefold.tree.masks import NAME
+from prefold.tree.cache.errors import WrongAttention
+from prefold.tree.cache.masks import NAME
 
 if TYPE_CHECKING:
-    from prefold.tree.cache import TreeCache
+    from prefold.tree.cache.tree_cache import TreeCache
 
 MESSAGE = (
     f"TreeCache needs attn_implementation='{NAME}', and a model that hands its cached keys and values to transformers'"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from prefold.tree.partial import Partial, wide
+from prefold.tree.cache.partial import Partial, wide
 
 
 def merge(parts: Sequence[Partial], index: torch.Tensor | None) -> Partial:

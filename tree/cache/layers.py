@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from prefold.tree.live import Move
-from prefold.tree.pages import Pages
+from prefold.tree.cache.live import Move
+from prefold.tree.cache.pages import Pages
 
 Tensors = tuple[torch.Tensor, torch.Tensor]
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefold.tree.count.over_time import OverTime, Series, over_time
+from prefold.tree.count.reads import Counted
 from prefold.tree.errors import TreeError
-from prefold.tree.over_time import OverTime, Series, over_time
-from prefold.tree.reads import Counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

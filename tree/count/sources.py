@@ -4,11 +4,11 @@ from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
 
-from prefold.tree.accepted import read_accepted, speculative
+from prefold.tree.count.accepted import read_accepted, speculative
+from prefold.tree.count.files import Forest, read_trees
+from prefold.tree.count.generators import beam, few_shot, n_best
+from prefold.tree.count.segments import Tree
 from prefold.tree.errors import TreeError, UnknownName
-from prefold.tree.files import Forest, read_trees
-from prefold.tree.generators import beam, few_shot, n_best
-from prefold.tree.segments import Tree
 
 
 def _replayed(file: Path, size: int, prompt: int, cap: int, dataset: str = "APPS", index: int = 0) -> Tree:

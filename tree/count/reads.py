@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from prefold.tree.schemes import Counts, Scheme, count_rows, find_schemes
-from prefold.tree.segments import Tree
-from prefold.tree.timeline import replay
+from prefold.tree.count.schemes import Counts, Scheme, count_rows, find_schemes
+from prefold.tree.count.segments import Tree
+from prefold.tree.count.timeline import replay
 
 _PARTIAL = 4  # bytes of a value of a partial output, which are fp32
 

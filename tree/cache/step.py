@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from prefold.tree.grouping import Work, depth_first, make_work
-from prefold.tree.layers import LayerStore
-from prefold.tree.live import Live, Move
-from prefold.tree.masks import Window
+from prefold.tree.cache.grouping import Work, depth_first, make_work
+from prefold.tree.cache.layers import LayerStore
+from prefold.tree.cache.live import Live, Move
+from prefold.tree.cache.masks import Window
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
-from prefold.tree.segments import Tree
+from prefold.tree.count.segments import Tree
 
 
 def course(tree: Tree) -> Iterator[list[int]]:

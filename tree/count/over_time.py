@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from prefold.tree.reads import Counted, reads_of
+from prefold.tree.count.reads import Counted, reads_of
 
 Series = NDArray[np.float64]
 

@@ -6,9 +6,9 @@ from random import Random
 
 import numpy as np
 
+from prefold.tree.count.files import read_object
+from prefold.tree.count.segments import Tree
 from prefold.tree.errors import TreeError, UnknownName
-from prefold.tree.files import read_object
-from prefold.tree.segments import Tree
 
 _SEED = 0
 

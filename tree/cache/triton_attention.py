@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import triton
 
-from prefold.tree.blocks import BITS, Blocks, Pool
-from prefold.tree.masks import Window
-from prefold.tree.partial import Partial, Scoring
-from prefold.tree.triton_kernels import attend, merge
+from prefold.tree.cache.blocks import BITS, Blocks, Pool
+from prefold.tree.cache.masks import Window
+from prefold.tree.cache.partial import Partial, Scoring
+from prefold.tree.cache.triton_kernels import attend, merge
 
 _DOT = 16  # the least that a side of a product can be
 _ROWS, _MERGED = 128, 16
@@ -41,7 +41,7 @@ def make_launch(widest: int, value_bytes: int, stages: int = 2) -> Launch:
 
 
 def query_tile(heads: int, kv_heads: int, widest: int, value_bytes: int) -> int:
-    """Return how many queries :func:`prefold.tree.blocks.make_blocks` should put into a tile."""
+    """Return how many queries :func:`prefold.tree.cache.blocks.make_blocks` should put into a tile."""
     return min(BITS, max(1, make_launch(widest, value_bytes).rows // (heads // kv_heads)))
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from random import Random
 
+from prefold.tree.count.segments import Tree, make_tree
 from prefold.tree.errors import TreeError
-from prefold.tree.segments import Tree, make_tree
 
 
 def few_shot(prompt: int, branches: int, steps: int) -> Tree:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.nn.attention import flex_attention as flex
 
-from prefold.tree.blocks import BLOCK, Blocks
-from prefold.tree.masks import Window
-from prefold.tree.partial import Partial, Scoring
+from prefold.tree.cache.blocks import BLOCK, Blocks
+from prefold.tree.cache.masks import Window
+from prefold.tree.cache.partial import Partial, Scoring
 
 Mask = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefold.tree.count.segments import Tree, make_tree
 from prefold.tree.errors import TreeError
-from prefold.tree.segments import Tree, make_tree
 
 _COLUMNS = ("parent", "tokens", "birth", "end")
 # Keys that templates have and plain files have not.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefold.tree.segments import Integers, Tree, depth_first
+from prefold.tree.count.segments import Integers, Tree, depth_first
 
 _ROWS, _CELLS = 1 << 17, 1 << 20  # written out at a time: few enough for a processor's cache
 

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import torch
 
-from prefold.tree.live import Live
-from prefold.tree.masks import Window
+from prefold.tree.cache.live import Live
+from prefold.tree.cache.masks import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Work:
 
     @cached_property
     def index(self) -> torch.Tensor | None:
-        """Pairs of each row, as :func:`prefold.tree.merge.merge` takes them."""
+        """Pairs of each row, as :func:`prefold.tree.cache.merge.merge` takes them."""
         everyone = tuple(range(self.rows))
         if all(group.rows == everyone and group.mask is None for group in self.groups):
             return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prefold.tree.masks import Window
+from prefold.tree.cache.masks import Window
 
 Partial = tuple[torch.Tensor, torch.Tensor]
 # Scores that are held at one time: longer prompts are attended to in blocks of queries.

@@ -4,15 +4,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from prefold.tree.blocks import Blocks, Stretch, make_blocks
-from prefold.tree.grouping import spans_of, windowed
-from prefold.tree.layers import LayerStore
-from prefold.tree.masks import Window
-from prefold.tree.merge import add_sinks
-from prefold.tree.partial import Scoring
-from prefold.tree.states import Update
-from prefold.tree.step import Part
-from prefold.tree.triton_attention import attend_pools, query_tile
+from prefold.tree.cache.blocks import Blocks, Stretch, make_blocks
+from prefold.tree.cache.grouping import spans_of, windowed
+from prefold.tree.cache.layers import LayerStore
+from prefold.tree.cache.masks import Window
+from prefold.tree.cache.merge import add_sinks
+from prefold.tree.cache.partial import Scoring
+from prefold.tree.cache.states import Update
+from prefold.tree.cache.step import Part
+from prefold.tree.cache.triton_attention import attend_pools, query_tile
 
 _Key = tuple[Window | None, torch.device, int]
 _Prepared = tuple[Blocks, torch.Tensor | None]

@@ -1,0 +1,1 @@
+"""What attention over a tree reads, counted; needs NumPy alone."""
