@@ -22,10 +22,10 @@ from benchmarks.collectives_page import Row, render
 from benchmarks.collectives_task import Model, Task
 from benchmarks.plan_page import write_section
 from prefold.plan.attention import SHARDINGS, Sharding, moves
-from prefold.plan.hardware import Mesh
+from prefold.plan.chip.hardware import Mesh
 from prefold.plan.layouts import LAYOUTS, Collective, Layout, collectives
+from prefold.plan.model.shape import Shape
 from prefold.plan.parts import all_parts, look_up
-from prefold.plan.shape import Shape
 from prefold.plan.workload import bytes_of
 
 __all__ = ["measure", "render"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.pope2022_figures import CUBE, E, F, figure_6, multihead, read_off
 from benchmarks.pope2022_rows import LAYOUTS, TABLES, Row, lines, shape_of
 from prefold.plan.calibration import Factors, Measurement, fit
-from prefold.plan.chips import find_chip
+from prefold.plan.chip.chips import find_chip
 from prefold.plan.estimate import Estimate, plan_layouts
 from prefold.plan.layouts import Layout, crossover, ffn
 from prefold.plan.memory import max_context

@@ -10,11 +10,11 @@ from benchmarks.pope2022_rows import DATA, FIGURES, LAYOUTS, MESHES, shape_of
 from prefold.plan.attention import Sharding
 from prefold.plan.calibration import Measurement
 from prefold.plan.case import Case
-from prefold.plan.chips import find_chip
+from prefold.plan.chip.chips import find_chip
+from prefold.plan.chip.hardware import Mesh
 from prefold.plan.estimate import mfu
-from prefold.plan.hardware import Mesh
 from prefold.plan.layouts import collectives, ffn, volume
-from prefold.plan.shape import Shape
+from prefold.plan.model.shape import Shape
 from prefold.plan.terms import terms_of
 from prefold.plan.workload import Phase, Workload
 

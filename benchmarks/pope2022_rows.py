@@ -8,12 +8,12 @@ from pathlib import Path
 from prefold.plan.attention import Sharding
 from prefold.plan.calibration import Measurement
 from prefold.plan.case import Case
-from prefold.plan.chips import find_chip
+from prefold.plan.chip.chips import find_chip
+from prefold.plan.chip.hardware import Mesh
 from prefold.plan.estimate import mfu
-from prefold.plan.hardware import Mesh
 from prefold.plan.layouts import Layout
-from prefold.plan.shape import Shape
-from prefold.plan.shapes import find_shape
+from prefold.plan.model.shape import Shape
+from prefold.plan.model.shapes import find_shape
 from prefold.plan.terms import terms_of
 from prefold.plan.workload import Phase, Workload
 

@@ -20,7 +20,7 @@ def archs(
 
     Example: `prefold archs gemma`
     """
-    from prefold.cli.show import say, show_coverage, show_json
+    from prefold.cli.show.show import say, show_coverage, show_json
 
     measured: dict[str, dict[str, Any]] = json.loads(files("prefold.cli").joinpath("coverage.json").read_text())
     tasks = list(dict.fromkeys(result["task"] for result in measured.values()))

@@ -72,8 +72,8 @@ def convert(
     if verify:
         shared_server()  # what it imports, it imports while this process does
     from prefold.cli.memory import limited_memory
-    from prefold.cli.progress import ShownWatch
-    from prefold.cli.show import byte_bars, note
+    from prefold.cli.show.progress import ShownWatch
+    from prefold.cli.show.show import byte_bars, note
     from prefold.convert import Options, convert_checkpoint, open_repository, require_publishable, upload
     from prefold.verify import require_verified
 
@@ -108,7 +108,7 @@ def convert(
 
 
 def _tell(conversion: "Conversion", uploaded: str | None, *, as_json: bool) -> None:
-    from prefold.cli.show import note, say, show_inspection, show_json, show_verification
+    from prefold.cli.show.show import note, say, show_inspection, show_json, show_verification
     from prefold.verify import Verification
 
     if as_json:

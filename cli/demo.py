@@ -23,7 +23,7 @@ def demo(
     from prefold.verify import shared_server
 
     shared_server()  # what it imports, it imports while this process does
-    from prefold.cli.show import show_json
+    from prefold.cli.show.show import show_json
 
     with tempfile.TemporaryDirectory(prefix="prefold-demo-") as scratch:
         figures = _run(out or Path(scratch) / "folded", force=force, quiet=as_json)
@@ -32,8 +32,8 @@ def demo(
 
 
 def _run(out: Path, *, force: bool, quiet: bool) -> dict[str, object]:
-    from prefold.cli.progress import ShownWatch
-    from prefold.cli.show import byte_bars, say, show_inspection, show_verification
+    from prefold.cli.show.progress import ShownWatch
+    from prefold.cli.show.show import byte_bars, say, show_inspection, show_verification
     from prefold.convert import Options, convert_checkpoint
     from prefold.convert.fold.first_layer import quiet_loading
     from prefold.demo import CHECKPOINT

@@ -18,8 +18,8 @@ def hardware(
 
     Example: `prefold hardware tpu-v4`
     """
-    from prefold.cli.show import show_json
-    from prefold.cli.show_catalogue import chip_json, show_chip, show_chips
+    from prefold.cli.show.catalogue import chip_json, show_chip, show_chips
+    from prefold.cli.show.show import show_json
     from prefold.plan import catalogue
 
     if name:

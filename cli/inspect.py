@@ -42,7 +42,7 @@ def inspect(
 
     Example: `prefold inspect EleutherAI/pythia-70m`
     """
-    from prefold.cli.show import show_inspection, show_json
+    from prefold.cli.show.show import show_inspection, show_json
     from prefold.convert import inspect_checkpoint
 
     inspection = inspect_checkpoint(

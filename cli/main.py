@@ -16,7 +16,7 @@ from prefold.cli.hardware import hardware
 from prefold.cli.inspect import inspect
 from prefold.cli.plan import plan
 from prefold.cli.shapes import shapes
-from prefold.cli.show import printable
+from prefold.cli.show.show import printable
 from prefold.cli.tree import tree
 from prefold.cli.verify import verify
 

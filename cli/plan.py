@@ -79,7 +79,7 @@ def plan(
     from prefold.plan.fold import table_for
 
     if plot:
-        from prefold.plan.plots import require_plot
+        from prefold.plan.page.plots import require_plot
 
         require_plot(plot)
     target = parse_target(latency_target, max_cost)
@@ -98,15 +98,15 @@ def plan(
 
 
 def _tell(advice: "Advice", plot: Path | None, *, as_json: bool) -> None:
-    from prefold.cli.show import note, show_json
-    from prefold.cli.show_plan import show_advice
+    from prefold.cli.show.plan import show_advice
+    from prefold.cli.show.show import note, show_json
 
     if as_json:
         show_json(advice.as_json())
     else:
         show_advice(advice)
     if plot:
-        from prefold.plan.page import write_plot
+        from prefold.plan.page.page import write_plot
 
         write_plot(advice, plot)
         note(f"drawn as {plot}")

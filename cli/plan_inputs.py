@@ -21,7 +21,7 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
     if not _is_checkpoint(model):
         return _assumed(find_shape(model), gated, parallel)
     from prefold.convert.checkpoint.source import open_config
-    from prefold.plan.config import shape_from_config
+    from prefold.plan.model.config import shape_from_config
 
     opened = open_config(model, revision)
     config = opened.config
@@ -51,7 +51,7 @@ def _assumed(shape: "Shape", gated: bool | None, parallel: bool | None) -> "Shap
 
 def _tried(model: str, revision: str | None) -> tuple[bool | None, int | None]:
     """Whether the experiment finds an FFN that folds, as in a parallel block, and the parameters of its skeleton."""
-    from prefold.cli.show import note
+    from prefold.cli.show.show import note
     from prefold.convert import inspect_checkpoint
 
     inspection = inspect_checkpoint(model, revision=revision)
@@ -68,7 +68,7 @@ def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | Non
     ``refresh`` measures this machine again.
     """
     from prefold.plan import find_chip
-    from prefold.plan.this_machine import NAME, this_machine
+    from prefold.plan.chip.this_machine import NAME, this_machine
 
     if name.lower() == NAME:
         return this_machine(refresh=refresh)

@@ -22,8 +22,8 @@ def shapes(
 
     Example: `prefold shapes palm-540b`
     """
-    from prefold.cli.show import show_json
-    from prefold.cli.show_catalogue import shape_json, show_shape, show_shapes
+    from prefold.cli.show.catalogue import shape_json, show_shape, show_shapes
+    from prefold.cli.show.show import show_json
     from prefold.plan import presets
 
     if model:

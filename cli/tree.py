@@ -71,7 +71,7 @@ def count(
     """
     from dataclasses import replace
 
-    from prefold.cli.show import note
+    from prefold.cli.show.show import note
     from prefold.tree import count_trees, open_trees
 
     if plot:
@@ -102,8 +102,8 @@ def _attention(model: str, revision: str | None) -> "Attention":
 
 
 def _tell(forest: "Forest", model: str, counted: "Counted", plot: Path | None, *, as_json: bool) -> None:
-    from prefold.cli.show import note, show_json
-    from prefold.cli.show_tree import show_counted, tree_json
+    from prefold.cli.show.show import note, show_json
+    from prefold.cli.show.tree import show_counted, tree_json
 
     if as_json:
         show_json(tree_json(forest, model, counted))

@@ -44,7 +44,7 @@ def run(
     Example: `prefold tree run EleutherAI/pythia-70m --prompt-file prompt.txt --branches 16 --max-new-tokens 100`
     """
     wanted = parse_dtype(dtype)
-    from prefold.cli.show import note, show_json
+    from prefold.cli.show.show import note, show_json
     from prefold.convert.checkpoint.source import open_source
     from prefold.tree.cache.sampling import Asked, sample_plain, sample_tree
 
@@ -175,7 +175,7 @@ def _cost(sampled: "Sampled") -> dict[str, Any]:
 def _show(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from prefold.cli.show import out, say
+    from prefold.cli.show.show import out, say
 
     for number, each in enumerate(figures["continuations"], 1):
         said = each["text"] if each["text"] is not None else " ".join(map(str, each["tokens"]))

@@ -34,7 +34,7 @@ def verify(
 
     if not isolated:
         shared_server()  # what it imports, it imports while this process does
-    from prefold.cli.show import note, say, show_json, show_verification
+    from prefold.cli.show.show import note, say, show_json, show_verification
     from prefold.verify import read_prompts, verify_checkpoint, write_report
 
     verification = verify_checkpoint(

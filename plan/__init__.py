@@ -3,18 +3,18 @@
 from prefold.plan.advice import Advice, advise
 from prefold.plan.calibration import Factors, Measurement, factors_of, fit
 from prefold.plan.case import Case
-from prefold.plan.chips import catalogue, find_chip
-from prefold.plan.config import shape_from_config
+from prefold.plan.chip.chips import catalogue, find_chip
+from prefold.plan.chip.hardware import Chip, Mesh
+from prefold.plan.chip.meshes import mesh_of, parse_mesh
 from prefold.plan.errors import Infeasible, PlanError, UnknownName
 from prefold.plan.estimate import Estimate, Plan, mfu, plan_layouts
 from prefold.plan.fold import Fold, break_even_batch, row_width, table_for
-from prefold.plan.hardware import Chip, Mesh
 from prefold.plan.levers import Lever, rank_levers, verdict
 from prefold.plan.memory import Memory, context_left, max_context
-from prefold.plan.meshes import mesh_of, parse_mesh
-from prefold.plan.page import write_plot
-from prefold.plan.shape import Experts, Latent, Shape
-from prefold.plan.shapes import find_shape, presets
+from prefold.plan.model.config import shape_from_config
+from prefold.plan.model.shape import Experts, Latent, Shape
+from prefold.plan.model.shapes import find_shape, presets
+from prefold.plan.page.page import write_plot
 from prefold.plan.sweep import Space, Target, pareto
 from prefold.plan.terms import Terms, terms_of
 from prefold.plan.workload import Workload

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefold.plan.attention import Sharding, Ways, moves, require_sequences, ways
+from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.fold import Fold, Placement
-from prefold.plan.hardware import Chip, Mesh
 from prefold.plan.layouts import Collective, Layout, collectives, require_batch
+from prefold.plan.model.shape import Shape
 from prefold.plan.parts import all_parts, look_up
-from prefold.plan.shape import Shape
 from prefold.plan.workload import Workload
 
 

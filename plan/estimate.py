@@ -11,12 +11,12 @@ from typing import Any
 from prefold.plan.attention import shardings
 from prefold.plan.calibration import Factors, factors_of
 from prefold.plan.case import Case
+from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.errors import Infeasible
 from prefold.plan.fold import Fold
-from prefold.plan.hardware import Chip, Mesh
 from prefold.plan.layouts import distinct
 from prefold.plan.memory import Memory, memory_of
-from prefold.plan.shape import Shape
+from prefold.plan.model.shape import Shape
 from prefold.plan.terms import Terms, ffn_bytes, terms_of
 from prefold.plan.workload import Workload
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from prefold.plan.errors import PlanError
-from prefold.plan.shape import Shape
+from prefold.plan.model.shape import Shape
 from prefold.plan.workload import Workload, bytes_of
 
 Placement = Literal["device", "host", "disk"]

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from prefold.plan.attention import Sharding, Ways, kv_bytes, kv_width_per_chip, ways
 from prefold.plan.case import Case
+from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.fold import table_bytes, weights_gone
-from prefold.plan.hardware import Chip, Mesh
 from prefold.plan.layouts import STATIONARY, Layout
+from prefold.plan.model.shape import Shape
 from prefold.plan.parts import all_parts
-from prefold.plan.shape import Shape
 from prefold.plan.workload import bytes_of
 
 

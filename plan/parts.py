@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
+from prefold.plan.chip.hardware import Mesh
 from prefold.plan.fold import attention_columns
-from prefold.plan.hardware import Mesh
 from prefold.plan.layouts import Collective, Layout, Part, ffn, first, gathered_axes, rest_axes
-from prefold.plan.shape import Shape
+from prefold.plan.model.shape import Shape
 
 
 def attention_part(shape: Shape, *, by_head: bool = False) -> Part:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 
 from prefold.plan.calibration import Factors
+from prefold.plan.chip.hardware import Chip, Mesh
+from prefold.plan.chip.meshes import mesh_of
 from prefold.plan.errors import Infeasible, PlanError
 from prefold.plan.estimate import Estimate, plan_layouts
-from prefold.plan.hardware import Chip, Mesh
-from prefold.plan.meshes import mesh_of
-from prefold.plan.shape import Shape
+from prefold.plan.model.shape import Shape
 from prefold.plan.units import spell_bytes, spell_seconds
 from prefold.plan.workload import Workload
 

@@ -28,7 +28,7 @@ class ForkServer:
         self.process_id = os.getpid()
         with there:
             self._server = subprocess.Popen(
-                [sys.executable, "-P", "-m", "prefold.verify.server", str(there.fileno())],
+                [sys.executable, "-P", "-m", "prefold.verify.probe.server", str(there.fileno())],
                 env=os.environ | {"HF_HUB_OFFLINE": "1"},
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from prefold.convert.errors import PrefoldError
 from prefold.verify.forking import ForkServer, shared_server, surroundings
-from prefold.verify.job import Job
+from prefold.verify.probe.job import Job
 
 
 class ProbeFailed(PrefoldError):

@@ -9,7 +9,7 @@ import torch
 from prefold.convert.fold.reads import Census, count_reads
 from prefold.verify.checks import Outcome, not_run
 from prefold.verify.compare import Distance, distance
-from prefold.verify.job import READ_BATCHES, WIDE
+from prefold.verify.probe.job import READ_BATCHES, WIDE
 
 # A one-row product may sum in another order than the many-row product that made the table: always in fp32, in 3e-4 of
 # the values in bf16. What that does to logits is bounded by what it does to the source itself.

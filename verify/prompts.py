@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from prefold.convert.errors import ModelFailed, UsageError, model_code
 from prefold.convert.fold.first_layer import quiet_loading
-from prefold.verify.job import SAID_VALUES
 from prefold.verify.passages import PASSAGES
+from prefold.verify.probe.job import SAID_VALUES
 
 TEXTS = (
     "In the beginning there was a small town by the sea, and in the town",

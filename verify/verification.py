@@ -18,14 +18,14 @@ from prefold.convert.fold.quantized import method_of, require_loadable
 from prefold.convert.prepare import Prepared, prepare
 from prefold.convert.study import AUTO, Study
 from prefold.convert.write import folded_config, runtime_code
-from prefold.verify.apart import first_apart
 from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
 from prefold.verify.claims import claimed_fold, claimed_placement
 from prefold.verify.divergence import check_divergence, other_width
-from prefold.verify.job import NEW_TOKENS, Job
 from prefold.verify.measuring import Measured, ProbeFailed, measure
-from prefold.verify.metering import check_packed_reads, is_packed
 from prefold.verify.outputs import check_greedy, check_logits, check_reads, check_rows, check_speed
+from prefold.verify.probe.apart import first_apart
+from prefold.verify.probe.job import NEW_TOKENS, Job
+from prefold.verify.probe.metering import check_packed_reads, is_packed
 from prefold.verify.prompts import LONGEST, LONGEST_PASSAGE, token_passages, token_prompts
 from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals, told
 

@@ -15,9 +15,9 @@ from benchmarks.collectives import CUBE, LONG, MODELS, SPLITS, formula, measure,
 from benchmarks.collectives_ledger import Ledger
 from benchmarks.collectives_task import Task
 from prefold.plan.case import Case
-from prefold.plan.chips import find_chip
+from prefold.plan.chip.chips import find_chip
+from prefold.plan.chip.hardware import Mesh
 from prefold.plan.fold import Fold
-from prefold.plan.hardware import Mesh
 from prefold.plan.terms import layer_bytes
 from prefold.plan.workload import Workload
 from tests.conftest import asked_for, some

@@ -19,7 +19,7 @@ from benchmarks.gpu.exact import cases, ulps
 from benchmarks.gpu.forest import FORESTS, forest, path_tokens
 from benchmarks.gpu.layers import Layers, Work
 from benchmarks.gpu.timed import attempt
-from prefold.plan.rates import Rates, here
+from prefold.plan.chip.rates import Rates, here
 from tests.tree.flattened import interpreter
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 """Plots of characters."""
 
-from prefold.cli.text_plot import Axis, Dot, curve, draw
+from prefold.cli.show.text_plot import Axis, Dot, curve, draw
 
 
 def spell(value: float) -> str:

@@ -16,7 +16,7 @@ from prefold.convert.checkpoint.files import CONFIG, SINGLE
 from prefold.convert.fold.quantized import require_token_pure
 from prefold.convert.study import study_model
 from prefold.verify import verify_checkpoint
-from prefold.verify.metering import check_packed_reads
+from prefold.verify.probe.metering import check_packed_reads
 from tests.conftest import Checkpoint, load, random_model, small_config, tokens
 from tests.convert.quantizing import awq, fp8, gptq, mxfp4, rewrite
 

@@ -16,10 +16,10 @@ from prefold.plan.attention import (
     shardings,
     ways,
 )
+from prefold.plan.chip.hardware import Mesh
 from prefold.plan.errors import Infeasible, PlanError, UnknownName
-from prefold.plan.hardware import Mesh
 from prefold.plan.layouts import LAYOUTS
-from prefold.plan.shapes import find_shape
+from prefold.plan.model.shapes import find_shape
 from prefold.plan.workload import Workload
 
 CUBE = Mesh(4, 4, 4)

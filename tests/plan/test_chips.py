@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefold.plan.chips import catalogue, find_chip, parse_chips, read_chips
+from prefold.plan.chip.chips import catalogue, find_chip, parse_chips, read_chips
+from prefold.plan.chip.hardware import Chip, Mesh
+from prefold.plan.chip.meshes import cubic_mesh, mesh_of, parse_mesh
 from prefold.plan.errors import Infeasible, PlanError, UnknownName
-from prefold.plan.hardware import Chip, Mesh
-from prefold.plan.meshes import cubic_mesh, mesh_of, parse_mesh
 from prefold.plan.units import parse_quantity
 
 MINE = """
@@ -102,7 +102,7 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path):
 
 
 def test_the_catalogue_is_in_the_format_of_a_file_of_ones_own():
-    file = Path(__file__).parents[2] / "plan" / "hardware.toml"
+    file = Path(__file__).parents[2] / "plan" / "chip" / "hardware.toml"
     assert read_chips(file) == catalogue()
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, PreTrainedConfig
 
-from prefold.plan.config import shape_from_config
 from prefold.plan.errors import PlanError
-from prefold.plan.shape import Shape
-from prefold.plan.shapes import find_shape, presets
+from prefold.plan.model.config import shape_from_config
+from prefold.plan.model.shape import Shape
+from prefold.plan.model.shapes import find_shape, presets
 from tests.conftest import auto_class, small_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"

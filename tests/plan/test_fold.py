@@ -19,8 +19,8 @@ from prefold.plan.fold import (
     table_bytes,
     weights_gone,
 )
-from prefold.plan.shape import Experts, Shape
-from prefold.plan.shapes import find_shape
+from prefold.plan.model.shape import Experts, Shape
+from prefold.plan.model.shapes import find_shape
 
 PYTHIA, MISTRAL = find_shape("pythia-6.9b"), find_shape("mistral-7b")
 # The paper's hypothetical one.

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefold.plan.chip.hardware import Mesh
 from prefold.plan.errors import Infeasible, UnknownName
-from prefold.plan.hardware import Mesh
 from prefold.plan.layouts import (
     LAYOUTS,
     Collective,
@@ -22,8 +22,8 @@ from prefold.plan.layouts import (
     require_batch,
     volume,
 )
+from prefold.plan.model.shapes import find_shape
 from prefold.plan.parts import all_parts, layer_parts, look_up
-from prefold.plan.shapes import find_shape
 
 E, F = 16384, 65536
 CUBE = Mesh(4, 4, 4)

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefold.plan.case import Case
-from prefold.plan.chips import find_chip
+from prefold.plan.chip.chips import find_chip
+from prefold.plan.chip.hardware import Mesh
 from prefold.plan.fold import Fold, table_bytes, weights_gone
-from prefold.plan.hardware import Mesh
 from prefold.plan.layouts import LAYOUTS
 from prefold.plan.memory import context_left, max_context, memory_of
-from prefold.plan.shapes import find_shape
+from prefold.plan.model.shapes import find_shape
 from prefold.plan.workload import Workload
 
 ONE, CUBE = Mesh(1, 1, 1), Mesh(4, 4, 4)

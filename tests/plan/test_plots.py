@@ -10,10 +10,10 @@ import pytest
 
 from prefold.plan import PlanError, Workload, find_chip, find_shape
 from prefold.plan.advice import advise
-from prefold.plan.page import page, write_plot
-from prefold.plan.plots import picture, require_plot
+from prefold.plan.page.page import page, write_plot
+from prefold.plan.page.plots import picture, require_plot
+from prefold.plan.page.tables import about, layouts_table, levers_table, points_table, source_and_folded
 from prefold.plan.sweep import Space, Target, batches, meshes
-from prefold.plan.tables import about, layouts_table, levers_table, points_table, source_and_folded
 
 SVG = "{http://www.w3.org/2000/svg}"
 

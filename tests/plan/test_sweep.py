@@ -8,7 +8,7 @@ import pytest
 
 from prefold.plan import Fold, Infeasible, Mesh, PlanError, Workload, find_chip, find_shape, presets
 from prefold.plan.advice import advise, table_for
-from prefold.plan.roofline import intensity, reached, roof_of
+from prefold.plan.page.roofline import intensity, reached, roof_of
 from prefold.plan.sweep import LARGEST, Space, Target, batches, fewest, meshes, pareto
 from prefold.plan.units import spell_bytes, spell_seconds, spell_weights
 

@@ -13,8 +13,8 @@ from prefold.convert.checkpoint.safetensors_file import read_header
 from prefold.convert.fold.encoding import Slice
 from prefold.convert.fold.layout import Cut
 from prefold.verify import Verification, verify_checkpoint
-from prefold.verify.encoded import is_padding, numbers_of
-from prefold.verify.rows import RowCount, measure_rows
+from prefold.verify.probe.encoded import is_padding, numbers_of
+from prefold.verify.probe.rows import RowCount, measure_rows
 from prefold.verify.structure import sha256
 from tests.conftest import load
 from tests.verify import faults

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefold.verify.apart import first_apart, sketches
+from prefold.verify.probe.apart import first_apart, sketches
 from tests.conftest import Checkpoint, load
 
 IDS = {"input_ids": torch.tensor([[3, 5, 7]])}

@@ -5,7 +5,7 @@ import torch
 
 from prefold.convert.fold.encoding import TABLE_DTYPES, Smaller, encoding_of
 from prefold.runtime.storage_prefold import decoded
-from prefold.verify.encoded import is_padding, numbers_of, steps, values_of
+from prefold.verify.probe.encoded import is_padding, numbers_of, steps, values_of
 
 KINDS = pytest.mark.parametrize("kind", TABLE_DTYPES.values(), ids=TABLE_DTYPES)
 

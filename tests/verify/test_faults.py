@@ -9,8 +9,8 @@ import torch
 
 from prefold.convert.checkpoint.files import CONFIG, RUNTIME, TABLE
 from prefold.verify import Verification, verify_checkpoint
-from prefold.verify.job import Job
-from prefold.verify.probe import load, measure_outputs
+from prefold.verify.probe.job import Job
+from prefold.verify.probe.probe import load, measure_outputs
 from prefold.verify.prompts import token_prompts
 from tests.verify import faults
 from tests.verify.conftest import Pair

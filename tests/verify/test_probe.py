@@ -14,10 +14,10 @@ import torch
 from prefold.convert.checkpoint.files import RUNTIME
 from prefold.convert.fold.table import table_rows
 from prefold.verify.forking import shared_server
-from prefold.verify.job import NEW_TOKENS, Job
 from prefold.verify.measuring import ProbeFailed, measure
-from prefold.verify.probe import left_padded
-from prefold.verify.rows import RowCount, measure_rows
+from prefold.verify.probe.job import NEW_TOKENS, Job
+from prefold.verify.probe.probe import left_padded
+from prefold.verify.probe.rows import RowCount, measure_rows
 from tests.conftest import load
 from tests.verify.conftest import Pair
 from tests.verify.faults import folded_cut

@@ -10,9 +10,9 @@ from prefold.convert.checkpoint.source import open_source
 from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.study import study_model
 from prefold.verify.claims import claimed_fold
-from prefold.verify.metering import measure_reads
 from prefold.verify.outputs import check_reads, check_rows
-from prefold.verify.rows import compare_tables
+from prefold.verify.probe.metering import measure_reads
+from prefold.verify.probe.rows import compare_tables
 from tests.conftest import exhaustive, load
 from tests.verify.conftest import MakeFolds, Pair
 from tests.verify.smaller import BF16, FP8, FP32, INT8, STORED, verified

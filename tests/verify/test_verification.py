@@ -10,7 +10,7 @@ import torch
 from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.checkpoint.files import REMOTE_RUNTIME
 from prefold.verify import Outcome, Verification, VerificationFailed, require_verified, verify_checkpoint, write_report
-from prefold.verify.job import NEW_TOKENS
+from prefold.verify.probe.job import NEW_TOKENS
 from prefold.verify.verification import ProbeFailed
 from tests.conftest import random_model, small_config
 from tests.verify.conftest import MakePair, Pair

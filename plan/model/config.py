@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from prefold.plan.errors import PlanError
-from prefold.plan.experts import experts_of
-from prefold.plan.fields import Fields, read_fields
-from prefold.plan.shape import Latent, Shape
+from prefold.plan.model.experts import experts_of
+from prefold.plan.model.fields import Fields, read_fields
+from prefold.plan.model.shape import Latent, Shape
 
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _LATENT = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")

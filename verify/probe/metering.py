@@ -14,7 +14,7 @@ from prefold.convert.fold.meter import Meter, metered
 from prefold.convert.fold.reads import Census
 from prefold.convert.model.inputs import whole_inputs
 from prefold.verify.checks import Outcome
-from prefold.verify.job import READ_BATCHES
+from prefold.verify.probe.job import READ_BATCHES
 
 
 def measure_reads(model: PreTrainedModel) -> dict[str, Meter]:

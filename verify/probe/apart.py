@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.experiment.trace import first_tensor, hooks
-from prefold.verify.job import WIDE
+from prefold.verify.probe.job import WIDE
 
 # Beyond this part of a module's output two sketches of it are of different tensors: rounding of the type, with room for
 # what a first layer makes of it.

@@ -18,10 +18,10 @@ from prefold.convert.adapter import merge_adapter
 from prefold.convert.checkpoint.source import open_folder
 from prefold.convert.fold.section import read_cuts
 from prefold.convert.model.inputs import accepted, encoder_output, whole_inputs
-from prefold.verify.apart import sketches
-from prefold.verify.job import SAID_VALUES, TOP, Job
-from prefold.verify.metering import measure_folded, measure_reads
-from prefold.verify.rows import compare_tables
+from prefold.verify.probe.apart import sketches
+from prefold.verify.probe.job import SAID_VALUES, TOP, Job
+from prefold.verify.probe.metering import measure_folded, measure_reads
+from prefold.verify.probe.rows import compare_tables
 
 _PAD = 0
 # Random texts, and their length: positions enough for a mean error to settle within a few per cent.

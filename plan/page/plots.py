@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefold.plan.advice import Advice
 from prefold.plan.errors import PlanError
 from prefold.plan.estimate import Estimate
-from prefold.plan.roofline import intensity, reached, roof_of
+from prefold.plan.page.roofline import intensity, reached, roof_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""The process that forks those that measure: ``python -m prefold.verify.server DESCRIPTOR``."""
+"""The process that forks those that measure: ``python -m prefold.verify.probe.server DESCRIPTOR``."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from safetensors.torch import save
 from transformers import dynamic_module_utils
 
-from prefold.verify.job import Job
-from prefold.verify.probe import measured
+from prefold.verify.probe.job import Job
+from prefold.verify.probe.probe import measured
 
 
 def serve(control: socket.socket) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from prefold.cli.show import out, say
-from prefold.cli.text_plot import Axis, Dot, Spell, draw
+from prefold.cli.show.show import out, say
+from prefold.cli.show.text_plot import Axis, Dot, Spell, draw
 from prefold.tree import Attention, Counted, Forest, Reads
 from prefold.tree.count.over_time import Series, over_time
 

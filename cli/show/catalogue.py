@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from prefold.cli.show import out, say
+from prefold.cli.show.show import out, say
 from prefold.plan import Chip, Shape, factors_of, row_width
 from prefold.plan.units import spell_bytes, spell_weights
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rich.progress import Progress, TaskID
 
-from prefold.cli.show import err, note
+from prefold.cli.show.show import err, note
 from prefold.convert import Inspection, Watch
 
 

@@ -6,12 +6,12 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from prefold.cli.show import out, say
-from prefold.cli.text_plot import Axis, Dot, curve, draw
+from prefold.cli.show.show import out, say
+from prefold.cli.show.text_plot import Axis, Dot, curve, draw
 from prefold.plan.advice import Advice
 from prefold.plan.estimate import Estimate
-from prefold.plan.roofline import intensity, reached, roof_of
-from prefold.plan.tables import (
+from prefold.plan.page.roofline import intensity, reached, roof_of
+from prefold.plan.page.tables import (
     Cells,
     about,
     choice_line,

@@ -1,7 +1,7 @@
 """The experts of a decoder, from the fields of its config."""
 
-from prefold.plan.fields import Fields
-from prefold.plan.shape import Experts
+from prefold.plan.model.fields import Fields
+from prefold.plan.model.shape import Experts
 
 _SHARED = ("n_shared_experts", "shared_expert_intermediate_size")
 

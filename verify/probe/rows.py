@@ -16,7 +16,7 @@ from prefold.convert.fold.linear import Linear
 from prefold.convert.fold.section import read_cuts
 from prefold.convert.fold.table import added_tensors, compute_rows
 from prefold.convert.write import circumstances
-from prefold.verify.encoded import is_padding, numbers_of, scales_of, steps, values_of
+from prefold.verify.probe.encoded import is_padding, numbers_of, scales_of, steps, values_of
 
 _ROWS_AT_ONCE = 512
 # Relative, and absolute as part of a column's largest value: torch.testing's for wide types; for 16 bits one unit in

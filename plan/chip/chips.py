@@ -6,17 +6,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prefold.plan.chip_faults import FIGURES, NEEDED, SOURCED, faults
+from prefold.plan.chip.chip_faults import FIGURES, NEEDED, SOURCED, faults
+from prefold.plan.chip.hardware import Chip
+from prefold.plan.chip.meshes import parse_mesh
 from prefold.plan.errors import PlanError, UnknownName
-from prefold.plan.hardware import Chip
-from prefold.plan.meshes import parse_mesh
 from prefold.plan.units import parse_quantity
 
 
 @cache
 def catalogue() -> dict[str, Chip]:
     """Return the chips that prefold knows, in their order."""
-    text = files("prefold.plan").joinpath("hardware.toml").read_text(encoding="utf-8")
+    text = files("prefold.plan.chip").joinpath("hardware.toml").read_text(encoding="utf-8")
     return parse_chips(text, "hardware.toml")
 
 

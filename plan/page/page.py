@@ -5,8 +5,8 @@ from html import escape
 from pathlib import Path
 
 from prefold.plan.advice import Advice
-from prefold.plan.plots import picture
-from prefold.plan.tables import (
+from prefold.plan.page.plots import picture
+from prefold.plan.page.tables import (
     Cells,
     about,
     choice_line,

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prefold.plan.calibration import Factors
-from prefold.plan.hardware import Chip
-from prefold.plan.rates import Rates, here, measure_rates
+from prefold.plan.chip.hardware import Chip
+from prefold.plan.chip.rates import Rates, here, measure_rates
 
 NAME = "this"
 # Of operations that run side by side the longest alone counts: one product reads and multiplies at the same time.

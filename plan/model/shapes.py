@@ -6,13 +6,13 @@ from importlib.resources import files
 from typing import Any
 
 from prefold.plan.errors import UnknownName
-from prefold.plan.shape import Experts, Latent, Shape
+from prefold.plan.model.shape import Experts, Latent, Shape
 
 
 @cache
 def presets() -> dict[str, Shape]:
     """Return the catalogue, in its order."""
-    tables = tomllib.loads(files("prefold.plan").joinpath("shapes.toml").read_text(encoding="utf-8"))
+    tables = tomllib.loads(files("prefold.plan.model").joinpath("shapes.toml").read_text(encoding="utf-8"))
     return {name: _shape(name, table) for name, table in tables.items()}
 
 

@@ -4,8 +4,8 @@ import re
 from itertools import product
 from math import isqrt
 
+from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.errors import Infeasible, PlanError
-from prefold.plan.hardware import Chip, Mesh
 
 _MESH = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})")
 

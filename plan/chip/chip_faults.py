@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from prefold.plan.chip.meshes import parse_mesh
 from prefold.plan.errors import PlanError
-from prefold.plan.meshes import parse_mesh
 from prefold.plan.units import Kind, parse_quantity
 
 FIGURES: dict[str, Kind] = {

@@ -1,0 +1,1 @@
+"""Chips: their catalogue, how they are connected, and the rates of this machine."""

@@ -1,0 +1,1 @@
+"""Models as the formulas see them: from a config, or a preset."""

@@ -1,0 +1,1 @@
+"""What a plan prints: tables, plots and pages."""

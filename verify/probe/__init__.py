@@ -1,0 +1,1 @@
+"""What measures one checkpoint in a process that has seen no other."""
