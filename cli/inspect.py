@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from prefold.cli.exit_codes import UNSUPPORTED
 from prefold.cli.options import (
     Cut,
     DType,
@@ -20,6 +19,7 @@ from prefold.cli.options import (
     parse_size,
     parse_table_dtype,
 )
+from prefold.common.errors import UNSUPPORTED
 
 
 def inspect(

@@ -11,7 +11,6 @@ import typer
 from prefold.cli.archs import archs
 from prefold.cli.convert import convert
 from prefold.cli.demo import demo
-from prefold.cli.exit_codes import explain
 from prefold.cli.hardware import hardware
 from prefold.cli.inspect import inspect
 from prefold.cli.plan import plan
@@ -19,6 +18,7 @@ from prefold.cli.shapes import shapes
 from prefold.cli.show.show import printable
 from prefold.cli.tree import tree
 from prefold.cli.verify import verify
+from prefold.common.errors import FAILED, PrefoldError
 
 app = typer.Typer(
     name="prefold",
@@ -66,6 +66,14 @@ _TERMINATED = 128 + signal.SIGTERM
 
 def _terminate(*_: object) -> NoReturn:
     raise SystemExit(_TERMINATED)
+
+
+def explain(error: Exception) -> tuple[list[str], int]:
+    """Return the lines to print for an error and the exit code."""
+    if isinstance(error, PrefoldError):
+        return str(error).splitlines(), error.exit_code
+    said = " ".join(str(error).split())
+    return [f"{type(error).__name__}: {said} (PREFOLD_DEBUG=1 shows where)"], FAILED
 
 
 def main() -> None:

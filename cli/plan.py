@@ -79,9 +79,10 @@ def plan(
     from prefold.plan.fold import table_for
 
     if plot:
-        from prefold.plan.page.plots import require_plot
+        from prefold.common.figures import require_plot
+        from prefold.plan.page.plots import KINDS
 
-        require_plot(plot)
+        require_plot(plot, KINDS)
     target = parse_target(latency_target, max_cost)
     sequences = branches if batch is None else batch
     workload = Workload(

@@ -16,7 +16,8 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
 
     What a config does not say is found by experiment, as ``prefold inspect`` does it.
     """
-    from prefold.plan import PlanError, find_shape
+    from prefold.common.errors import UsageError
+    from prefold.plan import find_shape
 
     if not _is_checkpoint(model):
         return _assumed(find_shape(model), gated, parallel)
@@ -33,8 +34,8 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
         parallel = parallel if parallel is not None else found
     try:
         return shape_from_config(config, name=model, gated=gated, parallel=parallel, parameters=parameters)
-    except PlanError as error:  # of whether it is gated: all else was refused before
-        raise PlanError(f"{error}; --gated or --not-gated does") from error
+    except UsageError as error:  # of whether it is gated: all else was refused before
+        raise UsageError(f"{error}; --gated or --not-gated does") from error
 
 
 def _is_checkpoint(model: str) -> bool:
@@ -81,8 +82,8 @@ def parse_target(latency: str | None, cost: float | None) -> "Target | None":
         return None
     if latency is not None and cost is not None:
         raise typer.BadParameter("give one of the two", param_hint="--latency-target, --max-cost")
+    from prefold.common.units import parse_quantity
     from prefold.plan.sweep import Target
-    from prefold.plan.units import parse_quantity
 
     return Target(parse_quantity(latency, "seconds") if latency is not None else None, cost)
 

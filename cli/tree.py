@@ -75,9 +75,10 @@ def count(
     from prefold.tree import count_trees, open_trees
 
     if plot:
-        from prefold.tree.count.picture import require_picture
+        from prefold.common.figures import require_plot
+        from prefold.tree.count.picture import KINDS
 
-        require_picture(plot)
+        require_plot(plot, KINDS)
     attention = _attention(model, revision)
     forest = open_trees(source, limit=limit)
     if limit is not None and limit > forest.complete:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from prefold.cli.exit_codes import UNVERIFIED
 from prefold.cli.options import Adapter, Isolated, Json, Revision, TrustRemoteCode, require_page
+from prefold.common.errors import UNVERIFIED
 
 
 def verify(

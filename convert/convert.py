@@ -12,13 +12,14 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from prefold.common.errors import UsageError
 from prefold.convert.adapter import check_adapter, merge_into_first_layer, modules_in_tables, remaining_adapter
 from prefold.convert.card import write_card
 from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE
 from prefold.convert.checkpoint.output import output_folder, require_space
 from prefold.convert.checkpoint.safetensors_file import Outgoing, as_bytes, dtype_name, write_file
 from prefold.convert.checkpoint.source import Source, add_weights, open_config
-from prefold.convert.errors import BrokenCheckpoint, StorageError, UsageError
+from prefold.convert.errors import BrokenCheckpoint, StorageError
 from prefold.convert.fold.encoding import asked_for
 from prefold.convert.fold.first_layer import load_first_layer, require_device
 from prefold.convert.fold.layout import Cut

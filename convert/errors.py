@@ -4,17 +4,10 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prefold.common.errors import EXISTS, UNSUPPORTED, PrefoldError, one_line
+
 # Packages whose code runs what prefold gives it; all others work for one of these or for prefold.
 _CALLED = {"transformers", "transformers_modules", "huggingface_hub", "peft"}
-_LENGTH = 200  # characters of another program's message that are shown
-
-
-class PrefoldError(Exception):
-    """Base of every error that prefold raises on purpose; its text is one line for a person."""
-
-
-class UsageError(PrefoldError):
-    """What was asked for makes no sense: no such path, not a checkpoint."""
 
 
 class BrokenCheckpoint(PrefoldError):
@@ -36,6 +29,8 @@ class UnsupportedModel(PrefoldError):
         reasons: one sentence each, never empty.
     """
 
+    exit_code = UNSUPPORTED
+
     def __init__(self, reasons: list[str]) -> None:
         """Keep ``reasons``."""
         super().__init__(reasons)  # as they came: an error that crosses processes is built again from them
@@ -49,14 +44,11 @@ class UnsupportedModel(PrefoldError):
 class OutputExists(PrefoldError):
     """The output is already there, or another conversion is writing it."""
 
+    exit_code = EXISTS
+
 
 class ModelFailed(PrefoldError):
     """A model's own code raised an error: it asks for what a part of a model, or an experiment, does not give."""
-
-
-def one_line(error: BaseException) -> str:
-    """Return the beginning of an error's message on one line, or its class where it has none."""
-    return " ".join(str(error).split())[:_LENGTH] or type(error).__name__
 
 
 def is_own(error: BaseException) -> bool:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prefold.convert.errors import ModelFailed, UnsupportedModel, UsageError, model_code
+from prefold.common.errors import UsageError
+from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.experiment.discover import DEEPEST, Discovery, discover
 from prefold.convert.experiment.explain import Seen
 from prefold.convert.experiment.tokens import experiment_tokens

@@ -1,12 +1,13 @@
 """The analytical model: where the time of inference goes, and which layout to choose (Pope et al. 2022)."""
 
+from prefold.common.errors import UnknownName, UsageError
 from prefold.plan.advice import Advice, advise
 from prefold.plan.calibration import Factors, Measurement, factors_of, fit
 from prefold.plan.case import Case
 from prefold.plan.chip.chips import catalogue, find_chip
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.chip.meshes import mesh_of, parse_mesh
-from prefold.plan.errors import Infeasible, PlanError, UnknownName
+from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, mfu, plan_layouts
 from prefold.plan.fold import Fold, break_even_batch, row_width, table_for
 from prefold.plan.levers import Lever, rank_levers, verdict
@@ -34,12 +35,12 @@ __all__ = [
     "Memory",
     "Mesh",
     "Plan",
-    "PlanError",
     "Shape",
     "Space",
     "Target",
     "Terms",
     "UnknownName",
+    "UsageError",
     "Workload",
     "advise",
     "break_even_batch",

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal, get_args
 
+from prefold.common.errors import UnknownName
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.errors import Infeasible, UnknownName
+from prefold.plan.errors import Infeasible
 from prefold.plan.layouts import Collective, Layout, chips_gathered, rest_axes
 from prefold.plan.model.shape import Shape
 from prefold.plan.workload import Workload, bytes_of

@@ -8,7 +8,7 @@ the turned key.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from prefold.plan.errors import PlanError
+from prefold.common.errors import UsageError
 from prefold.plan.model.shape import Shape
 from prefold.plan.workload import Workload, bytes_of
 
@@ -46,10 +46,10 @@ class Fold:
     dtype: str = "bf16"
 
     def __post_init__(self) -> None:
-        """Raise ``PlanError`` for a place or a type that is none."""
+        """Raise ``UsageError`` for a place or a type that is none."""
         bytes_of(self.dtype)
         if self.placement not in PLACEMENTS:
-            raise PlanError(f"{self.placement}: no such place for a table; there are {', '.join(PLACEMENTS)}")
+            raise UsageError(f"{self.placement}: no such place for a table; there are {', '.join(PLACEMENTS)}")
 
 
 def table_for(workload: Workload, placement: Placement = "device") -> Fold:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from math import ceil, prod, sqrt
 from typing import Literal, get_args
 
+from prefold.common.errors import UnknownName
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.errors import Infeasible, UnknownName
+from prefold.plan.errors import Infeasible
 
 Kind = Literal["all-gather", "reduce-scatter", "all-to-all"]
 Layout = Literal["1d-ws", "2d-ws", "wg-x", "wg-xy", "wg-xyz"]

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+from prefold.common.errors import UsageError
+from prefold.common.units import spell_bytes, spell_seconds
 from prefold.plan.calibration import Factors
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.chip.meshes import mesh_of
-from prefold.plan.errors import Infeasible, PlanError
+from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
 from prefold.plan.model.shape import Shape
-from prefold.plan.units import spell_bytes, spell_seconds
 from prefold.plan.workload import Workload
 
 LARGEST = 4096
@@ -62,9 +63,9 @@ class Target:
     chip_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``PlanError`` for both or neither."""
+        """Raise ``UsageError`` for both or neither."""
         if (self.seconds is None) == (self.chip_seconds is None):
-            raise PlanError("a target is a latency or a cost, one of the two")
+            raise UsageError("a target is a latency or a cost, one of the two")
 
     def pick(self, points: list[Estimate]) -> Estimate:
         """Return the best of those that fit and reach it; ``Infeasible``, with the nearest, where none does."""

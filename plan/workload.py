@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from prefold.plan.errors import PlanError
+from prefold.common.errors import UsageError
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -11,9 +11,9 @@ BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1,
 
 
 def bytes_of(dtype: str) -> float:
-    """Bytes of one number of a type; ``PlanError`` where there is no such type."""
+    """Bytes of one number of a type; ``UsageError`` where there is no such type."""
     if dtype not in BYTES:
-        raise PlanError(unknown_type(dtype))
+        raise UsageError(unknown_type(dtype))
     return BYTES[dtype]
 
 
@@ -49,10 +49,10 @@ class Workload:
     shares_reads: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ``PlanError`` with all that is wrong, a line for each."""
+        """Raise ``UsageError`` with all that is wrong, a line for each."""
         wrong = [text for text, holds in self._faults() if holds]
         if wrong:
-            raise PlanError("\n".join(wrong))
+            raise UsageError("\n".join(wrong))
 
     def _faults(self) -> list[tuple[str, bool]]:
         prefix, branches = self.shared_prefix, self.branches

@@ -13,13 +13,14 @@ from prefold.convert.checkpoint.files import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
-    "cli": {"cli", "convert", "demo", "plan", "runtime", "tree", "verify"},
-    "convert": {"convert", "runtime"},
+    "cli": {"cli", "common", "convert", "demo", "plan", "runtime", "tree", "verify"},
+    "common": {"common"},
+    "convert": {"common", "convert", "runtime"},
     "demo": {"demo"},
-    "plan": {"plan"},
+    "plan": {"common", "plan"},
     "runtime": {"runtime"},
-    "tree": {"tree", "runtime"},
-    "verify": {"verify", "convert", "runtime"},
+    "tree": {"common", "tree"},
+    "verify": {"common", "convert", "runtime", "verify"},
 }
 
 

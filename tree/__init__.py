@@ -6,6 +6,7 @@ What counts needs NumPy alone; what runs needs torch, which is imported when the
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from prefold.common.errors import UnknownName, UsageError
 from prefold.tree.count.accepted import read_accepted, speculative
 from prefold.tree.count.files import Forest, read_trees
 from prefold.tree.count.generators import beam, few_shot, n_best
@@ -14,10 +15,9 @@ from prefold.tree.count.schemes import SCHEMES, Counts, Scheme, count_rows
 from prefold.tree.count.segments import Tree, make_tree
 from prefold.tree.count.sources import open_trees
 from prefold.tree.count.timeline import replay
-from prefold.tree.errors import TreeError, Uncountable, UnknownName
+from prefold.tree.errors import CacheError, Uncountable
 
 if TYPE_CHECKING:
-    from prefold.tree.cache.errors import CacheError
     from prefold.tree.cache.generate import HOLD, Branch, GeneratedTree, tree_generate
     from prefold.tree.cache.prompt import prefill
     from prefold.tree.cache.tree_cache import Memory, TreeCache
@@ -37,9 +37,9 @@ __all__ = [
     "Scheme",
     "Tree",
     "TreeCache",
-    "TreeError",
     "Uncountable",
     "UnknownName",
+    "UsageError",
     "beam",
     "count_rows",
     "count_trees",
@@ -58,7 +58,6 @@ __all__ = [
 _RUNNING = {
     **dict.fromkeys(("Memory", "TreeCache"), "tree_cache"),
     **dict.fromkeys(("HOLD", "Branch", "GeneratedTree", "tree_generate"), "generate"),
-    "CacheError": "errors",
     "prefill": "prompt",
 }
 

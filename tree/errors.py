@@ -1,21 +1,37 @@
-"""What can be wrong with a tree, and with what is to be counted of it."""
+"""Errors of trees; those of a cache have one line, with what to do."""
 
-from collections.abc import Sequence
-from difflib import get_close_matches
-
-
-class TreeError(Exception):
-    """A tree, or what was asked of it, cannot be used; one line for each reason."""
+from prefold.common.errors import UNSUPPORTED, PrefoldError, UsageError
 
 
-class Uncountable(TreeError):
+class Uncountable(PrefoldError):
     """A model whose attention the formulas do not hold for."""
 
+    exit_code = UNSUPPORTED
 
-class UnknownName(TreeError):
-    """A name that nothing of its kind has."""
 
-    def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
-        """Name those that are nearest."""
-        near = get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
-        super().__init__(f"{name}: no such {kind}; the nearest: {', '.join(near[:3])}")
+class CacheError(UsageError):
+    """Something a tree-structured cache cannot do, or could only do wrongly."""
+
+
+class WrongAttention(Uncountable, CacheError):
+    """The cache is used with an attention implementation, or by a layer, that does not know it."""
+
+
+class NoAttention(Uncountable, CacheError):
+    """The model, or one of its layers, keeps something else than keys and values."""
+
+
+class OutOfPages(CacheError):
+    """There are more tokens than pages to hold them."""
+
+
+class PrunedSegment(CacheError):
+    """A branch was asked for from a segment that is gone."""
+
+
+class RaggedRows(CacheError):
+    """The rows end at different positions, which the call does not say."""
+
+
+class UnequalRows(CacheError):
+    """Rows that were promised to say the same do not."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefold.convert.errors import PrefoldError, UsageError
+from prefold.common.errors import UNVERIFIED, PrefoldError, UsageError
 from prefold.verify.page import html_page
 
 NAMES = ("structure", "rows", "logits", "greedy", "reads", "speed")
@@ -93,6 +93,8 @@ class VerificationFailed(PrefoldError):
     Attributes:
         verification: everything that was found.
     """
+
+    exit_code = UNVERIFIED
 
     def __init__(self, verification: Verification) -> None:
         """Show one line for each problem."""

@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import load
 
-from prefold.convert.errors import PrefoldError
+from prefold.common.errors import PrefoldError
 from prefold.verify.forking import ForkServer, shared_server, surroundings
 from prefold.verify.probe.job import Job
 

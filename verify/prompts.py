@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from prefold.convert.errors import ModelFailed, UsageError, model_code
+from prefold.common.errors import UsageError
+from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.fold.first_layer import quiet_loading
 from prefold.verify.passages import PASSAGES
 from prefold.verify.probe.job import SAID_VALUES

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from prefold.common.errors import UsageError
 from prefold.convert.adapter import modules_in_tables, remaining_adapter
 from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CONFIG
 from prefold.convert.checkpoint.safetensors_file import DTYPES
 from prefold.convert.checkpoint.source import Source, open_folder, open_source
-from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
 from prefold.convert.fold.quantized import method_of, require_loadable
 from prefold.convert.prepare import Prepared, prepare
 from prefold.convert.study import AUTO, Study

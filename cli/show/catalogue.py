@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prefold.cli.show.show import out, say
+from prefold.common.units import spell_bytes, spell_weights
 from prefold.plan import Chip, Shape, factors_of, row_width
-from prefold.plan.units import spell_bytes, spell_weights
 
 _GIGA, _TERA = 1e9, 1e12
 _BANDWIDTHS = ("memory_bandwidth", "link_bandwidth", "host_bandwidth", "disk_bandwidth")

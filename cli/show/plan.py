@@ -8,6 +8,7 @@ from rich.text import Text
 
 from prefold.cli.show.show import out, say
 from prefold.cli.show.text_plot import Axis, Dot, curve, draw
+from prefold.common.units import spell_seconds
 from prefold.plan.advice import Advice
 from prefold.plan.estimate import Estimate
 from prefold.plan.page.roofline import intensity, reached, roof_of
@@ -22,7 +23,6 @@ from prefold.plan.page.tables import (
     table_line,
     unfit_line,
 )
-from prefold.plan.units import spell_seconds
 
 _TERA = 1e12
 _NOTE = "note"

@@ -17,8 +17,9 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_DISABLE_PROGRESS_BARS
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from prefold.common.errors import UsageError
 from prefold.convert.checkpoint.files import CONFIG, TABLE, is_weights
-from prefold.convert.errors import HubError, OutputExists, UsageError, is_own
+from prefold.convert.errors import HubError, OutputExists, is_own
 
 _LOG_IN = "log in with `hf auth login`"
 # Weights that a program would take for those of the uploaded checkpoint, if an older upload had left them there.

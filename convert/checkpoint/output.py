@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prefold.common.errors import UsageError
 from prefold.convert.checkpoint.files import CONFIG, own_file
 from prefold.convert.checkpoint.source import read_json
-from prefold.convert.errors import BrokenCheckpoint, OutputExists, StorageError, UsageError
+from prefold.convert.errors import BrokenCheckpoint, OutputExists, StorageError
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100

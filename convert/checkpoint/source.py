@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from prefold.common.errors import UsageError
 from prefold.convert.checkpoint import hub
 from prefold.convert.checkpoint.files import (
     ADAPTER,
@@ -21,7 +22,7 @@ from prefold.convert.checkpoint.files import (
     own_file,
 )
 from prefold.convert.checkpoint.safetensors_file import Entry, read_header
-from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel, UsageError
+from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
 
 # What safetensors allows for a header, which holds as much as an index.
 _LARGEST_JSON = 100_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from prefold.convert.errors import UsageError
+from prefold.common.errors import UsageError
 
 # The largest value of a type; a type without one here has the range of the model's own, and no scales.
 _LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}

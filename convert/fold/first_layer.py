@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.utils import logging as loading_logging
 
+from prefold.common.errors import UsageError
 from prefold.convert.checkpoint.source import Source
-from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UsageError, model_code
+from prefold.convert.errors import BrokenCheckpoint, ModelFailed, model_code
 from prefold.convert.fold.unreached import leave_out
 from prefold.convert.model.pruning import prune, remove
 from prefold.convert.model.skeleton import Stack

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
 
-from prefold.convert.errors import ModelFailed, UnsupportedModel, UsageError, model_code
+from prefold.common.errors import UsageError
+from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.experiment.tokens import ROW_TOLERANCE
 from prefold.convert.fold.layout import Cut
 from prefold.convert.fold.table import compute_rows

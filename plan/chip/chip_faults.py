@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from prefold.common.errors import UsageError
+from prefold.common.units import Kind, parse_quantity
 from prefold.plan.chip.meshes import parse_mesh
-from prefold.plan.errors import PlanError
-from prefold.plan.units import Kind, parse_quantity
 
 FIGURES: dict[str, Kind] = {
     "memory": "bytes",
@@ -41,7 +41,7 @@ def faults(table: Any) -> Iterator[str]:
 def _quantity_faults(field: str, value: Any, kind: Kind) -> Iterator[str]:
     try:
         nothing = parse_quantity(value, kind) == 0
-    except PlanError as error:
+    except UsageError as error:
         yield f"{field}: {error}"
         return
     if nothing and field not in _MAY_BE_NOTHING:
@@ -66,7 +66,7 @@ def _axes_faults(meshes: Any) -> Iterator[str]:
     for mesh in meshes:
         try:
             sizes.append(parse_mesh(str(mesh)).chips)
-        except PlanError as error:
+        except UsageError as error:
             yield f"axes: {error}"
     yield from (f"axes: several meshes of {size} chips" for size in sorted(set(sizes)) if sizes.count(size) > 1)
 

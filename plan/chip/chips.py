@@ -6,11 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from prefold.common.errors import UnknownName, UsageError
+from prefold.common.units import parse_quantity
 from prefold.plan.chip.chip_faults import FIGURES, NEEDED, SOURCED, faults
 from prefold.plan.chip.hardware import Chip
 from prefold.plan.chip.meshes import parse_mesh
-from prefold.plan.errors import PlanError, UnknownName
-from prefold.plan.units import parse_quantity
 
 
 @cache
@@ -25,7 +25,7 @@ def find_chip(name: str) -> Chip:
 
     Raises:
         UnknownName: no chip is called so; with the nearest names.
-        PlanError: the file cannot be read, has no chip or several, or is wrong; a line for each fault.
+        UsageError: the file cannot be read, has no chip or several, or is wrong; a line for each fault.
     """
     if name.lower().endswith(".toml"):
         return _only(read_chips(Path(name)), name)
@@ -36,13 +36,13 @@ def find_chip(name: str) -> Chip:
 
 
 def read_chips(path: Path) -> dict[str, Chip]:
-    """Return the chips of a file; ``PlanError`` with all that is wrong in it, a line for each."""
+    """Return the chips of a file; ``UsageError`` with all that is wrong in it, a line for each."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise PlanError(f"{path}: {error.strerror}") from error
+        raise UsageError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise PlanError(f"{path}: not a text file") from error
+        raise UsageError(f"{path}: not a text file") from error
     return parse_chips(text, str(path))
 
 
@@ -50,22 +50,22 @@ def parse_chips(text: str, origin: str) -> dict[str, Chip]:
     """Return the chips of a TOML text by their names; ``origin`` is what faults call it.
 
     Raises:
-        PlanError: it is not TOML, or a chip lacks a figure, has one without its unit, or one that no chip has; a line
+        UsageError: it is not TOML, or a chip lacks a figure, has one without its unit, or one that no chip has; a line
             for each.
     """
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{origin}: not TOML: {error}") from error
+        raise UsageError(f"{origin}: not TOML: {error}") from error
     wrong = [f"{origin}: {name}: {fault}" for name, table in tables.items() for fault in faults(table)]
     if wrong:
-        raise PlanError("\n".join(wrong))
+        raise UsageError("\n".join(wrong))
     return {name: _chip(name, table, origin) for name, table in tables.items()}
 
 
 def _only(chips: dict[str, Chip], origin: str) -> Chip:
     if len(chips) != 1:
-        raise PlanError(f"{origin}: {', '.join(chips) or 'no chip'}: there must be one chip in the file")
+        raise UsageError(f"{origin}: {', '.join(chips) or 'no chip'}: there must be one chip in the file")
     return next(iter(chips.values()))
 
 

@@ -4,17 +4,18 @@ import re
 from itertools import product
 from math import isqrt
 
+from prefold.common.errors import UsageError
 from prefold.plan.chip.hardware import Chip, Mesh
-from prefold.plan.errors import Infeasible, PlanError
+from prefold.plan.errors import Infeasible
 
 _MESH = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})")
 
 
 def parse_mesh(text: str) -> Mesh:
-    """Return the mesh that is written as ``4x4x4``; ``PlanError`` where it is not written so."""
+    """Return the mesh that is written as ``4x4x4``; ``UsageError`` where it is not written so."""
     found = _MESH.fullmatch(text.strip().lower())
     if found is None:
-        raise PlanError(f"{text}: not a mesh, which is written as 4x4x4: chips along x, y and z")
+        raise UsageError(f"{text}: not a mesh, which is written as 4x4x4: chips along x, y and z")
     return Mesh(*map(int, found.groups()))
 
 
@@ -29,11 +30,11 @@ def mesh_of(chip: Chip, chips: int | None = None, mesh: Mesh | None = None) -> M
     """Return the mesh that was asked for, or the one that so many chips are joined in; one chip for neither.
 
     Raises:
-        PlanError: less than one chip.
+        UsageError: less than one chip.
         Infeasible: the mesh has not so many chips, or there are several of chips that nothing joins.
     """
     if chips is not None and chips < 1:
-        raise PlanError(f"{chips} chips: at least one")
+        raise UsageError(f"{chips} chips: at least one")
     if mesh is None:
         count = chips or 1
         mesh = Mesh(*chip.axes[count]) if count in chip.axes else cubic_mesh(count)

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from prefold.plan.errors import PlanError
+from prefold.common.errors import UsageError
 
 # More than any processor's cache holds, in 16 bits; and a product large enough to reach the highest rate.
 _ROWS, _WIDTH, _SQUARE = 32768, 4096, 2048
@@ -85,11 +85,11 @@ def here() -> tuple[str, str, int]:
     """Return the device that is measured, torch's version, and its threads.
 
     Raises:
-        PlanError: torch or transformers is not there to measure with.
+        UsageError: torch or transformers is not there to measure with.
     """
     for needed in ("torch", "transformers"):
         if find_spec(needed) is None:
-            raise PlanError(f"--hardware this: {needed} measures it, and is not installed")
+            raise UsageError(f"--hardware this: {needed} measures it, and is not installed")
     import torch
 
     return str(_device(torch)), str(torch.__version__), torch.get_num_threads()
@@ -99,7 +99,7 @@ def measure_rates() -> Rates:
     """Measure.
 
     Raises:
-        PlanError: torch or transformers is not there to measure with.
+        UsageError: torch or transformers is not there to measure with.
     """
     where = here()
     import torch

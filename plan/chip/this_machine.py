@@ -18,7 +18,7 @@ def this_machine(*, refresh: bool = False) -> tuple[Chip, Factors]:
     """Return this machine as a chip, and what a transformers model reaches of its rates.
 
     Raises:
-        PlanError: torch or transformers is not there to measure with.
+        UsageError: torch or transformers is not there to measure with.
     """
     file = _cache()
     rates = None if refresh else _known(file)

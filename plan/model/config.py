@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from prefold.plan.errors import PlanError
+from prefold.common.errors import UsageError
 from prefold.plan.model.experts import experts_of
 from prefold.plan.model.fields import Fields, read_fields
 from prefold.plan.model.shape import Latent, Shape
@@ -57,7 +57,7 @@ def shape_from_config(
         parameters: that the decoder has; where neither the config nor ``gated`` says it, the FFN is as they show it.
 
     Raises:
-        PlanError: the config does not say all that is needed, or describes layers that no shape has; a line for each.
+        UsageError: the config does not say all that is needed, or describes layers that no shape has; a line for each.
     """
     fields = read_fields(config)
     _refuse(fields)
@@ -67,7 +67,7 @@ def shape_from_config(
         gated = _gated_by_count(_shape(fields, name), parameters)
     missing += ["whether its FFN is gated"] if gated is None else []
     if missing:
-        raise PlanError(f"config: it does not say {', '.join(missing)}")
+        raise UsageError(f"config: it does not say {', '.join(missing)}")
     known = _is_parallel(fields) if parallel is None else parallel
     source = f"{_source(fields)}; serial, since no field says otherwise" if known is None else _source(fields)
     return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source)
@@ -103,10 +103,10 @@ def _is_parallel(fields: Fields) -> bool | None:
 
 
 def _refuse(fields: Fields) -> None:
-    """Raise ``PlanError`` with every field that no shape has a place for."""
+    """Raise ``UsageError`` with every field that no shape has a place for."""
     reasons = [f"config: {field}: no shape has such layers" for field in _beyond(fields)]
     if reasons:
-        raise PlanError("\n".join(reasons))
+        raise UsageError("\n".join(reasons))
 
 
 def _beyond(fields: Fields) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefold.plan.errors import PlanError
+from prefold.common.errors import UsageError
 
 # Each by its usual name: the names that configs have for it, a decoder's before those that its encoder may mean.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -96,10 +96,10 @@ class Fields:
         return any(name in known for name in NAMES.get(field, (field,)) for known in (self.told, self.filled))
 
     def number(self, field: str) -> int | None:
-        """Return a field that counts something; ``PlanError`` where it is not a whole number."""
+        """Return a field that counts something; ``UsageError`` where it is not a whole number."""
         found = self.get(field)
         if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
-            raise PlanError(f"{field}: {found!r} is not a whole number")
+            raise UsageError(f"{field}: {found!r} is not a whole number")
         return found
 
     def size(self, field: str) -> int:
@@ -115,7 +115,7 @@ def read_fields(config: Mapping[str, Any]) -> Fields:
     """Return the fields of the config's decoder, which may lie in another config beside those of an encoder.
 
     Raises:
-        PlanError: transformers' class of the config refuses it.
+        UsageError: transformers' class of the config refuses it.
     """
     decoder = next((config[name] for name in _NESTED if isinstance(config.get(name), Mapping)), config)
     told = {**decoder, **({_TIED: config[_TIED]} if _TIED in config else {})}
@@ -147,7 +147,7 @@ def _as_transformers_reads_it(config: Mapping[str, Any]) -> Any:
     try:
         return CONFIG_MAPPING[kind].from_dict(_copy(config))
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise PlanError(f"{kind}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{kind}: {' '.join(str(error).split())}") from error
 
 
 def _copy(value: Any) -> Any:

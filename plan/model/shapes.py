@@ -5,7 +5,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from prefold.plan.errors import UnknownName
+from prefold.common.errors import UnknownName
 from prefold.plan.model.shape import Experts, Latent, Shape
 
 

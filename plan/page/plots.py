@@ -1,13 +1,11 @@
 """The pictures of a plan: time against MFU as in figure 1 of the paper, and the roofline. They need matplotlib."""
 
 from collections.abc import Iterator
-from io import BytesIO
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from prefold.common.figures import INK, drawn
 from prefold.plan.advice import Advice
-from prefold.plan.errors import PlanError
 from prefold.plan.estimate import Estimate
 from prefold.plan.page.roofline import intensity, reached, roof_of
 
@@ -21,52 +19,12 @@ _MS, _TERA, _PERCENT = 1e3, 1e12, 100
 _INCHES = (11, 4.5)
 _APART, _FEW_DECADES = 0.03, 1e3
 _COLOURS = ("#2f6fb0", "#b7791f", "#2f7d4a", "#6b4fa0", "#3d8f99", "#c2559b", "#59636e", "#8a5a2b")
-_CHOSEN, _INK, _GRID = "#a3343a", "#1f2328", "#d0d7de"
-_STYLE: dict[str, Any] = {
-    "svg.hashsalt": "prefold",  # the same figures give the same bytes
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.edgecolor": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.labelcolor": _INK,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "legend.fontsize": 9,
-    "figure.facecolor": "#ffffff",  # legible on a dark page, too
-    "axes.facecolor": "#ffffff",
-}
-
-
-def require_plot(file: Path) -> None:
-    """Refuse, before any work, what no picture can be written as; ``PlanError`` says which or what is missing."""
-    if file.suffix.lower() not in KINDS:
-        raise PlanError(f"{file}: a plot is one of {', '.join(KINDS)}")
-    if not file.absolute().parent.is_dir():
-        raise PlanError(f"{file}: there is no folder {file.parent}")
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise PlanError("plots need matplotlib: pip install 'prefold[plot]'") from error
-    del mpl
+_CHOSEN = "#a3343a"
 
 
 def picture(advice: Advice, kind: str = "svg") -> bytes:
     """Draw the sweep and the roofline side by side; ``kind`` is ``svg`` or ``png``."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    file = BytesIO()
-    style: Any = mpl.rcParamsDefault | _STYLE
-    with mpl.rc_context(style):  # whatever a user's own settings are
-        figure = Figure(figsize=_INCHES, layout="constrained")
-        _draw(figure, advice)
-        undated: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        figure.savefig(file, format=kind, dpi=150, metadata=undated)
-    return file.getvalue()
+    return drawn(lambda figure: _draw(figure, advice), _INCHES, kind)
 
 
 def _draw(figure: "Figure", advice: Advice) -> None:
@@ -107,7 +65,7 @@ def _draw_sweep(axes: "Axes", advice: Advice) -> None:
         axes.annotate(str(each.case.workload.batch), at, (0, 4), textcoords="offset points", ha="center", fontsize=7)
     front = advice.front
     line = [each.seconds * _MS for each in front], [each.mfu * _PERCENT for each in front]
-    axes.plot(*line, color=_INK, linewidth=1.4, alpha=0.5, label="not beaten; labels: batch")
+    axes.plot(*line, color=INK, linewidth=1.4, alpha=0.5, label="not beaten; labels: batch")
     _mark(axes, advice.chosen.seconds * _MS, advice.chosen.mfu * _PERCENT)
     axes.set_xscale("log")
     axes.set(xlabel=f"ms per pass ({advice.chosen.basis})", ylabel=f"MFU, % ({advice.chosen.basis})")
@@ -121,7 +79,7 @@ def _draw_roofline(axes: "Axes", advice: Advice) -> None:
     places = [intensity(each) for each in points]
     ends = min([*places, roof.ridge]) / 2, max([*places, roof.ridge]) * 2
     line = [ends[0], roof.ridge, ends[1]]
-    axes.plot(line, [roof.ceiling(each) / _TERA for each in line], color=_INK, label="one chip's roof (ideal)")
+    axes.plot(line, [roof.ceiling(each) / _TERA for each in line], color=INK, label="one chip's roof (ideal)")
     for label, colour, found in _by_mesh(_fitting(advice)):
         places = [intensity(each) for each in found]
         axes.plot(places, [reached(each) / _TERA for each in found], ".-", color=colour, linewidth=0.8, label=label)

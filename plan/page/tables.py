@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
+from prefold.common.units import spell_bytes, spell_seconds, spell_weights
 from prefold.plan.advice import Advice
 from prefold.plan.case import Case
 from prefold.plan.estimate import Estimate
 from prefold.plan.fold import row_width, table_bytes
 from prefold.plan.levers import Lever
 from prefold.plan.sweep import too_large
-from prefold.plan.units import spell_bytes, spell_seconds, spell_weights
 
 # Rows of cells, the headings first.
 Cells = list[list[str]]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefold.common.errors import UnknownName, UsageError
 from prefold.plan.attention import (
     Ways,
     kv_bytes,
@@ -17,7 +18,7 @@ from prefold.plan.attention import (
     ways,
 )
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.errors import Infeasible, PlanError, UnknownName
+from prefold.plan.errors import Infeasible
 from prefold.plan.layouts import LAYOUTS
 from prefold.plan.model.shapes import find_shape
 from prefold.plan.workload import Workload
@@ -132,12 +133,12 @@ def test_compressed_attention_decodes_without_expanding():
     ],
 )
 def test_a_workload_that_makes_no_sense_is_refused(changes, said):
-    with pytest.raises(PlanError, match=said):
+    with pytest.raises(UsageError, match=said):
         replace(Workload("decode", 8, 100), **changes)
 
 
 def test_all_that_is_wrong_is_said_at_once():
-    with pytest.raises(PlanError) as raised:
+    with pytest.raises(UsageError) as raised:
         Workload("decode", 0, 0, kv="fp7")
     assert len(str(raised.value).splitlines()) == 3
 

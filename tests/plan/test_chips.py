@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefold.common.errors import UnknownName, UsageError
+from prefold.common.units import parse_quantity
 from prefold.plan.chip.chips import catalogue, find_chip, parse_chips, read_chips
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.chip.meshes import cubic_mesh, mesh_of, parse_mesh
-from prefold.plan.errors import Infeasible, PlanError, UnknownName
-from prefold.plan.units import parse_quantity
+from prefold.plan.errors import Infeasible
 
 MINE = """
 [mine]
@@ -27,7 +28,7 @@ LOWERCASE = "abcdefghijklmnopqrstuvwxyz"
 
 
 def faults_of(text: str) -> list[str]:
-    with pytest.raises(PlanError) as raised:
+    with pytest.raises(UsageError) as raised:
         parse_chips(text, "mine.toml")
     return str(raised.value).split("\n")
 
@@ -108,21 +109,21 @@ def test_the_catalogue_is_in_the_format_of_a_file_of_ones_own():
 
 def test_there_must_be_one_chip_in_a_file(tmp_path: Path):
     (tmp_path / "two.toml").write_text(MINE + MINE.replace("[mine]", "[yours]"))
-    with pytest.raises(PlanError, match=r"two\.toml: mine, yours: there must be one chip"):
+    with pytest.raises(UsageError, match=r"two\.toml: mine, yours: there must be one chip"):
         find_chip(str(tmp_path / "two.toml"))
     (tmp_path / "none.toml").write_text("")
-    with pytest.raises(PlanError, match=r"none\.toml: no chip"):
+    with pytest.raises(UsageError, match=r"none\.toml: no chip"):
         find_chip(str(tmp_path / "none.toml"))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(PlanError, match=r"gone\.toml: No such file"):
+    with pytest.raises(UsageError, match=r"gone\.toml: No such file"):
         find_chip(str(tmp_path / "gone.toml"))
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PlanError, match=r"binary\.toml: not a text file"):
+    with pytest.raises(UsageError, match=r"binary\.toml: not a text file"):
         find_chip(str(tmp_path / "binary.toml"))
 
 
@@ -223,7 +224,7 @@ def test_a_quantity_is_its_number_times_its_unit(number: int, unit: tuple[str, i
 
 @pytest.mark.parametrize("text", ["", "GB", "1,000 GB", "1e3 GB", "1 GB ", " 1 GB", "1  GB", "nan GB", "1. GB"])
 def test_a_quantity_is_written_in_one_way(text: str):
-    with pytest.raises(PlanError, match="is not a number of bytes with its unit"):
+    with pytest.raises(UsageError, match="is not a number of bytes with its unit"):
         parse_quantity(text, "bytes")
 
 
@@ -247,7 +248,7 @@ def test_a_mesh_is_read_as_it_is_written(x: int, y: int, z: int):
     "text", ["", "4", "4x4", "4x4x4x4", "0x4x4", "-4x4x4", "4x4xz", "4 x 4 x 4", "4.0x4x4", "9999999x1x1"]
 )
 def test_what_is_no_mesh_is_refused(text: str):
-    with pytest.raises(PlanError, match="written as 4x4x4"):
+    with pytest.raises(UsageError, match="written as 4x4x4"):
         parse_mesh(text)
 
 
@@ -295,7 +296,7 @@ def test_a_mesh_of_another_number_of_chips_is_refused():
 
 @pytest.mark.parametrize("chips", [0, -1])
 def test_there_is_at_least_one_chip(chips: int):
-    with pytest.raises(PlanError, match="at least one"):
+    with pytest.raises(UsageError, match="at least one"):
         mesh_of(find_chip("tpu-v4"), chips)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, PreTrainedConfig
 
-from prefold.plan.errors import PlanError
+from prefold.common.errors import UsageError
 from prefold.plan.model.config import shape_from_config
 from prefold.plan.model.shape import Shape
 from prefold.plan.model.shapes import find_shape, presets
@@ -152,7 +152,7 @@ def test_weights_are_the_models_matrices(model_type: str):
 @pytest.mark.parametrize(("model_type", "gated"), NOT_TOLD.items())
 def test_weights_are_the_models_matrices_once_it_is_said_whether_it_is_gated(model_type: str, gated: bool):
     config = written(model_type)
-    with pytest.raises(PlanError, match="whether its FFN is gated"):
+    with pytest.raises(UsageError, match="whether its FFN is gated"):
         shape_from_config(config)
     assert shape_from_config(config, gated=gated).weights == matrices(small_config(model_type))
 
@@ -164,7 +164,7 @@ def test_the_number_of_parameters_says_whether_it_is_gated(model_type: str):
 
 
 def test_a_number_of_parameters_that_fits_neither_says_nothing():
-    with pytest.raises(PlanError, match="whether its FFN is gated"):
+    with pytest.raises(UsageError, match="whether its FFN is gated"):
         shape_from_config(written("falcon"), parameters=matrices(small_config("falcon")) * 2)
 
 
@@ -263,7 +263,7 @@ def test_a_null_inner_size_is_four_times_the_width():
 
 
 def test_what_a_config_never_says_can_be_added_to_it():
-    with pytest.raises(PlanError, match="intermediate_size"):
+    with pytest.raises(UsageError, match="intermediate_size"):
         shape_from_config(written("bloom"), gated=False)
     found = shape_from_config(written("bloom") | {"intermediate_size": 128}, gated=False)
     assert found.weights == matrices(small_config("bloom"))
@@ -271,7 +271,7 @@ def test_what_a_config_never_says_can_be_added_to_it():
 
 @pytest.mark.parametrize(("model_type", "reason"), BEYOND.items())
 def test_layers_that_no_shape_has_are_refused_by_their_field(model_type: str, reason: str):
-    with pytest.raises(PlanError, match=f"config: {reason}: no shape has such layers"):
+    with pytest.raises(UsageError, match=f"config: {reason}: no shape has such layers"):
         shape_from_config(written(model_type), gated=True)
 
 
@@ -281,7 +281,7 @@ NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size
 @given(st.sets(st.sampled_from(NEEDED), min_size=1))
 def test_all_that_is_missing_is_named(left_out: set[str]):
     config = {field: value for field, value in config_of("mistral-7b").items() if field not in left_out}
-    with pytest.raises(PlanError) as raised:
+    with pytest.raises(UsageError) as raised:
         shape_from_config(config)
     assert str(raised.value) == f"config: it does not say {', '.join(field for field in NEEDED if field in left_out)}"
 
@@ -290,18 +290,18 @@ def test_without_a_class_all_that_it_fills_in_is_missing_too():
     config = {field: value for field, value in config_of("mixtral-8x7b").items() if field != "num_experts_per_tok"}
     config |= {"model_type": "unheard_of"}
     del config["tie_word_embeddings"]
-    with pytest.raises(PlanError, match=r"say tie_word_embeddings, num_experts_per_tok, whether its FFN is gated$"):
+    with pytest.raises(UsageError, match=r"say tie_word_embeddings, num_experts_per_tok, whether its FFN is gated$"):
         shape_from_config(config)
 
 
 def test_a_class_that_refuses_its_config_is_one_line():
-    with pytest.raises(PlanError, match=r"^llama: .*hidden_size") as raised:
+    with pytest.raises(UsageError, match=r"^llama: .*hidden_size") as raised:
         shape_from_config(written("llama") | {"hidden_size": "wide"})
     assert "\n" not in str(raised.value)
 
 
 def test_a_size_that_is_no_number_is_named():
-    with pytest.raises(PlanError, match="hidden_size: 'wide' is not a whole number"):
+    with pytest.raises(UsageError, match="hidden_size: 'wide' is not a whole number"):
         shape_from_config({"hidden_size": "wide"})
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefold.plan.errors import PlanError
+from prefold.common.errors import UsageError
 from prefold.plan.fold import (
     Fold,
     active_gone,
@@ -94,7 +94,7 @@ def test_of_experts_only_those_that_are_read_are_saved():
     ("placement", "dtype", "said"), [("gpu", "bf16", "gpu: no such place"), ("host", "x", "x: no")]
 )
 def test_a_table_of_no_place_or_type_is_refused(placement, dtype, said):
-    with pytest.raises(PlanError, match=said):
+    with pytest.raises(UsageError, match=said):
         Fold(placement, dtype)
 
 

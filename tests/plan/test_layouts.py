@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefold.common.errors import UnknownName
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.errors import Infeasible, UnknownName
+from prefold.plan.errors import Infeasible
 from prefold.plan.layouts import (
     LAYOUTS,
     Collective,

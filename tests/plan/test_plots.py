@@ -8,10 +8,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prefold.plan import PlanError, Workload, find_chip, find_shape
+from prefold.common.errors import UsageError
+from prefold.common.figures import require_plot
+from prefold.plan import Workload, find_chip, find_shape
 from prefold.plan.advice import advise
 from prefold.plan.page.page import page, write_plot
-from prefold.plan.page.plots import picture, require_plot
+from prefold.plan.page.plots import KINDS, picture
 from prefold.plan.page.tables import about, layouts_table, levers_table, points_table, source_and_folded
 from prefold.plan.sweep import Space, Target, batches, meshes
 
@@ -101,7 +103,7 @@ def test_names_are_escaped(advice):
 @pytest.mark.parametrize("kind", ["svg", "png"])
 def test_pictures_are_written_as_files(advice, tmp_path: Path, kind: str):
     file = tmp_path / f"plan.{kind}"
-    require_plot(file)
+    require_plot(file, KINDS)
     write_plot(advice, file)
     assert file.read_bytes() == picture(advice, kind)
 
@@ -109,11 +111,11 @@ def test_pictures_are_written_as_files(advice, tmp_path: Path, kind: str):
 @pytest.mark.parametrize(("name", "line"), [("plan.pdf", "one of .svg, .png, .html"), ("no/plan.svg", "no folder no")])
 def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path, monkeypatch, name: str, line: str):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PlanError, match=line):
-        require_plot(Path(name))
+    with pytest.raises(UsageError, match=line):
+        require_plot(Path(name), KINDS)
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PlanError, match=re.escape("pip install 'prefold[plot]'")):
-        require_plot(Path("plan.svg"))
+    with pytest.raises(UsageError, match=re.escape("pip install 'prefold[plot]'")):
+        require_plot(Path("plan.svg"), KINDS)

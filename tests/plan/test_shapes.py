@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefold.plan.errors import UnknownName
+from prefold.common.errors import UnknownName
 from prefold.plan.model.shape import Shape
 from prefold.plan.model.shapes import find_shape, presets
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from prefold.plan import Fold, Infeasible, Mesh, PlanError, Workload, find_chip, find_shape, presets
+from prefold.common.errors import UsageError
+from prefold.common.units import spell_bytes, spell_seconds, spell_weights
+from prefold.plan import Fold, Infeasible, Mesh, Workload, find_chip, find_shape, presets
 from prefold.plan.advice import advise, table_for
 from prefold.plan.page.roofline import intensity, reached, roof_of
 from prefold.plan.sweep import LARGEST, Space, Target, batches, fewest, meshes, pareto
-from prefold.plan.units import spell_bytes, spell_seconds, spell_weights
 
 TPU, H100, DESKTOP = map(find_chip, ("tpu-v4", "h100", "desktop-ddr5"))
 PALM, LLAMA = map(find_shape, ("palm-540b", "llama3-8b"))
@@ -117,7 +118,7 @@ def test_a_target_where_nothing_fits_says_by_how_much():
 
 @pytest.mark.parametrize("given", [{}, {"seconds": 1.0, "chip_seconds": 1.0}])
 def test_a_target_is_one_of_two(given):
-    with pytest.raises(PlanError, match="one of the two"):
+    with pytest.raises(UsageError, match="one of the two"):
         Target(**given)
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from prefold.tree import CacheError, TreeCache, prefill
-from prefold.tree.cache.errors import NoAttention, OutOfPages, PrunedSegment, UnequalRows, WrongAttention
+from prefold.tree.errors import NoAttention, OutOfPages, PrunedSegment, UnequalRows, WrongAttention
 from tests.conftest import random_model, small_config, tokens
 from tests.tree.trees import NAME, Grove, model_of
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prefold.tree import TreeError, read_trees
+from prefold.common.errors import UsageError
+from prefold.tree import read_trees
 from tests.tree.growing import DATA
 
 TREE = {"parent": [-1, 0, 0, 1], "tokens": [10, 3, 2, 4], "birth": [-9, 1, 1, 4], "end": [0, 3, 2, 7]}
@@ -58,7 +59,7 @@ def test_a_limit_takes_the_first_complete_ones():
 def test_a_tree_beyond_the_limit_is_not_checked(write):
     file = write({"trees": [TREE, {**TREE, "tokens": [-1] * 4}]})
     assert len(read_trees(file, limit=1).trees) == 1
-    with pytest.raises(TreeError, match="tree 1"):
+    with pytest.raises(UsageError, match="tree 1"):
         read_trees(file)
 
 
@@ -97,7 +98,7 @@ def test_a_tree_beyond_the_limit_is_not_checked(write):
     ],
 )
 def test_what_is_no_tree_is_refused_in_one_line(write, content, said):
-    with pytest.raises(TreeError, match=said) as refused:
+    with pytest.raises(UsageError, match=said) as refused:
         read_trees(write(content))
     assert "\n" not in str(refused.value)
     assert "trees.json" in str(refused.value)
@@ -106,5 +107,5 @@ def test_what_is_no_tree_is_refused_in_one_line(write, content, said):
 def test_what_cannot_be_read_is_named(tmp_path: Path):
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     for name, said in {"bytes.json": "not text", "none.json": "No such file", ".": "directory"}.items():
-        with pytest.raises(TreeError, match=said):
+        with pytest.raises(UsageError, match=said):
             read_trees(tmp_path / name)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from prefold.tree import HOLD, Branch, CacheError, GeneratedTree, tree_generate
-from prefold.tree.cache.errors import OutOfPages, WrongAttention
+from prefold.tree.errors import OutOfPages, WrongAttention
 from tests.conftest import random_model, small_config, tokens
 from tests.tree.trees import NAME, alone, assert_close, model_of
 

@@ -6,9 +6,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from prefold.tree import SCHEMES, TreeError, beam, count_trees, few_shot, make_tree
+from prefold.common.errors import UsageError
+from prefold.common.figures import require_plot
+from prefold.tree import SCHEMES, beam, count_trees, few_shot, make_tree
 from prefold.tree.count.over_time import over_time
-from prefold.tree.count.picture import picture, require_picture, write_picture
+from prefold.tree.count.picture import KINDS, picture, write_picture
 from tests.tree.growing import LLAMA3_8B
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -55,7 +57,7 @@ def test_it_is_written_by_the_files_ending(tmp_path: Path):
 
 
 def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path):
-    with pytest.raises(TreeError, match=r"one of \.svg, \.png"):
-        require_picture(tmp_path / "a.pdf")
-    with pytest.raises(TreeError, match="there is no folder"):
-        require_picture(tmp_path / "none" / "a.svg")
+    with pytest.raises(UsageError, match=r"one of \.svg, \.png"):
+        require_plot(tmp_path / "a.pdf", KINDS)
+    with pytest.raises(UsageError, match="there is no folder"):
+        require_plot(tmp_path / "none" / "a.svg", KINDS)

@@ -18,8 +18,8 @@ from prefold.tree import (
     read_trees,
     replay,
     speculative,
-    timeline,
 )
+from prefold.tree.count import timeline
 from tests.tree.brute import brute_force
 from tests.tree.growing import DATA, trees
 

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from prefold.tree import Tree, TreeError, beam, few_shot, make_tree, n_best, open_trees, speculative
+from prefold.common.errors import UsageError
+from prefold.tree import Tree, beam, few_shot, make_tree, n_best, open_trees, speculative
 from prefold.tree.count.accepted import refill
 from tests.tree.growing import DATA
 
@@ -100,7 +101,7 @@ def test_speculative_decoding_reads_the_accepted_lengths_of_a_file():
     ],
 )
 def test_what_is_no_source_is_refused_in_one_line(source: str, said: str):
-    with pytest.raises(TreeError) as refused:
+    with pytest.raises(UsageError) as refused:
         open_trees(source)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -108,7 +109,7 @@ def test_what_is_no_source_is_refused_in_one_line(source: str, said: str):
 
 def test_nothing_accepted_is_no_workload():
     for accepted in ([], [0, 0], [-1, 4]):
-        with pytest.raises(TreeError, match="accepted lengths"):
+        with pytest.raises(UsageError, match="accepted lengths"):
             speculative(accepted, 4, 10, 100)
 
 

@@ -12,7 +12,6 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from prefold.tree.cache.errors import WrongAttention
 from prefold.tree.cache.grouping import Group
 from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.masks import NAME, TreeMask, Window
@@ -20,6 +19,7 @@ from prefold.tree.cache.merge import add_sinks, merge
 from prefold.tree.cache.partial import Partial, Scoring, attend, attend_causally, attend_masked
 from prefold.tree.cache.states import States, Update
 from prefold.tree.cache.step import Part, Step
+from prefold.tree.errors import WrongAttention
 
 # What changes attention in ways that are not those of a tree; None means that a model does not use it.
 _REFUSED = ("position_bias", "indices", "block_indices", "cu_seq_lens_q", "cu_seq_lens_k", "cache", "head_mask")

@@ -7,9 +7,9 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel
 
-from prefold.tree.cache.errors import CacheError
 from prefold.tree.cache.prompt import require_tree_attention, run
 from prefold.tree.cache.tree_cache import TreeCache
+from prefold.tree.errors import CacheError
 
 
 class _Hold:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from prefold.tree.cache.errors import OutOfPages
 from prefold.tree.cache.pages import Pages, Run
+from prefold.tree.errors import OutOfPages
 
 # A longer segment is not moved to make room behind it: its branch goes on in a segment of its own.
 MOVABLE = 1024

@@ -13,7 +13,7 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
-from prefold.tree.cache.errors import WrongAttention
+from prefold.tree.errors import WrongAttention
 
 NAME = "prefold_tree"
 # Functions that transformers makes for each call are told apart by their code.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prefold.tree.cache.errors import OutOfPages
+from prefold.tree.errors import OutOfPages
 
 # Without a limit, the pool grows by what is asked for and at least this part of what it has.
 _GROWTH = 16

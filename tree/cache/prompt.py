@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from prefold.tree.cache.errors import NoAttention, WrongAttention
 from prefold.tree.cache.masks import NAME
 from prefold.tree.cache.tree_cache import TreeCache
+from prefold.tree.errors import NoAttention, WrongAttention
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from typing import Any, NoReturn
 
-from prefold.tree.cache.errors import CacheError, NoAttention, WrongAttention
+from prefold.tree.errors import CacheError, NoAttention, WrongAttention
 
 
 class Refusals:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from prefold.tree.cache.errors import WrongAttention
 from prefold.tree.cache.masks import NAME
 from prefold.tree.cache.prompt import prefill
+from prefold.tree.errors import WrongAttention
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from prefold.tree.cache.errors import WrongAttention
 from prefold.tree.cache.masks import NAME
+from prefold.tree.errors import WrongAttention
 
 if TYPE_CHECKING:
     from prefold.tree.cache.tree_cache import TreeCache

@@ -8,13 +8,13 @@ import torch
 from transformers import Cache
 
 import prefold.tree.cache.attention  # noqa: F401  # makes the implementation known, which no cache does without
-from prefold.tree.cache.errors import CacheError, PrunedSegment, RaggedRows, UnequalRows
 from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.live import Live, LiveTree
 from prefold.tree.cache.pages import Pages
 from prefold.tree.cache.refusals import Refusals
 from prefold.tree.cache.states import States, Update
 from prefold.tree.cache.step import Step, make_step
+from prefold.tree.errors import CacheError, PrunedSegment, RaggedRows, UnequalRows
 
 # Rows that say the same differ by rounding: this part of the largest value, or so many units of it.
 _ROUNDING, _UNITS = 1e-5, 4

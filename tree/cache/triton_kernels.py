@@ -1,4 +1,4 @@
-"""The Triton kernels of attention to a flattened tree (DeFT-Flatten); :mod:`prefold.tree.cache.triton_attention` runs them.
+"""The Triton kernels of attention to a flattened tree (DeFT-Flatten); ``triton_attention`` runs them.
 
 Phase 1, a program for each item (a block's tile of queries) and head of keys and values: a row of the products is a
 query and one of the heads that share the keys, so that these are read once for all of them. Phase 2, a program for

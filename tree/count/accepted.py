@@ -6,9 +6,9 @@ from random import Random
 
 import numpy as np
 
+from prefold.common.errors import UnknownName, UsageError
 from prefold.tree.count.files import read_object
 from prefold.tree.count.segments import Tree
-from prefold.tree.errors import TreeError, UnknownName
 
 _SEED = 0
 
@@ -20,11 +20,11 @@ def speculative(accepted: Sequence[int], size: int, prompt: int, cap: int) -> Tr
     The list is cut where it would exceed ``cap`` tokens of output, and filled up to it as ``refill`` does.
 
     Raises:
-        TreeError: if a count is below 1, or nothing is ever accepted.
+        UsageError: if a count is below 1, or nothing is ever accepted.
     """
     for key, value in {"size": size, "prompt": prompt, "cap": cap}.items():
         if value < 1:
-            raise TreeError(f"{key} is {value}; at least 1 is needed")
+            raise UsageError(f"{key} is {value}; at least 1 is needed")
     gained = refill(accepted, cap)
     steps = max(min(len(gained), cap - 1), 0)
     name = f"speculative: size {size}, prompt {prompt}, cap {cap}"
@@ -41,7 +41,7 @@ def refill(accepted: Sequence[int], cap: int) -> list[int]:
     Python's Mersenne Twister, seeded with 0; the last is clipped.
     """
     if not accepted or min(accepted) < 0 or max(accepted) < 1:
-        raise TreeError("accepted lengths are whole numbers from 0, and one at least is above it")
+        raise UsageError("accepted lengths are whole numbers from 0, and one at least is above it")
     total, kept = 0, []
     for length in accepted:
         if total + length > cap:
@@ -59,16 +59,16 @@ def read_accepted(file: Path, dataset: str = "APPS", index: int = 0) -> list[int
     """Return a list of accepted lengths of ``speculative.json``: one digit for each step.
 
     Raises:
-        TreeError: if the file has no such list.
+        UsageError: if the file has no such list.
     """
     found = read_object(file).get("accept_lengths")
     if not isinstance(found, dict):
-        raise TreeError(f"{file}: no accept_lengths")
+        raise UsageError(f"{file}: no accept_lengths")
     if dataset not in found:
         raise UnknownName(f"dataset in {file}", dataset, list(found))
     lists = found[dataset].get("lists") if isinstance(found[dataset], dict) else None
     if not isinstance(lists, list) or not 0 <= index < len(lists):
-        raise TreeError(f"{file}: {dataset} has no list {index}")
+        raise UsageError(f"{file}: {dataset} has no list {index}")
     if not isinstance(lists[index], str) or not lists[index].isdecimal():
-        raise TreeError(f"{file}: list {index} of {dataset} is not a string of digits")
+        raise UsageError(f"{file}: list {index} of {dataset} is not a string of digits")
     return [int(digit) for digit in lists[index]]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefold.common.errors import UsageError
 from prefold.tree.count.segments import Tree, make_tree
-from prefold.tree.errors import TreeError
 
 _COLUMNS = ("parent", "tokens", "birth", "end")
 # Keys that templates have and plain files have not.
@@ -39,14 +39,14 @@ def read_trees(file: Path, *, limit: int | None = None) -> Forest:
     A template's prompt is its root's tokens + 1, the token that a sequence begins with; a plain file's is as it stands.
 
     Raises:
-        TreeError: if the file cannot be read, has no complete tree, or one of those asked for is not a tree.
+        UsageError: if the file cannot be read, has no complete tree, or one of those asked for is not a tree.
     """
     content = read_object(file)
     records = _records(file, content)
     template = bool(_TEMPLATE & content.keys()) or any(_RECORD & record.keys() for record in records)
     complete = [(index, record) for index, record in enumerate(records) if not record.get("incomplete")]
     if not complete:
-        raise TreeError(f"{file}: no complete tree")
+        raise UsageError(f"{file}: no complete tree")
     names = [f"{file.name}, tree {record.get('i', index)}" for index, record in complete]
     chosen = list(zip(names, complete, strict=True))[:limit]
     trees = tuple(_tree(name, record, 1 if template else 0) for name, (_, record) in chosen)
@@ -54,39 +54,39 @@ def read_trees(file: Path, *, limit: int | None = None) -> Forest:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; ``TreeError`` says why there is none."""
+    """Return the JSON object in a file; ``UsageError`` says why there is none."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TreeError(f"{file}: {getattr(error, 'strerror', None) or 'not text'}") from error
+        raise UsageError(f"{file}: {getattr(error, 'strerror', None) or 'not text'}") from error
     if not text.strip():
-        raise TreeError(f"{file}: empty")
+        raise UsageError(f"{file}: empty")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TreeError(f"{file}: not JSON ({error})") from error
+        raise UsageError(f"{file}: not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise TreeError(f"{file}: not a JSON object")
+        raise UsageError(f"{file}: not a JSON object")
     return content
 
 
 def _records(file: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
     if "accept_lengths" in content and "trees" not in content:
-        raise TreeError(
+        raise UsageError(
             f"{file}: accepted lengths, not trees; give speculative:file={file},size=...,prompt=...,cap=..."
         )
     if "trees" not in content and not content.keys() & set(_COLUMNS):
-        raise TreeError(f"{file}: neither `trees` nor a tree, whose keys are {', '.join(_COLUMNS)}")
+        raise UsageError(f"{file}: neither `trees` nor a tree, whose keys are {', '.join(_COLUMNS)}")
     records = content.get("trees", [content])
     if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
-        raise TreeError(f"{file}: `trees` is not a list of trees")
+        raise UsageError(f"{file}: `trees` is not a list of trees")
     return records
 
 
 def _tree(name: str, record: dict[str, Any], more: int) -> Tree:
     missing = [key for key in _COLUMNS if key not in record]
     if missing:
-        raise TreeError(f"{name}: without {', '.join(missing)}")
+        raise UsageError(f"{name}: without {', '.join(missing)}")
     for key in _COLUMNS:
         _check_integers(f"{name}: `{key}`", record[key])
     tree = make_tree(name, *(record[key] for key in _COLUMNS))
@@ -95,7 +95,7 @@ def _tree(name: str, record: dict[str, Any], more: int) -> Tree:
 
 def _check_integers(what: str, values: object) -> None:
     if not isinstance(values, list):
-        raise TreeError(f"{what} is not a list")
+        raise UsageError(f"{what} is not a list")
     for index, value in enumerate(values):
         if type(value) is not int or abs(value) > _LARGEST:
-            raise TreeError(f"{what}: segment {index}: {str(value)[:40]} is not a whole number in range")
+            raise UsageError(f"{what}: segment {index}: {str(value)[:40]} is not a whole number in range")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from random import Random
 
+from prefold.common.errors import UsageError
 from prefold.tree.count.segments import Tree, make_tree
-from prefold.tree.errors import TreeError
 
 
 def few_shot(prompt: int, branches: int, steps: int) -> Tree:
@@ -21,7 +21,7 @@ def n_best(prompt: int, branches: int, steps: int, shortest: int | None = None) 
     least = (steps + 1) // 2 if shortest is None else shortest
     _require(prompt=prompt, branches=branches, steps=steps, shortest=least)
     if least > steps:
-        raise TreeError(f"n-best: shortest is {least}, above steps, {steps}")
+        raise UsageError(f"n-best: shortest is {least}, above steps, {steps}")
     apart = max(branches - 1, 1)
     lengths = [steps - (steps - least) * branch // apart for branch in range(branches)]
     return _fan(f"n-best: prompt {prompt}, branches {branches}, steps {steps}, shortest {least}", prompt, lengths)
@@ -60,7 +60,7 @@ def beam(prompt: int, beams: int, steps: int, every: int = 1, seed: int = 0) -> 
 def _require(**counts: int) -> None:
     for key, value in counts.items():
         if value < 1:
-            raise TreeError(f"{key} is {value}; at least 1 is needed")
+            raise UsageError(f"{key} is {value}; at least 1 is needed")
 
 
 def _fan(name: str, prompt: int, lengths: Sequence[int]) -> Tree:

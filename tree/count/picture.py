@@ -1,17 +1,17 @@
 """The picture of a tree over time: live branches, tokens, and what each scheme reads. It needs matplotlib."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefold.common.figures import INK, STYLE, drawn, require_plot
 from prefold.tree.count.over_time import OverTime, Series, over_time
 from prefold.tree.count.reads import Counted
-from prefold.tree.errors import TreeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 KINDS = (".svg", ".png")
 _INCHES = (9, 8)
@@ -24,67 +24,30 @@ _COLOURS = {
     "node-chunk": "#2f7d4a",
     "flatten": "#2f6fb0",
 }
-_INK, _GRID = "#1f2328", "#d0d7de"
-_STYLE: dict[str, Any] = {
-    "svg.hashsalt": "prefold",  # the same figures give the same bytes
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.edgecolor": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.labelcolor": _INK,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.3,
-    "figure.facecolor": "#ffffff",  # legible on a dark page, too
-    "axes.facecolor": "#ffffff",
-}
-
-
-def require_picture(file: Path) -> None:
-    """Refuse, before any work, what no picture can be written as; ``TreeError`` says which or what is missing."""
-    if file.suffix.lower() not in KINDS:
-        raise TreeError(f"{file}: a plot is one of {', '.join(KINDS)}")
-    if not file.absolute().parent.is_dir():
-        raise TreeError(f"{file}: there is no folder {file.parent}")
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise TreeError("plots need matplotlib: pip install 'prefold[plot]'") from error
-    del mpl
+_STYLE = STYLE | {"lines.linewidth": 1.3}
 
 
 def write_picture(counted: Counted, title: str, file: Path) -> None:
     """Draw what was counted into a file, ``.svg`` or ``.png``."""
-    require_picture(file)
+    require_plot(file, KINDS)
     drawn = picture(counted, title, file.suffix.lower().removeprefix("."))
     file.write_bytes(drawn)
 
 
 def picture(counted: Counted, title: str, kind: str = "svg") -> bytes:
     """Draw branches, tokens and reads over the steps, one below the other; ``kind`` is ``svg`` or ``png``."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
 
-    file = BytesIO()
-    style: Any = mpl.rcParamsDefault | _STYLE
-    with mpl.rc_context(style):  # whatever a user's own settings are
-        figure = Figure(figsize=_INCHES, layout="constrained")
+    def draw(figure: "Figure") -> None:
         figure.suptitle(title.replace("$", r"\$"))
         _draw(figure.subplots(3, 1, sharex=True), over_time(counted), len(counted.trees))
-        undated: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        figure.savefig(file, format=kind, dpi=150, metadata=undated)
-    return file.getvalue()
+
+    return drawn(draw, _INCHES, kind, _STYLE)
 
 
 def _draw(panels: "np.ndarray[Any, Any]", shown: OverTime, trees: int) -> None:
     branches, tokens, reads = panels
     of = "" if trees == 1 else ", mean per tree"
-    _line(branches, shown.branches, color=_INK)
+    _line(branches, shown.branches, color=INK)
     branches.yaxis.get_major_locator().set_params(integer=True)
     branches.set_ylabel(f"live branches{of}")
     _line(tokens, shown.path_tokens, color=_COLOURS["sequence-wise"], label="paths of all branches")

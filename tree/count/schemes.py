@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from prefold.common.errors import UnknownName
 from prefold.tree.count.segments import Integers
 from prefold.tree.count.timeline import Rows
-from prefold.tree.errors import UnknownName
 
 BLOCK, TILE = 128, 32
 

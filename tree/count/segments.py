@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefold.tree.errors import TreeError
+from prefold.common.errors import UsageError
 
 Integers = NDArray[np.int64]
 
@@ -67,11 +67,11 @@ def make_tree(
         prompt: tokens that the root holds, where they are not those that ``tokens`` has.
 
     Raises:
-        TreeError: if it is not one tree, or its arrays contradict each other.
+        UsageError: if it is not one tree, or its arrays contradict each other.
     """
     if not len(parent) == len(tokens) == len(birth) == len(end) > 0:
         lengths = ", ".join(str(len(each)) for each in (parent, tokens, birth, end))
-        raise TreeError(f"{name}: parent, tokens, birth and end are of one length above 0, not {lengths}")
+        raise UsageError(f"{name}: parent, tokens, birth and end are of one length above 0, not {lengths}")
     columns = [np.array(each, np.int64) for each in (parent, tokens, birth, end)]
     root = _root_of(name, columns[0])
     _check_counts(name, columns[1], prompt)
@@ -87,23 +87,23 @@ def _listed(segments: Integers) -> str:
 
 def _refuse(name: str, wrong: NDArray[np.bool_], why: str) -> None:
     if wrong.any():
-        raise TreeError(f"{name}: {_listed(np.flatnonzero(wrong))}: {why}")
+        raise UsageError(f"{name}: {_listed(np.flatnonzero(wrong))}: {why}")
 
 
 def _root_of(name: str, parent: Integers) -> int:
     _refuse(name, (parent < _ROOT) | (parent >= len(parent)), "the parent is no segment of this tree")
     roots = np.flatnonzero(parent == _ROOT)
     if len(roots) > 1:
-        raise TreeError(f"{name}: {len(roots)} roots ({_listed(roots)}); a tree has one, whose parent is -1")
+        raise UsageError(f"{name}: {len(roots)} roots ({_listed(roots)}); a tree has one, whose parent is -1")
     if len(roots) == 0:
-        raise TreeError(f"{name}: a cycle, no segment is the root, whose parent is -1")
+        raise UsageError(f"{name}: a cycle, no segment is the root, whose parent is -1")
     return int(roots[0])
 
 
 def _check_counts(name: str, tokens: Integers, prompt: int | None) -> None:
     _refuse(name, tokens < 0, "a negative number of tokens")
     if prompt is not None and prompt < 0:
-        raise TreeError(f"{name}: a prompt of {prompt} tokens")
+        raise UsageError(f"{name}: a prompt of {prompt} tokens")
 
 
 def _check_connected(name: str, parent: Integers, root: int) -> None:

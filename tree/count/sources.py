@@ -4,11 +4,11 @@ from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
 
+from prefold.common.errors import UnknownName, UsageError
 from prefold.tree.count.accepted import read_accepted, speculative
 from prefold.tree.count.files import Forest, read_trees
 from prefold.tree.count.generators import beam, few_shot, n_best
 from prefold.tree.count.segments import Tree
-from prefold.tree.errors import TreeError, UnknownName
 
 
 def _replayed(file: Path, size: int, prompt: int, cap: int, dataset: str = "APPS", index: int = 0) -> Tree:
@@ -29,7 +29,7 @@ def _value(name: str, key: str, text: str) -> int | str | Path:
     try:
         return int(text)
     except ValueError as error:
-        raise TreeError(f"{name}: {key}={text} is not a whole number") from error
+        raise UsageError(f"{name}: {key}={text} is not a whole number") from error
 
 
 def open_trees(source: str, *, limit: int | None = None) -> Forest:
@@ -40,7 +40,7 @@ def open_trees(source: str, *, limit: int | None = None) -> Forest:
         limit: of a file, take the first so many complete trees.
 
     Raises:
-        TreeError: if there is neither, or what is there is no tree.
+        UsageError: if there is neither, or what is there is no tree.
     """
     name, colon, settings = source.partition(":")
     if name in _GENERATORS:
@@ -57,11 +57,11 @@ def _arguments(name: str, settings: str) -> dict[str, int | str | Path]:
     for setting in filter(None, settings.split(",")):
         key, _, value = setting.partition("=")
         if key not in parameters:
-            raise TreeError(f"{name}: no setting {key!r}; there are {', '.join(parameters)}")
+            raise UsageError(f"{name}: no setting {key!r}; there are {', '.join(parameters)}")
         if key in given:
-            raise TreeError(f"{name}: {key} is given twice")
+            raise UsageError(f"{name}: {key} is given twice")
         given[key] = _value(name, key, value)
     missing = [key for key, each in parameters.items() if each.default is Parameter.empty and key not in given]
     if missing:
-        raise TreeError(f"{name}: without {', '.join(missing)}; as {name}:{','.join(f'{key}=...' for key in missing)}")
+        raise UsageError(f"{name}: without {', '.join(missing)}; as {name}:{','.join(f'{key}=...' for key in missing)}")
     return given

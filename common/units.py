@@ -3,7 +3,7 @@
 import re
 from typing import Any, Literal
 
-from prefold.plan.errors import PlanError
+from prefold.common.errors import UsageError
 
 Kind = Literal["bytes", "bytes per second", "operations per second", "seconds"]
 
@@ -24,10 +24,10 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+(?:/s)?)")
 
 
 def parse_quantity(text: Any, kind: Kind) -> float:
-    """Return a quantity in the kind's own unit; ``PlanError`` where the text is not a number with one of its units."""
+    """Return a quantity in the kind's own unit; ``UsageError`` where the text is not a number with one of its units."""
     found = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
     if found is None or found[2] not in _UNITS[kind]:
-        raise PlanError(f"{text!r} is not a number of {kind} with its unit, one of {', '.join(_UNITS[kind])}")
+        raise UsageError(f"{text!r} is not a number of {kind} with its unit, one of {', '.join(_UNITS[kind])}")
     return float(found[1]) * _UNITS[kind][found[2]]
 
 
