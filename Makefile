@@ -41,7 +41,7 @@ gpu: $(VENV)/installed ## prepare benchmarks.gpu for a machine with a GPU and no
 	@echo "There: pip install --no-index --no-deps --target gpu/site gpu/wheels/*.whl"
 	@echo "       PYTHONPATH=gpu/site python -m benchmarks.gpu"
 
-coverage: $(VENV)/installed ## fold a small model of every type, and write docs/coverage.md and cli/coverage.json
+coverage: $(VENV)/installed ## fold a small model of every type, and write docs/coverage.md and its JSON
 	$(BIN)/python -m benchmarks.coverage
 
 docs: $(VENV)/installed ## write docs/cli.md from the commands' own help

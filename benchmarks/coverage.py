@@ -1,6 +1,6 @@
 """Fold a small model of every type, and write ``docs/coverage.md``: ``python -m benchmarks.coverage [--fresh]``.
 
-Results are kept in ``cli/coverage.json``, which ``prefold archs`` shows, as they come: a run that was stopped goes on
+Results are kept in ``docs/coverage.json`` as they come: a run that was stopped goes on
 where it was.
 """
 
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--out", type=Path, help="where to write both files (default: docs and cli)")
     asked_for = parser.parse_args()
-    file = (asked_for.out or _ROOT / "cli") / "coverage.json"
+    file = (asked_for.out or _ROOT / "docs") / "coverage.json"
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() and not asked_for.fresh else {}
     wanted = asked_for.only or [name for name in names if name not in known]
     for result in measure_apart(map(Key.read, wanted)):

@@ -8,7 +8,7 @@ from benchmarks.page import table
 
 _HEAD = """# What folds
 
-Written by `python -m benchmarks.coverage`; `prefold archs` shows the same, and all figures are in `cli/coverage.json`.
+Written by `python -m benchmarks.coverage`; all figures are in `coverage.json` beside it.
 For every type in transformers' mappings of causal, masked and sequence-to-sequence language models (those that read
 sounds included), a small model with random weights in fp32 is built, saved, converted, and loaded beside its source as
 a user loads both. Compared are every row of the table with the source's first layer, and the logits of:

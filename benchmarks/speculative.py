@@ -23,6 +23,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import logging as transformers_logging
 
+from benchmarks.demo.train import build
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
 from benchmarks.plan_page import write_section
@@ -31,7 +32,6 @@ from benchmarks.speculative_engine import serve
 from benchmarks.timing import Prompt, compared, in_turn, load
 from prefold.convert import convert_checkpoint
 from prefold.demo import CHECKPOINT, HELD_OUT
-from prefold.demo.train import build
 
 _ROOT = Path(__file__).resolve().parent.parent
 _BUILT, PAGE = _ROOT / "build" / "speculative", _ROOT / "docs" / "serving.md"
@@ -178,8 +178,8 @@ _TEXT = """## Speculative decoding
 Written by `python -m benchmarks.speculative`. A draft is small and runs several times for each pass of its target; of a
 model with two layers the first is half, so this is where folding gains most. Here the draft has {draft[0]} layers and
 was trained for {draft[1]} steps. The targets are the model that comes with prefold (4 layers, 1,800 steps) and a deeper
-one ({deeper[0]} layers, {deeper[1]} steps). `python -m prefold.demo.train --layers N --steps N` trained them all, and
-so they have one tokenizer. None of them is large: with a real target, drafting gains more, and what is gained by a
+one ({deeper[0]} layers, {deeper[1]} steps). `python -m benchmarks.demo.train --layers N --steps N` trained them all,
+and so they have one tokenizer. None of them is large: with a real target, drafting gains more, and what is gained by a
 faster draft is a smaller part of that.
 
 ```python

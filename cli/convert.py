@@ -11,7 +11,6 @@ from prefold.cli.options import (
     Cut,
     DType,
     Json,
-    MaxMemory,
     MaxTable,
     MergeResidual,
     Placement,
@@ -52,7 +51,6 @@ def convert(
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check it before it appears as OUT.")] = True,
     cut: Cut = "auto",
     max_table: MaxTable = None,
-    max_memory: MaxMemory = None,
     text_only: TextOnly = False,
     adapter: Adapter = None,
     placement: Placement = "device",
@@ -71,7 +69,6 @@ def convert(
 
     if verify:
         shared_server()  # what it imports, it imports while this process does
-    from prefold.cli.memory import limited_memory
     from prefold.cli.show.progress import ShownWatch
     from prefold.cli.show.show import byte_bars, note
     from prefold.convert import Options, convert_checkpoint, open_repository, require_publishable, upload
@@ -96,7 +93,7 @@ def convert(
     repository = partial(open_repository, push_to_hub, private=private) if push_to_hub else None
     if push_to_hub:
         require_publishable(push_to_hub, source, private=private, force=force)
-    with limited_memory(parse_size(max_memory, "--max-memory")), byte_bars() as bars:
+    with byte_bars() as bars:
         watch = ShownWatch(bars, repository)
         check = require_verified(adapter=adapter, progress=watch.doing) if verify else None
         conversion = convert_checkpoint(source, out, revision=revision, options=options, check=check, watch=watch)

@@ -26,9 +26,6 @@ def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id (org/name) or a config.json.")],
     revision: Revision = None,
     merge_residual: MergeResidual = False,
-    assume_parallel: Annotated[
-        bool, typer.Option(help="What if attention and FFN were parallel? (The paper's hypothetical Mixtral.)")
-    ] = False,
     dtype: DType = None,
     cut: Cut = "auto",
     max_table: MaxTable = None,
@@ -49,7 +46,6 @@ def inspect(
         model,
         revision=revision,
         merge_residual=merge_residual,
-        assume_parallel=assume_parallel,
         dtype=parse_dtype(dtype),
         trust_remote_code=trust_remote_code,
         cut=cut,

@@ -8,7 +8,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from prefold.cli.archs import archs
 from prefold.cli.convert import convert
 from prefold.cli.demo import demo
 from prefold.cli.hardware import hardware
@@ -30,7 +29,6 @@ app = typer.Typer(
 app.command()(inspect)
 app.command()(convert)
 app.command()(verify)
-app.command()(archs)
 app.command()(demo)
 app.command()(plan)
 app.command()(hardware)

@@ -32,13 +32,6 @@ Cut = Annotated[
 MaxTable = Annotated[
     str | None, typer.Option(metavar="SIZE", help="With --cut auto, store no more than this, e.g. 2GB.")
 ]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Fail rather than let a process take more memory than this, e.g. 4GB; two of them run at a time. Linux.",
-    ),
-]
 TextOnly = Annotated[
     bool,
     typer.Option(

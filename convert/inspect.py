@@ -26,14 +26,12 @@ class Inspection:
         model: what was inspected.
         revision: its commit on the hub.
         reasons: why it does not fold; empty where it does.
-        assumed_parallel: the figures are those of a hypothetical parallel block.
         worth: the figures, where it folds.
     """
 
     model: str
     revision: str | None
     reasons: list[str]
-    assumed_parallel: bool = False
     worth: Worth | None = None
 
     @property
@@ -59,7 +57,6 @@ class Inspection:
             "revision": self.revision,
             "foldable": self.foldable,
             "reasons": self.reasons,
-            "assumed_parallel": self.assumed_parallel,
         }
         if self.worth is not None:
             told |= _worth_json(self.worth)
@@ -121,7 +118,6 @@ def inspect_checkpoint(
     *,
     revision: str | None = None,
     merge_residual: bool = False,
-    assume_parallel: bool = False,
     dtype: torch.dtype | None = None,
     cut: str = AUTO,
     max_table: int | None = None,
@@ -132,8 +128,7 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Say what folding would give and cost, from the config alone.
 
-    ``model`` is a folder, a ``config.json`` or a hub id. ``assume_parallel`` asks what a parallel block of
-    the same shape would give (the paper's hypothetical Mixtral). ``cut`` and ``max_table``, in bytes, are as for a
+    ``model`` is a folder, a ``config.json`` or a hub id. ``cut`` and ``max_table``, in bytes, are as for a
     conversion, and so are ``table_dtype`` and ``quantize_residual``.
 
     Raises:
@@ -145,7 +140,7 @@ def inspect_checkpoint(
     def wanted(dtype: torch.dtype) -> Wanted:
         limit = None if max_table is None else max_table // dtype.itemsize
         smaller = asked_for(table_dtype, residual=quantize_residual)
-        return Wanted(merge_residual, assume_parallel, cut, limit, dtype, smaller)
+        return Wanted(merge_residual, cut, limit, dtype, smaller)
 
     try:
         source = open_config(model, revision)
@@ -153,4 +148,4 @@ def inspect_checkpoint(
     except UnsupportedModel as refusal:
         return Inspection(model, source.revision if source else None, refusal.reasons)
     worth = weigh(known.study, known.kind, known.dtype, method_of(known.config))
-    return Inspection(model, source.revision, [], assume_parallel, worth)
+    return Inspection(model, source.revision, [], worth)

@@ -51,7 +51,6 @@ class Wanted:
 
     Attributes:
         merge_residual: store the FFN of a parallel block as part of the residual.
-        assume_parallel: ask what would fold if attention and FFN were parallel.
         cut: the name of a cut, or several for several sides, with commas; ``auto`` for those that save most reads.
         max_values: that ``auto`` may store; None for no limit.
         dtype: the model's own.
@@ -59,7 +58,6 @@ class Wanted:
     """
 
     merge_residual: bool = False
-    assume_parallel: bool = False
     cut: str = AUTO
     max_values: int | None = None
     dtype: torch.dtype = torch.float32
@@ -131,11 +129,9 @@ def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted:
     chosen = choose([choices_of(choices, folds[0].cut.side) for folds in sides], wanted)
     folds = [fold for side in sides for fold in side if fold.cut in [choice.cut for choice in chosen]]
     cuts = _with_idle(model, [fold.cut for fold in folds], ties)
-    unreached = list[str]()
-    if not wanted.assume_parallel:
-        unreached = find_unreached(model, stacks, cuts)
-        for fold in folds:
-            try_fold(model, fold.first_block, replace(fold.cut, encoding=None), fold.found, fold.ids)
+    unreached = find_unreached(model, stacks, cuts)
+    for fold in folds:
+        try_fold(model, fold.first_block, replace(fold.cut, encoding=None), fold.found, fold.ids)
     mergeable = sum(each.width for fold in folds for each in fold.found.columns if each.name == fold.found.mergeable)
     return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, mergeable)
 
@@ -206,7 +202,7 @@ def _side(
     if stack is None:
         raise UnsupportedModel(["its tokens reach no stack of blocks"])
     again = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
-    found = discover(model, side, stack.first_block, ids, again, assume_parallel=wanted.assume_parallel)
+    found = discover(model, side, stack.first_block, ids, again)
     embedding = _embedding(model, side)
     if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])

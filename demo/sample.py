@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prefold.demo import HELD_OUT
-from prefold.demo.perplexity import block_loss
 
 _PROMPT = "The king said to the old man,"
 _NEW_TOKENS = 40
@@ -38,3 +39,14 @@ def sample(folder: Path) -> Sample:
     return Sample(
         math.exp(block_loss(model, torch.as_tensor(block)) / (len(block) - 1)), _PROMPT, str(tokenizer.decode(written))
     )
+
+
+@torch.inference_mode()
+def block_loss(model: PreTrainedModel, block: Tensor) -> float:
+    """Return the summed loss in nats of a block of shape [1 + tokens], its first token not counted."""
+    total, context = 0.0, int(model.config.max_position_embeddings)
+    for start in range(0, len(block) - 1, context):
+        window = block[start : start + context + 1]
+        logits = model(input_ids=window[None, :-1], use_cache=False).logits[0]
+        total += cross_entropy(logits.float(), window[1:], reduction="sum").item()
+    return total

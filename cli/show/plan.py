@@ -1,4 +1,4 @@
-"""What people see of a plan: tables, and plots of characters."""
+"""The tables of a plan."""
 
 from typing import Literal
 
@@ -7,11 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prefold.cli.show.show import out, say
-from prefold.cli.show.text_plot import Axis, Dot, curve, draw
-from prefold.common.units import spell_seconds
 from prefold.plan.advice import Advice
 from prefold.plan.estimate import Estimate
-from prefold.plan.page.roofline import intensity, reached, roof_of
 from prefold.plan.page.tables import (
     Cells,
     about,
@@ -31,7 +28,7 @@ _WORDS = ("FFN", "attention", "bound,\nideal", "fits", _NOTE)
 
 
 def show_advice(advice: Advice) -> None:
-    """Print a plan from top to bottom: layouts, source and folded, levers, verdict, sweep, roofline."""
+    """Print a plan from top to bottom: layouts, source and folded, levers, verdict, sweep."""
     for line in about(advice):
         say(line)
     _show("layouts", layouts_table(advice))
@@ -44,7 +41,6 @@ def show_advice(advice: Advice) -> None:
     _show("what would help, each by itself", levers_table(advice))
     say(advice.verdict, "bold")
     _show_sweep(advice)
-    _show_roofline(advice)
 
 
 def _show(title: str, cells: Cells) -> None:
@@ -69,30 +65,5 @@ def _show_sweep(advice: Advice) -> None:
     basis, points = advice.chosen.basis, _fitting(advice)
     if points:
         _show(f"other batches and chips: not beaten in time and MFU ({basis})", points_table(advice))
-        say(f"\nMFU over time per pass ({basis})  o not beaten  . the others  @ chosen", "bold")
-        marks = [(each, ".") for each in points] + [(each, "o") for each in advice.front]
-        dots = [Dot(each.seconds, each.mfu, mark) for each, mark in [*marks, (advice.chosen, "@")]]
-        times = [dot.x for dot in dots]
-        y = Axis(0, max(dot.y for dot in dots), lambda share: f"{share:.1%}", logarithmic=False)
-        _lines(draw(dots, Axis(min(times), max(times), spell_seconds), y))
     if unfit := unfit_line(advice):
         say(unfit, "yellow")
-
-
-def _show_roofline(advice: Advice) -> None:
-    roof, points = roof_of(advice.chosen), [*_fitting(advice), advice.chosen]
-    places = [*(intensity(each) for each in points), roof.ridge]
-    x = Axis(min(places) / 2, max(places) * 2, lambda each: f"{each:,.4g}")
-    ceilings = curve(roof.ceiling, x, "-")
-    dots = [Dot(intensity(each), reached(each), "o") for each in points]
-    dots.append(Dot(intensity(advice.chosen), reached(advice.chosen), "@"))
-    lowest = min(dot.y for dot in [*dots, *ceilings])
-    y = Axis(lowest, roof.peak, lambda each: f"{each / _TERA:,.4g} TFLOP/s")
-    title = f"\nroofline of one chip: operations per byte of memory  - roof (ideal)  o reached ({advice.chosen.basis})"
-    say(f"{title}  @ chosen", "bold")
-    _lines(draw([*ceilings, *dots], x, y))
-
-
-def _lines(lines: list[str]) -> None:
-    for line in lines:
-        say(line)

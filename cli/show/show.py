@@ -72,7 +72,7 @@ def show_inspection(inspection: "Inspection") -> None:
             say(f"  {reason}")
         return
     worth = inspection.worth
-    for remark in _remarks(inspection, worth):
+    for remark in _remarks(worth):
         say(remark, "yellow")
     for side in worth.sides:
         if side.side:
@@ -95,11 +95,10 @@ def show_inspection(inspection: "Inspection") -> None:
     say(inspection.verdict, "bold")
 
 
-def _remarks(inspection: "Inspection", worth: "Worth") -> list[str]:
+def _remarks(worth: "Worth") -> list[str]:
     """Tell what the figures are not."""
-    assumed = "figures of a hypothetical block whose attention and FFN are parallel"
     smaller = f"rows are stored smaller: one counts as the {worth.dtype} values that are as long".replace("torch.", "")
-    told = [assumed if inspection.assumed_parallel else None, worth.note, smaller if worth.table_dtype else None]
+    told = [worth.note, smaller if worth.table_dtype else None]
     return [remark for remark in told if remark]
 
 
@@ -177,16 +176,3 @@ def show_verification(verification: "Verification") -> None:
         style, word = ("green", "passed") if outcome.passed else ("bold red", "FAILED")
         table.add_row(name, Text(word, style=style), Text(printable("\n".join([outcome.summary, *outcome.problems]))))
     out.print(table)
-
-
-def show_coverage(results: list[dict[str, Any]]) -> None:
-    """Print what was measured of model types, and how many fold."""
-    table = Table("task", "type", "result", "columns, or why not", box=None, pad_edge=False)
-    styles = {"exact": "green", "as accurate": "green", "close": "yellow", "wrong": "bold red", "crashed": "bold red"}
-    for result in results:
-        said, kind = result["reason"] or ", ".join(result["columns"]), result["result"]
-        table.add_row(result["task"], result["model_type"], Text(kind, style=styles.get(kind, "")), Text(said))
-    out.print(table)
-    built = [result for result in results if result["result"] != "not built"]
-    folded = [result for result in built if result["result"] in ("exact", "as accurate", "close")]
-    say(f"{len(folded)} of {len(built)} that could be built fold", "bold")

@@ -1,19 +1,14 @@
-"""What people see of a tree: tables of bytes, and its course over time in plots of characters."""
+"""The tables of a tree: bytes by scheme."""
 
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from prefold.cli.show.show import out, say
-from prefold.cli.show.text_plot import Axis, Dot, Spell, draw
 from prefold.tree import Attention, Counted, Forest, Reads
-from prefold.tree.count.over_time import Series, over_time
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-_MARKS = {"sequence-wise": "s", "medusa": "m", "node": "n", "node-chunk": "c", "flatten": "f"}
-_WIDTH, _HEIGHT = 64, 9
 
 
 def tree_json(forest: Forest, model: str, counted: Counted) -> dict[str, Any]:
@@ -58,13 +53,12 @@ def _number(value: Fraction) -> int | float:
 
 
 def show_counted(forest: Forest, model: str, counted: Counted) -> None:
-    """Print what was counted: of what, the bytes of each scheme, and the course over time."""
+    """Print what was counted: of what, and the bytes of each scheme."""
     for line in _about(forest, model, counted):
         say(line)
     out.print(_table(counted))
     for line in _explained(counted.attention):
         say(line)
-    _show_course(counted)
 
 
 def _spell(size: float, like: float | None = None) -> str:
@@ -116,34 +110,3 @@ def _explained(attention: Attention) -> list[str]:
         f"published: keys and values per query head, {every:,} bytes a token; physical: per stored head, {stored:,}",
         "full: as launched, with queries, outputs, partial outputs, masks and scores",
     ]
-
-
-def _show_course(counted: Counted) -> None:
-    shown = over_time(counted)
-    steps = len(shown.branches)
-    if steps == 0:
-        return
-    _plot("live branches", [(shown.branches, "o")], steps, lambda value: f"{value:,.4g}")
-    tokens = [(shown.path_tokens, "p"), (shown.tree_tokens, "t")]
-    _plot("tokens: p of all paths  t of the tree", tokens, steps, lambda value: f"{value:,.0f}")
-    marked = [(series, _MARKS[name]) for name, series in shown.reads.items()]
-    key = "  ".join(f"{_MARKS[name]} {name}" for name in shown.reads)
-    most = max(float(series.max()) for series in shown.reads.values()) / 100
-    _plot(f"read and written per step: {key}", marked, steps, lambda value: _spell(value, most))
-
-
-def _plot(title: str, lines: list[tuple[Series, str]], steps: int, spell: Spell) -> None:
-    """Draw lines over the steps; each column of characters has the mean of its steps."""
-    say(f"\n{title}", "bold")
-    edges = np.unique(np.linspace(0, steps, min(_WIDTH, steps) + 1).astype(int))
-    dots = []
-    for series, mark in lines:
-        means = np.add.reduceat(series, edges[:-1]) / np.diff(edges)
-        dots += [Dot(x, y, mark) for x, y in zip(_places(steps, len(means)), means.tolist(), strict=True)]
-    y = Axis(0, max(dot.y for dot in dots), spell, logarithmic=False)
-    for line in draw(dots, Axis(1, steps, lambda x: f"{x:,.0f}", logarithmic=False), y, width=_WIDTH, height=_HEIGHT):
-        say(line)
-
-
-def _places(steps: int, columns: int) -> list[float]:
-    return [float(each) for each in np.linspace(1, steps, columns)]

@@ -16,8 +16,7 @@ from prefold.convert.experiment.hypotheses import unread_and_mergeable
 from prefold.convert.experiment.reasons import reasons
 from prefold.convert.experiment.separable import Separable, find_separable
 from prefold.convert.experiment.token_pure import Passes, Pure, pure_modules, run_passes
-from prefold.convert.experiment.tokens import follows_tokens
-from prefold.convert.experiment.trace import Override, trace
+from prefold.convert.experiment.trace import Overrides, trace
 from prefold.convert.model.inputs import Side
 
 DEEPEST = "deepest"
@@ -56,24 +55,15 @@ def discover(
     first_block: str,
     ids: torch.Tensor,
     again: Collection[str] = (),
-    *,
-    assume_parallel: bool = False,
 ) -> list[Discovery]:
     """Find what folds in the first block of one side of a materialized skeleton: the deepest cut, and shallower ones.
 
     ``again`` names modules that a whole pass runs more than once, as where blocks share weights: they must stay.
-    ``assume_parallel`` asks what would fold if the FFN did not wait for the attention: the attention's
-    output is silenced.
 
     Raises:
         UnsupportedModel: nothing folds; the reasons say why.
     """
-    passes = run_passes(model, side, first_block, ids, {})
-    if assume_parallel:
-        attention = _attention(first_block, passes)
-        silenced: dict[str, Override] = {attention: torch.zeros_like} if attention else {}
-        passes = run_passes(model, side, first_block, ids, silenced)
-        passes.here.calls.pop(first_block)  # with nothing to attend to, the whole block follows its token
+    passes = run_passes(model, side, first_block, ids)
     pure = pure_modules(model, passes, again)
     separable = None
     if not any(module.name.startswith(f"{first_block}.") for module in pure):
@@ -111,7 +101,7 @@ class _Experiment:
 
     def behind(self, module: Pure, pure: list[Pure]) -> set[str]:
         """Name the token-pure modules whose output depends on a module's."""
-        poison: dict[str, Override] = {module.name: lambda output: torch.full_like(output, torch.nan)}
+        poison: Overrides = {module.name: lambda output: torch.full_like(output, torch.nan)}
         calls = trace(self.model, self.side, self.first_block, self.ids, poison).calls
         outputs = {each.name: calls[each.name][0].tensor for each in pure if each.name in calls}
         return {name for name, output in outputs.items() if output is not None and output.isnan().any()} - {module.name}
@@ -155,13 +145,3 @@ class _Experiment:
             block_output=self.passes.here.block_output,
             padded_output=self.passes.padded.block_output,
         )
-
-
-def _attention(first_block: str, passes: Passes) -> str | None:
-    """Name the first direct part of the block that sees more than its token: the attention, or what stands for it."""
-    impure: list[tuple[int, str]] = []
-    for name, calls in passes.here.calls.items():
-        direct = name.rpartition(".")[0] == first_block
-        if direct and not follows_tokens(calls[0].tensor, passes.there.calls[name][0].tensor):
-            impure.append((calls[0].order, name))
-    return min(impure)[1] if impure else None

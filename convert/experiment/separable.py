@@ -20,7 +20,7 @@ from prefold.convert.experiment.look_ups import LookUp
 from prefold.convert.experiment.norm import Norm, find_norm
 from prefold.convert.experiment.token_pure import Passes, Pure, cached_step, same_in_a_step
 from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
-from prefold.convert.experiment.trace import Call, Override, Trace, trace
+from prefold.convert.experiment.trace import Call, Overrides, Trace, trace
 from prefold.convert.model.inputs import Side
 
 # A factor is fitted to values in fp32; so close to one it is one.
@@ -154,14 +154,14 @@ def _snapped(factor: float) -> float:
     return next((exact for exact in (0.0, 1.0) if abs(factor - exact) < _UNITY), factor)
 
 
-def fed(sum_: Separable, values: torch.Tensor) -> dict[str, Override]:
+def fed(sum_: Separable, values: torch.Tensor) -> Overrides:
     """Return what to override so that ``values``, ``[batch, seq, width]``, come out of the norm, or of the sum.
 
     A pass over fewer tokens gets the last of them.
     """
     if sum_.norms:
         return {sum_.norms[-1].module: lambda output: values[:, -output.shape[1] :].clone()}
-    silent: dict[str, Override] = {look_up.module: torch.zeros_like for look_up in sum_.look_ups}
+    silent: Overrides = {look_up.module: torch.zeros_like for look_up in sum_.look_ups}
     return silent | {sum_.token: lambda output: values[:, -output.shape[1] :] / sum_.factor}
 
 

@@ -21,7 +21,7 @@ from prefold.convert.experiment.tokens import (
     padding_mask,
     same_rows,
 )
-from prefold.convert.experiment.trace import Override, Trace, trace
+from prefold.convert.experiment.trace import Override, Overrides, Trace, trace
 from prefold.convert.model.inputs import Side, accepted
 
 
@@ -72,19 +72,17 @@ class Passes:
     look_ups: list[LookUp]
 
 
-def run_passes(
-    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, silenced: dict[str, Override]
-) -> Passes:
-    """Run the experiment's passes; ``silenced`` overrides what modules return in all of them."""
+def run_passes(model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor) -> Passes:
+    """Run the experiment's passes."""
     orders = (ids, mirrored(ids), neighbours_changed(ids))
-    here, there, near = (trace(model, side, first_block, tokens, silenced) for tokens in orders)
+    here, there, near = (trace(model, side, first_block, tokens) for tokens in orders)
     look_ups = find_look_ups(model, here, there)
     shaken = None
     if look_ups:
-        others: dict[str, Override] = {look_up.module: _changed() for look_up in look_ups}
-        shaken = trace(model, side, first_block, ids, silenced | others)
-    padded = trace(model, side, first_block, ids, silenced, padding_mask())
-    return Passes(here, there, near, padded, shaken, cached_step(model, side, first_block, ids, silenced), look_ups)
+        others: Overrides = {look_up.module: _changed() for look_up in look_ups}
+        shaken = trace(model, side, first_block, ids, others)
+    padded = trace(model, side, first_block, ids, attention_mask=padding_mask())
+    return Passes(here, there, near, padded, shaken, cached_step(model, side, first_block, ids), look_ups)
 
 
 def _changed() -> Override:
@@ -94,22 +92,22 @@ def _changed() -> Override:
 
 
 def cached_step(
-    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, silenced: dict[str, Override]
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, overrides: Overrides | None = None
 ) -> Trace | None:
     """Run all tokens but the last, and then the last with what the model kept of them in a cache."""
     try:
-        cache = _filled_cache(model, side, first_block, ids[:, :-1], silenced)
+        cache = _filled_cache(model, side, first_block, ids[:, :-1], overrides)
         if not cache:
             return None
         # Said, since a cache of several kinds of layers knows how long it is by one that did not run.
         places = {} if side.sees_source else accepted(model, {"position_ids": torch.full((BATCH, 1), SEQ - 1)})
-        return trace(model, side, first_block, ids[:, -1:], silenced, **cache, **places)
+        return trace(model, side, first_block, ids[:, -1:], overrides, **cache, **places)
     except ModelFailed:
         return None  # an encoder, or a model whose cache wants more than its first block: verification runs its steps
 
 
 def _filled_cache(
-    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, silenced: dict[str, Override]
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, overrides: Overrides | None
 ) -> dict[str, Any]:
     """Return what to give a model to go on behind some tokens; nothing where it cannot."""
     parameters = inspect.signature(model.forward).parameters
@@ -118,7 +116,7 @@ def _filled_cache(
             own = DynamicCache(config=model.config)
             both = EncoderDecoderCache(own, DynamicCache(config=model.config)) if side.sees_source else own
         cache: dict[str, Any] = {"past_key_values": both, "use_cache": True}
-        trace(model, side, first_block, ids, silenced, **cache)
+        trace(model, side, first_block, ids, overrides, **cache)
         return cache
     with torch.no_grad(), model_code():
         said = model(**side.inputs(model, ids) | {"use_cache": True})

@@ -45,6 +45,7 @@ class Trace:
 
 
 Override = Callable[[torch.Tensor], torch.Tensor]
+Overrides = dict[str, Override]  # by the module whose output is changed
 
 
 def first_tensor(output: Any) -> torch.Tensor | None:
@@ -101,7 +102,7 @@ def trace(
     side: Side,
     first_block: str,
     input_ids: torch.Tensor,
-    overrides: dict[str, Override] | None = None,
+    overrides: Overrides | None = None,
     attention_mask: torch.Tensor | None = None,
     **more: Any,
 ) -> Trace:
@@ -140,7 +141,7 @@ def _next_block(model: nn.Module, first_block: str) -> str | None:
 class _Recorder:
     """Keeps what modules take and return, up to the end of the first layer."""
 
-    def __init__(self, first_block: str, overrides: dict[str, Override], *, is_last: bool) -> None:
+    def __init__(self, first_block: str, overrides: Overrides, *, is_last: bool) -> None:
         self.seen = Trace()
         self._first_block, self._overrides, self._is_last = first_block, overrides, is_last
         self._entered = 0

@@ -114,7 +114,7 @@ def test_type_with_added_positions_is_as_accurate_as_its_source(name: str, tmp_p
 
 
 def test_refused_types_are_all_that_the_page_tells_of():
-    told = json.loads((ROOT / "cli" / "coverage.json").read_text())
+    told = json.loads((ROOT / "docs" / "coverage.json").read_text())
     assert {name for name, result in told.items() if result["result"] == "refused"} == REFUSED.keys()
     assert not {name for name, result in told.items() if result["result"] in ("wrong", "crashed")}
     causal = [result["result"] for result in told.values() if result["task"] == "causal"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.demo.perplexity import unigram_losses
 from prefold.cli.main import main
 from prefold.convert.fold.first_layer import quiet_loading
 from prefold.demo import CHECKPOINT, HELD_OUT
-from prefold.demo.perplexity import unigram_losses
 from prefold.demo.sample import sample
 from tests.conftest import load
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import GPTNeoXForCausalLM
+
+from prefold.demo.sample import block_loss
 
 __all__ = ["Score", "score_blocks"]
 
@@ -24,17 +25,6 @@ def unigram_losses(train: Tensor, vocab: int) -> Tensor:
     """Return the loss in nats of every token under add-one smoothed counts, shape [vocab]."""
     counts = torch.bincount(train, minlength=vocab).double() + 1
     return -(counts / counts.sum()).log()
-
-
-@torch.inference_mode()
-def block_loss(model: GPTNeoXForCausalLM, block: Tensor) -> float:
-    """Return the summed loss in nats of a block of shape [1 + tokens], its first token not counted."""
-    total, context = 0.0, int(model.config.max_position_embeddings)
-    for start in range(0, len(block) - 1, context):
-        window = block[start : start + context + 1]
-        logits = model(input_ids=window[None, :-1], use_cache=False).logits[0]
-        total += cross_entropy(logits.float(), window[1:], reduction="sum").item()
-    return total
 
 
 def score_blocks(model: GPTNeoXForCausalLM, train: Tensor, blocks: list[Tensor]) -> Score:

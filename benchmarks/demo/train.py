@@ -1,6 +1,6 @@
 """Train the demo checkpoint: a small GPT-NeoX model of one public-domain book.
 
-Run as ``python -m prefold.demo.train --out demo``; with other layers it has the same tokenizer.
+Run as ``python -m benchmarks.demo.train --out demo``; with other layers it has the same tokenizer.
 """
 
 import json
@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from prefold.demo.corpus import BLOCK_CHARS, HELD_OUT_EVERY, Corpus, DemoError, load_corpus, shared_runs
-from prefold.demo.network import (
+from benchmarks.demo.corpus import BLOCK_CHARS, HELD_OUT_EVERY, Corpus, DemoError, load_corpus, shared_runs
+from benchmarks.demo.network import (
     CONTEXT,
     DECAY,
     DROPOUT,
@@ -30,7 +30,7 @@ from prefold.demo.network import (
     train_model,
     train_tokenizer,
 )
-from prefold.demo.perplexity import Score, score_blocks
+from benchmarks.demo.perplexity import Score, score_blocks
 
 __all__ = ["main"]
 
