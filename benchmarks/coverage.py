@@ -24,7 +24,7 @@ from benchmarks.comparison import ROUNDING, Comparison, spelled
 from benchmarks.coverage_page import page
 from benchmarks.small import random_model, small_config
 from benchmarks.tasks import KEYS, Key, auto_class
-from prefold.convert import Conversion, Options, PrefoldError, convert_checkpoint
+from prefold.convert import Conversion, FoldOptions, PrefoldError, convert_checkpoint
 from prefold.convert.checkpoint.files import CONFIG
 from prefold.convert.fold.section import read_cuts
 from prefold.convert.fold.table import compute_rows
@@ -76,7 +76,7 @@ def measure(key: Key, folder: Path) -> Result:
     except Exception as error:  # whatever keeps a model from running is what is told of it
         return Result(key.task, key.model_type, "not built", spelled(error))
     try:
-        conversion = convert_checkpoint(str(source), folder / "folded", options=Options(text_only=True))
+        conversion = convert_checkpoint(str(source), folder / "folded", options=FoldOptions(text_only=True))
     except PrefoldError as refusal:
         return Result(key.task, key.model_type, "refused", "; ".join(str(refusal).splitlines()))
     except Exception as error:  # that this happens is what is looked for

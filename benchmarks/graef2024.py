@@ -14,9 +14,10 @@ from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
 from benchmarks.page import table
 from prefold.convert.checkpoint.source import open_config
 from prefold.convert.fold.reads import Census
-from prefold.convert.model.load import load_config, load_kind, resolve_dtype
+from prefold.convert.model.load import load_config, load_kind
+from prefold.convert.options import FoldOptions
 from prefold.convert.paper import PaperFigures, paper_figures
-from prefold.convert.study import Wanted, study_model
+from prefold.convert.study import study_model
 
 CONFIGS = Path(__file__).parents[1] / "tests" / "configs"
 MODELS = ("pythia-6.9b", "mistral-7b", "mixtral-8x7b")
@@ -45,7 +46,7 @@ def census_of(name: str) -> Census:
     source = open_config(str(CONFIGS / f"{name}.json"))
     config = load_config(source)
     model_class = ParallelMixtral if name.startswith("mixtral") else load_kind(source, config).model_class
-    return study_model(model_class, config, Wanted(True, dtype=resolve_dtype(source, config, None))).census
+    return study_model(model_class, config, FoldOptions(merge_residual=True)).census
 
 
 def _row(name: str, figures: PaperFigures) -> list[str]:

@@ -25,8 +25,8 @@ from benchmarks.timing import PROMPT, Prompt, compared, in_turn, load
 from prefold.convert import convert_checkpoint
 from prefold.demo import CHECKPOINT
 from prefold.plan import Chip, Factors, Fold, Workload, mesh_of, plan_layouts
-from prefold.plan.chip.this_machine import this_machine
 from prefold.plan.model.config import shape_from_config
+from prefold.plan.this_machine import this_machine
 
 _STEPS, _ROUNDS = 32, 15
 _TEXT = """## This machine

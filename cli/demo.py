@@ -32,18 +32,20 @@ def demo(
 
 
 def _run(out: Path, *, force: bool, quiet: bool) -> dict[str, object]:
-    from prefold.cli.show.progress import ShownWatch
+    from prefold.cli.show.progress import ShownProgress
     from prefold.cli.show.show import byte_bars, say, show_inspection, show_verification
-    from prefold.convert import Options, convert_checkpoint
+    from prefold.convert import FoldOptions, convert_checkpoint
     from prefold.convert.fold.first_layer import quiet_loading
     from prefold.demo import CHECKPOINT
     from prefold.demo.sample import sample
     from prefold.verify import Verification, require_verified
 
     with byte_bars() as bars:
-        watch = ShownWatch(bars)
-        check = require_verified(speed=True, progress=watch.doing)
-        conversion = convert_checkpoint(str(CHECKPOINT), out, options=Options(force=force), check=check, watch=watch)
+        shown = ShownProgress(bars)
+        check = require_verified(speed=True, progress=shown.doing)
+        conversion = convert_checkpoint(
+            str(CHECKPOINT), out, options=FoldOptions(force=force), check=check, progress=shown
+        )
     with quiet_loading():
         samples = {"source": sample(CHECKPOINT), "folded": sample(out)}
     if not quiet:

@@ -69,7 +69,7 @@ def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | Non
     ``refresh`` measures this machine again.
     """
     from prefold.plan import find_chip
-    from prefold.plan.chip.this_machine import NAME, this_machine
+    from prefold.plan.this_machine import NAME, this_machine
 
     if name.lower() == NAME:
         return this_machine(refresh=refresh)

@@ -24,9 +24,9 @@ from prefold.convert.checkpoint.files import ADAPTER, own_file
 from prefold.convert.checkpoint.safetensors_file import Entry, passed_through, read_header, write_file
 from prefold.convert.checkpoint.source import read_json
 from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UnsupportedModel, model_code
-from prefold.convert.experiment.trace import hooks, run_side, stop
 from prefold.convert.fold.layout import Cut
 from prefold.convert.model.inputs import find_sides
+from prefold.convert.model.running import hooks, run_side, stop
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."

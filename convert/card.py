@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from prefold.convert.checkpoint.files import CARD, own_file
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.errors import ModelFailed, model_code
-from prefold.convert.model.load import Kind
-from prefold.convert.worth import Worth
+from prefold.convert.inspect import Inspection
+from prefold.convert.prepare import Prepared
 from prefold.convert.write import source_name, versions
 
 _LOAD = """from transformers import {auto_class}, AutoTokenizer
@@ -38,9 +38,12 @@ def _front_matter(source: Source) -> str:
     return f"---\n{ModelCardData(**data).to_yaml()}\n---\n"
 
 
-def write_card(folder: Path, source: Source, kind: Kind, worth: Worth, verdict: str, command: str, report: str) -> None:
+def write_card(folder: Path, known: Prepared, inspection: Inspection, report: str) -> None:
     """Write the card: what this is, how to load it, what it is worth, and the proof."""
+    source, worth, verdict = known.source, inspection.worth, inspection.verdict
+    assert worth is not None  # it folds
     name = " ".join(source_name(source).split())
+    command = known.options.command(source_name(source), source.revision)
     origin = f"`{name}`, commit `{source.revision}`," if source.revision else f"`{name}`"
     tables = " and ".join(f"{side.rows:,} rows of {side.row_width:,} values" for side in worth.sides)
     told = verdict if verdict.startswith("saves") else f"is {verdict}"
@@ -51,7 +54,7 @@ The first layer's token-pure modules of {origin} were computed for every token o
 table, which this checkpoint looks up where its source reads weights. By prefold's own count that {told}.
 
 ```python
-{_LOAD.format(name="OUT", auto_class=kind.auto_class)}
+{_LOAD.format(name="OUT", auto_class=known.kind.auto_class)}
 ```
 
 where `OUT` is this folder or repository. With prefold installed, `import prefold.runtime` and leave
@@ -64,5 +67,6 @@ where `OUT` is this folder or repository. With prefold installed, `import prefol
 | checkpoint | {worth.checkpoint_before:,} bytes before, {worth.checkpoint_after:,} after |
 | command | `{command}` |
 | versions | {", ".join(f"{package} {number}" for package, number in versions().items())} |
+
 {report}"""
     (folder / CARD).write_text(text.rstrip() + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,17 +1,15 @@
 """What folding a model would give and cost, told without reading a weight."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import torch
 
 from prefold.convert.checkpoint.source import Source, open_config
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.fold.encoding import asked_for
 from prefold.convert.fold.quantized import method_of
 from prefold.convert.fold.reads import Reads
-from prefold.convert.prepare import prepare
-from prefold.convert.study import AUTO, Wanted
+from prefold.convert.fold.tensors import untouched
+from prefold.convert.options import FoldOptions
+from prefold.convert.prepare import Prepared, prepare
 from prefold.convert.worth import Worth, weigh
 
 # Below this part of the bytes read per token a run cannot tell the folded model from its source by its speed.
@@ -113,39 +111,33 @@ def reads_json(reads: Reads, itemsize: int) -> dict[str, Any]:
     }
 
 
-def inspect_checkpoint(
-    model: str,
-    *,
-    revision: str | None = None,
-    merge_residual: bool = False,
-    dtype: torch.dtype | None = None,
-    cut: str = AUTO,
-    max_table: int | None = None,
-    trust_remote_code: bool = False,
-    text_only: bool = False,
-    table_dtype: torch.dtype | None = None,
-    quantize_residual: bool = False,
-) -> Inspection:
-    """Say what folding would give and cost, from the config alone.
+def inspect_checkpoint(model: str, *, revision: str | None = None, options: FoldOptions = FoldOptions()) -> Inspection:
+    """Return what folding would give and cost, from the config alone.
 
-    ``model`` is a folder, a ``config.json`` or a hub id. ``cut`` and ``max_table``, in bytes, are as for a
-    conversion, and so are ``table_dtype`` and ``quantize_residual``.
+    ``model`` is a folder, a ``config.json`` or a hub id; ``options`` are those of the conversion that is asked about.
 
     Raises:
         UsageError: there is no such checkpoint.
         HubError: the hub did not answer.
     """
     source: Source | None = None
-
-    def wanted(dtype: torch.dtype) -> Wanted:
-        limit = None if max_table is None else max_table // dtype.itemsize
-        smaller = asked_for(table_dtype, residual=quantize_residual)
-        return Wanted(merge_residual, cut, limit, dtype, smaller)
-
     try:
         source = open_config(model, revision)
-        known = prepare(source, wanted, dtype=dtype, trust_remote_code=trust_remote_code, text_only=text_only)
+        return inspection_of(prepare(source, options), model)
     except UnsupportedModel as refusal:
         return Inspection(model, source.revision if source else None, refusal.reasons)
+
+
+def inspection_of(known: Prepared, name: str) -> Inspection:
+    """Return what a prepared source is worth; of quantized weights that lie here, bytes as they lie."""
     worth = weigh(known.study, known.kind, known.dtype, method_of(known.config))
-    return Inspection(model, source.revision, [], worth)
+    if method_of(known.config) and known.source.entries:
+        kept = untouched(known.source.entries, known.live, known.study.cuts, known.study.ties)
+        after = sum(entry.size for entry in kept.values()) + worth.table_bytes
+        worth = replace(
+            worth,
+            checkpoint_before=known.source.weight_bytes,
+            checkpoint_after=after,
+            note=f"{worth.note}, but for the checkpoint's bytes",
+        )
+    return Inspection(name, known.source.revision, [], worth)

@@ -1,6 +1,5 @@
 """What inspecting, converting and verifying begin with: a source, what it is loaded as, and what of it folds."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +11,8 @@ from prefold.convert.checkpoint.source import Source
 from prefold.convert.checkpoint.tensor_names import live_names
 from prefold.convert.model.load import Kind, load_config, load_kind, require_text, resolve_dtype
 from prefold.convert.model.skeleton import build_on_meta
-from prefold.convert.study import Study, Wanted, study_model
+from prefold.convert.options import FoldOptions
+from prefold.convert.study import Study, study_model
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,19 @@ class Prepared:
 
     Attributes:
         source: the checkpoint, with or without its weights.
+        options: how it is to be folded.
         config: its config.
         kind: what it is loaded as.
         dtype: the type that it runs in.
         study: what folds.
-        trust_remote_code: its code may run.
-        text_only: it is folded for token ids alone, though it may take more.
     """
 
     source: Source
+    options: FoldOptions
     config: PreTrainedConfig
     kind: Kind
     dtype: torch.dtype
     study: Study
-    trust_remote_code: bool
-    text_only: bool
 
     @cached_property
     def live(self) -> dict[str, str]:
@@ -45,26 +43,18 @@ class Prepared:
     @cached_property
     def side(self) -> SideFiles:
         """What goes along with its weights."""
-        return find_side_files(self.source, trust_remote_code=self.trust_remote_code)
+        return find_side_files(self.source, trust_remote_code=self.options.trust_remote_code)
 
 
-def prepare(
-    source: Source,
-    wanted: Callable[[torch.dtype], Wanted],
-    *,
-    dtype: torch.dtype | None = None,
-    trust_remote_code: bool = False,
-    text_only: bool = False,
-) -> Prepared:
-    """Load the config of a source and study its model; ``wanted`` says, for the type that it runs in, what to look for.
+def prepare(source: Source, options: FoldOptions = FoldOptions()) -> Prepared:
+    """Load the config of a source and study its model.
 
     Raises:
         UnsupportedModel: it cannot be folded.
         UsageError: there is no such cut, or rows would not be smaller.
     """
-    config = load_config(source, trust_remote_code=trust_remote_code)
-    kind = load_kind(source, config, trust_remote_code=trust_remote_code)
-    require_text(kind, text_only=text_only)
-    dtype = resolve_dtype(source, config, dtype)
-    study = study_model(kind.model_class, config, wanted(dtype))
-    return Prepared(source, config, kind, dtype, study, trust_remote_code, text_only)
+    config = load_config(source, trust_remote_code=options.trust_remote_code)
+    kind = load_kind(source, config, trust_remote_code=options.trust_remote_code)
+    require_text(kind, text_only=options.text_only)
+    dtype = resolve_dtype(source, config, options.dtype)
+    return Prepared(source, options, config, kind, dtype, study_model(kind.model_class, config, options, dtype))

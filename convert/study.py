@@ -1,6 +1,8 @@
 """Everything that can be known of a model without its weights: what folds, and what that is worth."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, product
 from typing import Any
 
@@ -13,19 +15,19 @@ from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.experiment.discover import DEEPEST, Discovery, discover
 from prefold.convert.experiment.explain import Seen
 from prefold.convert.experiment.tokens import experiment_tokens
-from prefold.convert.experiment.trace import hooks, run_side
 from prefold.convert.fold.check import try_fold
-from prefold.convert.fold.encoding import Smaller
 from prefold.convert.fold.layout import Column, Cut, Place, lay_out
 from prefold.convert.fold.reads import Census, take_census
 from prefold.convert.fold.unreached import find_unreached
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
+from prefold.convert.model.running import hooks, run_side
 from prefold.convert.model.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
 from prefold.convert.model.thin_products import ThinProducts
 from prefold.convert.model.ties import Ties, find_ties, tied_modules
+from prefold.convert.options import AUTO, FoldOptions
 
-AUTO = "auto"
 _ROWS = 64
+LayOut = Callable[[Discovery, Place], Cut]
 
 
 @dataclass(frozen=True)
@@ -43,25 +45,6 @@ class Choice:
     saved: float
     values: int
     seen: list[Seen]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What kind of fold is asked for.
-
-    Attributes:
-        merge_residual: store the FFN of a parallel block as part of the residual.
-        cut: the name of a cut, or several for several sides, with commas; ``auto`` for those that save most reads.
-        max_values: that ``auto`` may store; None for no limit.
-        dtype: the model's own.
-        smaller: how rows are to be stored, where not in that.
-    """
-
-    merge_residual: bool = False
-    cut: str = AUTO
-    max_values: int | None = None
-    dtype: torch.dtype = torch.float32
-    smaller: Smaller | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +75,10 @@ class Study:
 def study_model(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
-    wanted: Wanted = Wanted(),  # frozen
+    options: FoldOptions = FoldOptions(),  # frozen
+    dtype: torch.dtype = torch.float32,
 ) -> Study:
-    """Build the skeleton, experiment on it, and choose the cut of each side.
+    """Build the skeleton of a model that runs in ``dtype``, experiment on it, and choose the cut of each side.
 
     Raises:
         UnsupportedModel: nothing folds, or the model cannot be run from token ids; the reasons say why.
@@ -102,12 +86,14 @@ def study_model(
     """
     try:
         with ThinProducts():
-            return _study(model_class, config, wanted)
+            return _study(model_class, config, options, dtype)
     except ModelFailed as failure:  # it stumbles without its other blocks
         raise UnsupportedModel([f"{config.model_type}: its first block does not run alone ({failure})"]) from failure
 
 
-def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted: Wanted) -> Study:
+def _study(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, options: FoldOptions, dtype: torch.dtype
+) -> Study:
     model = build_on_meta(model_class, config, torch.float32)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     declared = dict(model.all_tied_weights_keys)
@@ -118,7 +104,7 @@ def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted:
         prune(model, stack, stack.kept)
     materialize(model, _ROWS)
     entries = _entries(model)
-    sides, unfolded = _sides(model, stacks, entries, wanted)
+    sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
     embeddings = [folds[0].cut.embedding for folds in sides]
     ties = find_ties(model, declared, embeddings, set(entries))
     routers = [router for folds in sides for router in folds[0].found.routers]
@@ -126,7 +112,8 @@ def _study(model_class: type[PreTrainedModel], config: PreTrainedConfig, wanted:
     census = take_census(shapes, model, stacks, everything, routers, ties)
     choices = [_choice(census, fold) for folds in sides for fold in folds]
     choices = [choice for choice in choices if choice.saved > 0 or choice.cut.name == DEEPEST]
-    chosen = choose([choices_of(choices, folds[0].cut.side) for folds in sides], wanted)
+    most = options.max_table // dtype.itemsize if options.max_table else None
+    chosen = choose([choices_of(choices, folds[0].cut.side) for folds in sides], options.cut, most)
     folds = [fold for side in sides for fold in side if fold.cut in [choice.cut for choice in chosen]]
     cuts = _with_idle(model, [fold.cut for fold in folds], ties)
     unreached = find_unreached(model, stacks, cuts)
@@ -156,8 +143,8 @@ def choices_of(choices: list[Choice], side: Side) -> list[Choice]:
     return [choice for choice in choices if choice.cut.side == side]
 
 
-def choose(sides: list[list[Choice]], wanted: Wanted) -> list[Choice]:
-    """Choose a cut for each side: by its name, or those that save most reads and store no more than is wanted.
+def choose(sides: list[list[Choice]], cut: str, most: int | None = None) -> list[Choice]:
+    """Choose a cut for each side: by its name, or those that save most reads and store no more values than ``most``.
 
     A side without a cut of that name gets its deepest.
 
@@ -165,12 +152,12 @@ def choose(sides: list[list[Choice]], wanted: Wanted) -> list[Choice]:
         UsageError: no side has a cut of that name, or none is small enough.
     """
     known = dict.fromkeys(choice.cut.name for side in sides for choice in side)
-    names = wanted.cut.split(",")
+    names = cut.split(",")
     for name in set(names) - known.keys() - {AUTO}:
         raise UsageError(f"--cut {name}: there is no such cut, only {', '.join(known)}")
     if AUTO not in names:
         return [next((choice for choice in side if choice.cut.name in names), side[0]) for side in sides]
-    limit = float("inf") if wanted.max_values is None else wanted.max_values
+    limit = float("inf") if most is None else most
     small = [each for each in product(*sides) if sum(choice.values for choice in each) <= limit]
     if not small:
         least = sum(min(choice.values for choice in side) for side in sides)
@@ -179,13 +166,13 @@ def choose(sides: list[list[Choice]], wanted: Wanted) -> list[Choice]:
 
 
 def _sides(
-    model: PreTrainedModel, stacks: list[Stack], entries: dict[str, list[int]], wanted: Wanted
+    model: PreTrainedModel, stacks: list[Stack], entries: dict[str, list[int]], laid_out: LayOut
 ) -> tuple[list[list[_Fold]], list[str]]:
     """Find all cuts of every side that folds, the deepest first; returns why other sides do not fold, too."""
     folds, reasons = list[list[_Fold]](), list[str]()
     for side in find_sides(model):
         try:
-            folds.append(_side(model, side, stacks, entries, wanted))
+            folds.append(_side(model, side, stacks, entries, laid_out))
         except UnsupportedModel as refusal:
             reasons += [f"{side.name}: {reason}" if side.name else reason for reason in refusal.reasons]
     if not folds:
@@ -194,7 +181,7 @@ def _sides(
 
 
 def _side(
-    model: PreTrainedModel, side: Side, stacks: list[Stack], entries: dict[str, list[int]], wanted: Wanted
+    model: PreTrainedModel, side: Side, stacks: list[Stack], entries: dict[str, list[int]], laid_out: LayOut
 ) -> list[_Fold]:
     ids = experiment_tokens(model.config)
     inside = [stack for stack in stacks if stack.name.startswith(f"{side.name}." if side.name else "")]
@@ -213,9 +200,12 @@ def _side(
     place = Place(
         side, embedding, rows, _entered_before(embedding, entries), _idle_look_ups(model, side, embedding, entries)
     )
-    cuts = [lay_out(each, place, merge_residual=wanted.merge_residual) for each in found]
-    cuts = [cut.encoded(wanted.dtype, wanted.smaller) for cut in cuts]
-    return [_Fold(stack.first_block, ids, each, cut) for each, cut in zip(found, cuts, strict=True)]
+    return [_Fold(stack.first_block, ids, each, laid_out(each, place)) for each in found]
+
+
+def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: Place) -> Cut:
+    """Lay out what was found, in rows as the options ask for them."""
+    return lay_out(found, place, merge_residual=options.merge_residual).encoded(dtype, options)
 
 
 def _with_idle(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:

@@ -22,13 +22,12 @@ def folded_config(
     known: Prepared,
     code: dict[str, bytes],
     *,
-    placement: str = "device",
     made: dict[str, str] | None = None,
     computed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it.
 
-    ``code`` are the modules that run it, by file; ``placement`` is where tables are to lie; ``made`` are the hashes of
+    ``code`` are the modules that run it, by file; ``made`` are the hashes of
     the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
     """
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
@@ -55,9 +54,9 @@ def folded_config(
             "source": source_name(source),
             "revision": source.revision,
             "source_model_type": config.model_type,
-            "placement": placement,
+            "placement": known.options.placement,
             "folds": [cut.section(tensors[f"{cut.embedding}.weight"].name) for cut in study.cuts],
-            "refused_inputs": kind.other_inputs if known.text_only else [],
+            "refused_inputs": kind.other_inputs if known.options.text_only else [],
             "made": made or {},
             "runtime_sha256": {name: hashlib.sha256(content).hexdigest() for name, content in code.items()},
             "computed": computed or {},

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from prefold.convert import Options, convert_checkpoint
+from prefold.convert import FoldOptions, convert_checkpoint
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -172,6 +172,12 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def fold_options(**options: Any) -> FoldOptions:
+    """Return options whose types may be torch's."""
+    named = {name: str(each).removeprefix("torch.") for name, each in options.items() if isinstance(each, torch.dtype)}
+    return FoldOptions(**options | named)
+
+
 Checkpoint = Callable[..., Path]
 
 
@@ -195,7 +201,7 @@ def fold(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that folds a checkpoint and returns the folded folder."""
 
     def make(source: Path, name: str = "folded", **options: Any) -> Path:
-        return convert_checkpoint(str(source), tmp_path / name, options=Options(**options)).out
+        return convert_checkpoint(str(source), tmp_path / name, options=fold_options(**options)).out
 
     return make
 

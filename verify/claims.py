@@ -1,35 +1,36 @@
-"""What a folded checkpoint says of how it was made. Where it does not say it in full, a fold made so will differ."""
+"""The options that a folded checkpoint was made with, as far as it says so; a lie shows as a difference."""
 
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from prefold.convert.fold.encoding import Encoding, Smaller
-from prefold.convert.study import AUTO, Wanted
+from prefold.convert.options import AUTO, DTYPES, PLACEMENTS, TABLE_DTYPES, FoldOptions
 
 
-def claimed_placement(section: dict[str, Any]) -> str:
-    """Return where tables are to lie."""
-    # Importing the runtime registers folded types with transformers; only who needs it should cause that.
-    from prefold.runtime.storage_prefold import PLACEMENTS
-
-    said = section.get("placement")
-    return said if said in PLACEMENTS else PLACEMENTS[0]
-
-
-def claimed_fold(section: dict[str, Any], dtype: torch.dtype) -> Wanted:
-    """Return what a model of ``dtype`` was folded as."""
+def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remote_code: bool) -> FoldOptions:
+    """Return the options that a folded ``config.json`` was written for."""
+    section = config["prefold"]
     said = section.get("folds")
     folds = [fold for fold in said if isinstance(fold, dict)] if isinstance(said, list) else []
     names = [str(fold["cut"]) for fold in folds if fold.get("cut")]
-    merged = any(fold.get("merged") for fold in folds)
-    return Wanted(merge_residual=merged, cut=",".join(names) or AUTO, dtype=dtype, smaller=_smaller(folds, dtype))
+    placement, (table_dtype, residual) = section.get("placement"), _smaller(folds)
+    return FoldOptions(
+        merge_residual=any(fold.get("merged") for fold in folds),
+        dtype=config["dtype"] if config["dtype"] in DTYPES else None,  # else the source's own
+        cut=",".join(names) or AUTO,
+        text_only=bool(section.get("refused_inputs")),
+        adapter=adapter,
+        placement=placement if placement in PLACEMENTS else PLACEMENTS[0],
+        table_dtype=table_dtype,
+        quantize_residual=residual,
+        trust_remote_code=trust_remote_code,
+    )
 
 
-def _smaller(folds: list[dict[str, Any]], dtype: torch.dtype) -> Smaller | None:
+def _smaller(folds: list[dict[str, Any]]) -> tuple[str | None, bool]:
+    """Return the type of columns that are stored smaller, and whether the residual slice is, too."""
     try:
-        encodings = [Encoding.read(fold["table"]["stored"]) for fold in folds if fold["table"]["stored"]]
-        found = encodings[0].smaller if encodings else None
-    except (KeyError, TypeError, IndexError):
-        return None
-    return found if found and found.dtype.itemsize < dtype.itemsize else None
+        slices = next(fold["table"]["stored"]["slices"] for fold in folds if fold["table"]["stored"])
+        residual, column = slices[0]["dtype"], slices[-1]["dtype"]
+    except (LookupError, TypeError, StopIteration):
+        return None, False
+    return (column, residual == column) if column in TABLE_DTYPES else (None, False)

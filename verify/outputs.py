@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from prefold.convert.fold.reads import Census, count_reads
 from prefold.verify.checks import Outcome, not_run
 from prefold.verify.compare import Distance, distance
-from prefold.verify.probe.job import READ_BATCHES, WIDE
+from prefold.verify.probe.job import WIDE
 
 # A one-row product may sum in another order than the many-row product that made the table: always in fp32, in 3e-4 of
 # the values in bf16. What that does to logits is bounded by what it does to the source itself.
@@ -215,30 +214,6 @@ def check_greedy(
     if equal < prompts and not problems:
         summary += ", the others part where two tokens are nearly as good"
     return Outcome(not problems, summary, {"continuations": prompts, "equal": equal, "tokens": new}, problems)
-
-
-def check_reads(source: dict[str, int], folded: dict[str, int], census: Census, itemsize: int) -> Outcome:
-    """Compare the measured reads of both models with the formula, to the byte.
-
-    With experts, how much a step reads depends on what its tokens choose; then the difference must agree.
-    """
-    problems, batches = list[str](), list[dict[str, Any]]()
-    for batch in READ_BATCHES:
-        formula = count_reads(census, batch)
-        before, after = source[str(batch)], folded[str(batch)]
-        saved = round((formula.model_before - formula.model_after) * itemsize)
-        if before - after != saved:
-            problems.append(f"batch {batch}: {before - after:,} bytes saved, the formula says {saved:,}")
-        expected = round(formula.model_before * itemsize)
-        if not census.has_experts and before != expected:
-            problems.append(f"batch {batch}: the source reads {before:,} bytes, the formula says {expected:,}")
-        batches.append({"batch": batch, "before_bytes": before, "after_bytes": after, "formula_saved_bytes": saved})
-    first = batches[0]
-    saving = 1 - first["after_bytes"] / first["before_bytes"]
-    summary = f"{first['before_bytes']:,} bytes per token before, {first['after_bytes']:,} after ({saving:.2%} saved)"
-    return Outcome(
-        not problems, summary + ("" if problems else ", as the formula says"), {"batches": batches}, problems
-    )
 
 
 def check_speed(speed: dict[str, Any], source: dict[str, int], folded: dict[str, int]) -> Outcome:

@@ -16,18 +16,19 @@ from prefold.convert.checkpoint.safetensors_file import DTYPES
 from prefold.convert.checkpoint.source import Source, open_folder, open_source
 from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
 from prefold.convert.fold.quantized import method_of, require_loadable
+from prefold.convert.options import AUTO
 from prefold.convert.prepare import Prepared, prepare
-from prefold.convert.study import AUTO, Study
+from prefold.convert.study import Study
 from prefold.convert.write import folded_config, runtime_code
 from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
-from prefold.verify.claims import claimed_fold, claimed_placement
+from prefold.verify.claims import claimed_options
 from prefold.verify.divergence import check_divergence, other_width
 from prefold.verify.measuring import Measured, ProbeFailed, measure
-from prefold.verify.outputs import check_greedy, check_logits, check_reads, check_rows, check_speed
+from prefold.verify.outputs import check_greedy, check_logits, check_rows, check_speed
 from prefold.verify.probe.apart import first_apart
 from prefold.verify.probe.job import NEW_TOKENS, Job
-from prefold.verify.probe.metering import check_packed_reads, is_packed
 from prefold.verify.prompts import LONGEST, LONGEST_PASSAGE, token_passages, token_prompts
+from prefold.verify.reads import check_packed_reads, check_reads, is_packed
 from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals, told
 
 Progress = Callable[[str], None]
@@ -69,8 +70,8 @@ def verify_checkpoint(
         UsageError, UnsupportedModel, BrokenCheckpoint, HubError: the source cannot be opened.
     """
     source = open_source(model, revision)
-    know = partial(_prepared, source, trust_remote_code=trust_remote_code)
-    return _verified(source, know, folded, texts, adapter, progress, speed=speed, isolated=isolated)
+    know = partial(_prepared, source, adapter=adapter, trust_remote_code=trust_remote_code)
+    return _verified(source, know, folded, texts, progress, speed=speed, isolated=isolated)
 
 
 def verify_against(
@@ -79,7 +80,6 @@ def verify_against(
     *,
     texts: tuple[str, ...] | None = None,
     speed: bool = False,
-    adapter: Path | None = None,
     isolated: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verification:
@@ -89,7 +89,7 @@ def verify_against(
         UsageError: ``folded`` is not a folder with a ``config.json``, or ``texts`` cannot be tokenized.
         UnsupportedModel, BrokenCheckpoint, ProbeFailed: the source does not fold, is not whole, or does not run.
     """
-    return _verified(known.source, lambda _: known, folded, texts, adapter, progress, speed=speed, isolated=isolated)
+    return _verified(known.source, lambda _: known, folded, texts, progress, speed=speed, isolated=isolated)
 
 
 def _verified(
@@ -97,7 +97,6 @@ def _verified(
     know: Callable[[Source], Prepared],
     folder: Path,
     texts: tuple[str, ...] | None,
-    adapter: Path | None,
     progress: Progress,
     *,
     speed: bool,
@@ -108,23 +107,20 @@ def _verified(
     try:
         folded = _open_folded(folder)
         how = partial(measure, isolated=isolated)
-        checks = _Comparison(know(folded), folded, texts, adapter, how, progress).run(speed=speed)
+        checks = _Comparison(know(folded), folded, texts, how, progress).run(speed=speed)
     except _Unfit as unfit:
         checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("structure does not hold"))
         checks["structure"] = Outcome(False, told(unfit.problems), problems=unfit.problems)
     return Verification(source.name, str(folder), checks)
 
 
-def _prepared(source: Source, folded: Source, *, trust_remote_code: bool) -> Prepared:
+def _prepared(source: Source, folded: Source, adapter: Path | None, *, trust_remote_code: bool) -> Prepared:
     """Study a source for the fold that ``folded`` says it is; one of a cut that there is none of differs from any."""
-    section, dtype = folded.config["prefold"], getattr(torch, folded.config["dtype"])
-    text_only = bool(section.get("refused_inputs"))
-    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "text_only": text_only}
-    wanted = claimed_fold(section, dtype)
+    options = claimed_options(folded.config, adapter, trust_remote_code=trust_remote_code)
     try:
-        return prepare(source, lambda _: wanted, **how)
+        return prepare(source, options)
     except UsageError:
-        return prepare(source, lambda _: replace(wanted, cut=AUTO), **how)
+        return prepare(source, replace(options, cut=AUTO))
 
 
 def _open_folded(folder: Path) -> Source:
@@ -142,11 +138,7 @@ def _open_folded(folder: Path) -> Source:
 
 
 def require_verified(
-    *,
-    speed: bool = False,
-    adapter: Path | None = None,
-    isolated: bool = False,
-    progress: Progress = lambda _: None,
+    *, speed: bool = False, isolated: bool = False, progress: Progress = lambda _: None
 ) -> Callable[[Prepared, Path], Verification]:
     """Return a check for ``convert_checkpoint`` that lets nothing pass which is not verified.
 
@@ -154,7 +146,7 @@ def require_verified(
     """
 
     def check(known: Prepared, folded: Path) -> Verification:
-        verification = verify_against(known, folded, speed=speed, adapter=adapter, isolated=isolated, progress=progress)
+        verification = verify_against(known, folded, speed=speed, isolated=isolated, progress=progress)
         if not verification.passed:
             raise VerificationFailed(verification)
         return verification
@@ -170,7 +162,6 @@ class _Comparison:
         known: Prepared,
         folded: Source,
         texts: tuple[str, ...] | None,
-        adapter: Path | None,
         measure: Callable[[Job], Measured],
         progress: Progress,
     ) -> None:
@@ -181,8 +172,9 @@ class _Comparison:
         self.dtype = str(known.dtype).removeprefix("torch.")
         source, config, study = known.source, known.config, known.study
         code = runtime_code(config, known.kind.model_class) | known.side.code
-        expected = folded_config(known, code, placement=claimed_placement(folded.config["prefold"]))
+        expected = folded_config(known, code)
         expected.pop("torch_dtype", None)
+        adapter = known.options.adapter
         rest = _remaining(adapter, study)
         self.blueprint = Blueprint(known, expected, code, rest)
         self.adapters = {source.folder: adapter, folded.folder: folded.folder / ADAPTER_FOLDER if rest else None}
@@ -191,7 +183,7 @@ class _Comparison:
         self.is_smaller = any(cut.encoding for cut in study.cuts)
         longest, passage = min(LONGEST, context - self.new_tokens), min(LONGEST_PASSAGE, context // 2)
         given = (source.folder, min(cut.rows for cut in study.cuts), texts)
-        trust = known.trust_remote_code
+        trust = known.options.trust_remote_code
         self.prompts = token_prompts(*given, longest=longest, trust_remote_code=trust)
         self.passages: list[list[int]] = []
         if self.is_smaller:
@@ -280,7 +272,7 @@ class _Comparison:
         common: dict[str, Any] = {
             "dtype": self.dtype,
             "adapter": str(adapter.absolute()) if adapter else None,
-            "trust_remote_code": self.known.trust_remote_code,
+            "trust_remote_code": self.known.options.trust_remote_code,
             "new_tokens": self.new_tokens,
             "with_text": self.is_smaller or any(cut.sum for cut in self.known.study.cuts),
             "passages": self.passages,

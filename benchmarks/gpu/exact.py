@@ -16,7 +16,7 @@ from benchmarks.gpu.timed import Found
 from benchmarks.page import table
 from benchmarks.shapes import PYTHIA_70M, SERIAL, Shape, save
 from benchmarks.timing import load, random_tokens
-from prefold.convert import Options, convert_checkpoint
+from prefold.convert import FoldOptions, convert_checkpoint
 from prefold.convert.checkpoint.files import TABLE
 from prefold.verify import verify_checkpoint
 from tests.tree.flattened import TOLERANCES, Case, by_triton, few_shot, interpret, naive
@@ -96,7 +96,7 @@ def _folded(shape: Shape, device: str) -> Iterator[dict[str, Any]]:
         source = save(shape, Path(scratch))
         outs = {each: Path(scratch) / f"on-{each}" for each in ("cpu", device)}
         for each, out in outs.items():
-            convert_checkpoint(str(source), out, options=Options(device=each))
+            convert_checkpoint(str(source), out, options=FoldOptions(device=each))
         apart = ulps(_table(outs["cpu"]), _table(outs[device]))
         share, most = float((apart > 0).float().mean()), int(apart.max())
         yield {"check": "rows", "name": name, "different": share, "ulps": most, "passed": True}

@@ -14,11 +14,10 @@ from benchmarks.gpu.timed import Call, Found, attempt, captured, times_of
 from benchmarks.page import table
 from benchmarks.shapes import LARGE, PHI_1_5, PYTHIA_70M, PYTHIA_410M, Shape, save
 from benchmarks.timing import compared, load, random_tokens
-from prefold.convert import Options, convert_checkpoint
+from prefold.convert import FoldOptions, convert_checkpoint
 from prefold.convert.checkpoint.source import open_folder
 from prefold.convert.fold.reads import count_reads
 from prefold.convert.prepare import prepare
-from prefold.convert.study import Wanted
 
 SHAPES = (PYTHIA_70M, PYTHIA_410M, PHI_1_5, LARGE)
 BATCHES = (1, 8, 64)
@@ -93,8 +92,8 @@ def _invariance(models: dict[str, PreTrainedModel], modules: list[str], batch: i
 def _measure(shape: Shape, batches: tuple[int, ...], device: str, *, quick: bool) -> Iterator[dict[str, Any]]:
     with TemporaryDirectory(prefix="prefold-bench-") as scratch:
         source = save(shape, Path(scratch), device)
-        out = convert_checkpoint(str(source), Path(scratch) / "folded", options=Options(device=device)).out
-        study = prepare(open_folder(source), lambda dtype: Wanted(dtype=dtype)).study
+        out = convert_checkpoint(str(source), Path(scratch) / "folded", options=FoldOptions(device=device)).out
+        study = prepare(open_folder(source)).study
         modules = [column.module for cut in study.cuts for column in cut.columns]
         models = {"source": load(source, device_map=device), "folded": load(out, device_map=device)}
         for batch in batches:

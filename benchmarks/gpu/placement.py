@@ -14,7 +14,7 @@ from benchmarks.gpu.timed import Call, Found, attempt, captured, times_of
 from benchmarks.page import megabytes, table
 from benchmarks.shapes import PHI_1_5, PYTHIA_70M, PYTHIA_410M, Shape, save
 from benchmarks.timing import load, random_tokens
-from prefold.convert import Options, convert_checkpoint
+from prefold.convert import FoldOptions, convert_checkpoint
 
 PLACEMENTS = ("device", "host", "disk")
 _TOKENS, _ROWS, _WIDTH = (1, 16, 256, 4096), 50_000, 8192
@@ -86,7 +86,7 @@ def _models(shape: Shape, device: str, *, quick: bool) -> Iterator[dict[str, Any
     """Yield memory and steps of a folded model in each placement."""
     with TemporaryDirectory(prefix="prefold-bench-") as scratch:
         source = str(save(shape, Path(scratch), device))
-        out = convert_checkpoint(source, Path(scratch) / "folded", options=Options(device=device)).out
+        out = convert_checkpoint(source, Path(scratch) / "folded", options=FoldOptions(device=device)).out
         for placement in PLACEMENTS:
             before = _allocated(device)
             model = load(out, device_map=device, prefold_placement=placement)

@@ -10,8 +10,8 @@ from benchmarks.gpu.fold import BATCHES, PROMPT, SHAPES
 from benchmarks.gpu.timed import Found
 from benchmarks.page import table
 from prefold.plan import Fold, Workload, mesh_of, plan_layouts
-from prefold.plan.chip.this_machine import this_machine
 from prefold.plan.model.config import shape_from_config
+from prefold.plan.this_machine import this_machine
 
 
 def measure(device: str, *, quick: bool = False) -> Iterator[dict[str, Any]]:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from rich.progress import Progress, TaskID
 
 from prefold.cli.show.show import err, note
-from prefold.convert import Inspection, Watch
+from prefold.convert import ConversionProgress, Inspection
 
 
-class ShownWatch(Watch):
+class ShownProgress(ConversionProgress):
     """Shows a conversion: the verdict before it starts, then a bar for each stage.
 
     ``prepared`` is called once the source has been looked at, before the first byte is written.

@@ -14,34 +14,9 @@ from prefold.common.errors import UsageError
 
 # The largest value of a type; a type without one here has the range of the model's own, and no scales.
 _LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}
-TABLE_DTYPES = {name: getattr(torch, name) for name in ("int8", "float8_e4m3fn", "bfloat16")}
 _SCALE = torch.float32
 # What a row's length is a multiple of: every type's size, so that a row can be seen as values of each.
 _ALIGNMENT = 16
-
-
-@dataclass(frozen=True)
-class Smaller:
-    """How small rows are asked to be.
-
-    Attributes:
-        dtype: of the columns, one of ``TABLE_DTYPES``.
-        residual: the residual slice is of this type, too.
-    """
-
-    dtype: torch.dtype
-    residual: bool = False
-
-
-def asked_for(dtype: torch.dtype | None, *, residual: bool) -> Smaller | None:
-    """Return how small rows are asked to be; None where as values of the model's own type.
-
-    Raises:
-        UsageError: the residual slice is to be smaller, and columns are not.
-    """
-    if residual and dtype is None:
-        raise UsageError("--quantize-residual: give --table-dtype, too, which says to what")
-    return Smaller(dtype, residual) if dtype else None
 
 
 @dataclass(frozen=True)
@@ -85,12 +60,6 @@ class Encoding:
         """How many values of the model's own type are as long as a row."""
         return self.row_bytes // _dtype(self.native).itemsize
 
-    @property
-    def smaller(self) -> Smaller | None:
-        """What was asked for; None where that was nothing that there is."""
-        residual, column = (part.dtype for part in (self.slices[0], self.slices[-1]))
-        return Smaller(TABLE_DTYPES[column], residual == column) if column in TABLE_DTYPES else None
-
     def section(self) -> dict[str, Any]:
         """Describe the rows as the runtime module reads it."""
         return asdict(self)
@@ -112,15 +81,15 @@ class Encoding:
         return stored
 
 
-def encoding_of(widths: list[int], native: torch.dtype, smaller: Smaller) -> Encoding:
-    """Lay a row of columns out, the first of which is the residual: all values first, then their scales.
+def encoding_of(widths: list[int], native: torch.dtype, dtype: torch.dtype, *, residual: bool = False) -> Encoding:
+    """Lay out a row whose columns, and ``residual`` slice, which comes first, have a dtype: values first, then scales.
 
     Raises:
         UsageError: ``native``, the model's type, is as small.
     """
-    if smaller.dtype.itemsize >= native.itemsize:
-        raise UsageError(f"--table-dtype {_name(smaller.dtype)}: no smaller than the model's {_name(native)}")
-    kinds = [smaller.dtype if number or smaller.residual else native for number in range(len(widths))]
+    if dtype.itemsize >= native.itemsize:
+        raise UsageError(f"--table-dtype {_name(dtype)}: no smaller than the model's {_name(native)}")
+    kinds = [dtype if number or residual else native for number in range(len(widths))]
     at = [sum(width * kind.itemsize for width, kind in zip(widths[:n], kinds, strict=False)) for n in range(len(kinds))]
     scaled = [number for number, kind in enumerate(kinds) if kind in _LARGEST]
     first = _aligned(at[-1] + widths[-1] * kinds[-1].itemsize, _SCALE.itemsize)

@@ -9,8 +9,9 @@ from prefold.convert.experiment.discover import Discovery
 from prefold.convert.experiment.look_ups import LookUp
 from prefold.convert.experiment.norm import Norm
 from prefold.convert.experiment.token_pure import Pure
-from prefold.convert.fold.encoding import Encoding, Smaller, encoding_of
+from prefold.convert.fold.encoding import Encoding, encoding_of
 from prefold.convert.model.inputs import Side
+from prefold.convert.options import FoldOptions
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,16 @@ class Cut:
         """How many values of the model's own type a stored row is as long as."""
         return self.encoding.width if self.encoding else self.row_width
 
-    def encoded(self, native: torch.dtype, smaller: Smaller | None) -> "Cut":
+    def encoded(self, native: torch.dtype, options: FoldOptions) -> "Cut":
         """Return the same cut of rows that are stored smaller than in the model's ``native`` type, if they are to be.
 
         Raises:
             UsageError: that would not be smaller.
         """
-        widths = [column.width for column in self.stored]
-        return replace(self, encoding=encoding_of(widths, native, smaller) if smaller else None)
+        if options.table_dtype is None:
+            return self
+        widths, dtype = [column.width for column in self.stored], getattr(torch, options.table_dtype)
+        return replace(self, encoding=encoding_of(widths, native, dtype, residual=options.quantize_residual))
 
     @property
     def computed(self) -> list[Column]:

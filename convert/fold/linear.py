@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from prefold.convert.errors import UnsupportedModel
 from prefold.convert.experiment.norm import gain_and_shift
 from prefold.convert.experiment.tokens import experiment_tokens
-from prefold.convert.experiment.trace import hooks, run_side, stop
 from prefold.convert.fold.layout import Cut, Sum
+from prefold.convert.model.running import hooks, run_side, stop
 
 # Of one look-up's part, which is computed at once: 2 GiB in float64. 16,384 positions by 16,384 values are as many.
 _MOST = 1 << 28

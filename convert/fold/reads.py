@@ -14,10 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.errors import model_code
-from prefold.convert.experiment.trace import first_tensor, hooks
+from prefold.convert.experiment.trace import first_tensor
 from prefold.convert.fold.layout import Cut, Sum
 from prefold.convert.fold.meter import Meter, metered
 from prefold.convert.model.inputs import whole_inputs
+from prefold.convert.model.running import hooks
 from prefold.convert.model.skeleton import Stack
 from prefold.convert.model.ties import Ties
 

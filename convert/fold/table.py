@@ -9,10 +9,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.errors import BrokenCheckpoint, ModelFailed
-from prefold.convert.experiment.trace import hooks, run_side, stop
 from prefold.convert.fold.bypass import bypassed
 from prefold.convert.fold.layout import Cut
 from prefold.convert.fold.linear import Linear
+from prefold.convert.model.running import hooks, run_side, stop
 
 # Rows of this size are still in a processor's cache when they are checked, hashed and written; much smaller chunks
 # spend their time on waiting for threads.

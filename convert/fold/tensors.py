@@ -20,6 +20,7 @@ from prefold.convert.checkpoint.safetensors_file import (
 )
 from prefold.convert.fold.layout import Cut
 from prefold.convert.model.ties import Ties
+from prefold.convert.options import FoldOptions
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,15 @@ def plan_weights(
     live: dict[str, str],
     cuts: list[Cut],
     ties: Ties,
-    *,
-    dtype: torch.dtype | None = None,
-    max_shard_size: int | None = None,
+    options: FoldOptions = FoldOptions(),
 ) -> WeightPlan:
-    """Keep every tensor that is not folded, as it is, in the files in which it came.
-
-    ``dtype`` casts what is kept; ``max_shard_size``, in bytes, repacks it.
-    """
+    """Keep every tensor that is not folded, in the files in which it came, as far as ``options`` do not change that."""
+    dtype = getattr(torch, options.dtype) if options.dtype else None
     outgoing = [
         (entry.file, name, passed_through(entry) if dtype in (None, DTYPES.get(entry.dtype)) else cast(entry, dtype))
         for name, entry in untouched(entries, live, cuts, ties).items()
     ]
-    groups = list(_by_size(outgoing, max_shard_size) if max_shard_size else _by_file(outgoing))
+    groups = list(_by_size(outgoing, options.max_shard_size) if options.max_shard_size else _by_file(outgoing))
     shards = {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
     return WeightPlan(shards, made_tensors(live, cuts))
 

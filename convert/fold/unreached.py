@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from prefold.convert.errors import ModelFailed
 from prefold.convert.experiment.tokens import experiment_tokens
-from prefold.convert.experiment.trace import hooks, stop
 from prefold.convert.fold.layout import Cut
 from prefold.convert.fold.table import compute_rows
+from prefold.convert.model.running import hooks, stop
 from prefold.convert.model.skeleton import Stack
 
 

@@ -158,10 +158,10 @@ def _classes(auto_class: Any, config: PreTrainedConfig) -> list[type[PreTrainedM
     return list(found) if isinstance(found, tuple | list) else [found]
 
 
-def resolve_dtype(source: Source, config: PreTrainedConfig, asked: torch.dtype | None) -> torch.dtype:
+def resolve_dtype(source: Source, config: PreTrainedConfig, asked: str | None) -> torch.dtype:
     """Return the type that the model runs in: what was asked for, the config's, or the first weights' own."""
     if asked is not None:
-        return asked
+        return getattr(torch, asked)  # type: ignore[no-any-return]
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
     for entry in source.entries.values():

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
-from prefold.convert.experiment.trace import hooks, stop
 from prefold.convert.model.filling import allocated, fill, require_fillable, windows
 from prefold.convert.model.pruning import prune
+from prefold.convert.model.running import hooks, stop
 
 __all__ = ["Stack", "build_on_meta", "find_stack", "find_stacks", "first_to_run", "materialize", "prune"]
 

@@ -94,7 +94,6 @@ def test_the_text_has_what_the_json_has(prefold):
     assert "GiB over" in ran.out
     assert "yes, chosen" in ran.out
     assert "folded" in ran.out
-    assert "roofline" in ran.out
 
 
 def test_a_chip_that_nobody_measured_has_ideal_times_only(prefold):

@@ -96,7 +96,6 @@ def test_the_text_has_what_the_json_has(prefold):
     for name, each in told["schemes"].items():
         for key in ("published_bytes", "physical_bytes", "full_bytes"):
             assert f"{each[key] / 1e12:.2f} TB" in rows[name]
-    assert all(title in ran.out for title in ("live branches", "p of all paths  t of the tree", "f flatten"))
 
 
 def test_a_picture_is_drawn_beside_the_figures(prefold, tmp_path):

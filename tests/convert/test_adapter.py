@@ -9,7 +9,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, UsageError, convert_checkpoint
+from prefold.convert import BrokenCheckpoint, FoldOptions, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.adapter import WEIGHTS, open_adapter, remaining_adapter
 from prefold.convert.checkpoint.files import ADAPTER, ADAPTER_FOLDER, CONFIG
 from prefold.verify import verify_checkpoint
@@ -203,7 +203,7 @@ def test_a_refused_adapter_leaves_an_older_output_alone(checkpoint: Checkpoint, 
     older = fold(source)
     adapter = lora(source, target_modules=["embed_tokens"])
     with pytest.raises(UnsupportedModel):
-        convert_checkpoint(str(source), older, options=Options(adapter=adapter, force=True))
+        convert_checkpoint(str(source), older, options=FoldOptions(adapter=adapter, force=True))
     assert "prefold" in json.loads((older / CONFIG).read_text())
 
 
@@ -245,7 +245,7 @@ def test_an_adapters_file_that_leads_out_of_it_is_not_read(name: str, adapted: t
     (adapter / name).rename(tmp_path / name)
     (adapter / name).symlink_to(tmp_path / name)
     with pytest.raises(BrokenCheckpoint, match="a link that leads out of the checkpoint"):
-        convert_checkpoint(str(source), tmp_path / "out", options=Options(adapter=adapter))
+        convert_checkpoint(str(source), tmp_path / "out", options=FoldOptions(adapter=adapter))
 
 
 def test_an_adapter_that_names_code_to_import_is_refused(adapted: tuple[Path, Path], tmp_path: Path):
@@ -253,7 +253,7 @@ def test_an_adapter_that_names_code_to_import_is_refused(adapted: tuple[Path, Pa
     config = json.loads((adapter / ADAPTER).read_text()) | {"megatron_config": {"a": 1}, "megatron_core": "antigravity"}
     (adapter / ADAPTER).write_text(json.dumps(config))
     with pytest.raises(UnsupportedModel, match="whose code peft would import by name"):
-        convert_checkpoint(str(source), tmp_path / "out", options=Options(adapter=adapter))
+        convert_checkpoint(str(source), tmp_path / "out", options=FoldOptions(adapter=adapter))
 
 
 def test_an_adapter_in_the_output_is_not_replaced(adapted: tuple[Path, Path], tmp_path: Path):
@@ -261,7 +261,7 @@ def test_an_adapter_in_the_output_is_not_replaced(adapted: tuple[Path, Path], tm
     out = convert_checkpoint(str(source), tmp_path / "out").out
     adapter = adapter.rename(out / "mine")
     with pytest.raises(UsageError, match="the adapter lies there, and would be replaced"):
-        convert_checkpoint(str(source), out, options=Options(adapter=adapter, force=True))
+        convert_checkpoint(str(source), out, options=FoldOptions(adapter=adapter, force=True))
     assert (adapter / WEIGHTS).exists()
 
 
@@ -271,4 +271,4 @@ def test_a_config_that_nests_or_excludes_beyond_all_measure(adapted: tuple[Path,
     for changed, error in (('{"a":' * 100_000, BrokenCheckpoint), (None, UnsupportedModel)):
         (adapter / ADAPTER).write_text(changed or json.dumps(json.loads(text) | {"exclude_modules": 3}))
         with pytest.raises(error, match=r"adapter_config\.json|exclude_modules"):
-            convert_checkpoint(str(source), tmp_path / "out", options=Options(adapter=adapter))
+            convert_checkpoint(str(source), tmp_path / "out", options=FoldOptions(adapter=adapter))

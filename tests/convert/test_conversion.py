@@ -9,7 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from prefold.convert import Inspection, Options, OutputExists, StorageError, UsageError, Watch, convert_checkpoint
+from prefold.convert import (
+    ConversionProgress,
+    FoldOptions,
+    Inspection,
+    OutputExists,
+    StorageError,
+    UsageError,
+    convert_checkpoint,
+)
 from prefold.convert.checkpoint.files import CARD, INDEX, REPORT, RUNTIME, SOURCE_CARD, TABLE
 from prefold.convert.checkpoint.source import open_folder
 from tests.conftest import Checkpoint, all_bytes, load, random_model, small_config, tokens
@@ -100,7 +108,7 @@ def test_shards_are_repacked_on_request(checkpoint: Checkpoint, fold):
 
 def test_dtype_casts_table_and_all_the_rest(checkpoint: Checkpoint, fold):
     source = checkpoint("llama", torch.float32)
-    folded = fold(source, dtype=torch.bfloat16)
+    folded = fold(source, dtype="bfloat16")
     assert {entry.dtype for entry in open_folder(folded).entries.values()} == {"BF16"}
     ids = tokens()
     assert torch.equal(load(source, dtype=torch.bfloat16)(ids).logits, load(folded)(ids).logits)
@@ -141,7 +149,7 @@ def test_a_base_models_checkpoint_that_names_a_model_with_a_head_folds_as_that(t
     assert torch.equal(load(tmp_path / "source")(ids).logits, load(folded)(ids).logits)
 
 
-class Recorder(Watch):
+class Recorder(ConversionProgress):
     def __init__(self) -> None:
         self.verdicts: list[str] = []
         self.done: dict[str, tuple[int, int]] = {}
@@ -155,12 +163,12 @@ class Recorder(Watch):
 
 
 def test_the_verdict_comes_first_and_progress_adds_up(checkpoint: Checkpoint, tmp_path: Path):
-    watch = Recorder()
-    convert_checkpoint(str(checkpoint("llama")), tmp_path / "out", watch=watch)
-    assert len(watch.verdicts) == 1
-    table, table_total = watch.done["table"]
+    recorder = Recorder()
+    convert_checkpoint(str(checkpoint("llama")), tmp_path / "out", progress=recorder)
+    assert len(recorder.verdicts) == 1
+    table, table_total = recorder.done["table"]
     assert table == table_total == 97 * 96 * 4
-    assert watch.done["untouched tensors"][0] <= watch.done["untouched tensors"][1]
+    assert recorder.done["untouched tensors"][0] <= recorder.done["untouched tensors"][1]
 
 
 def test_the_report_lies_in_the_checkpoint(checkpoint: Checkpoint, fold):
@@ -197,7 +205,7 @@ def test_the_source_is_never_replaced(checkpoint: Checkpoint, tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")  # so that the folder above looks like an older output, too
     for out in (source, tmp_path / "link", tmp_path):
         with pytest.raises((UsageError, OutputExists)):
-            convert_checkpoint(str(source), out, options=Options(force=True))
+            convert_checkpoint(str(source), out, options=FoldOptions(force=True))
     assert all_bytes(source) == before
 
 

@@ -8,14 +8,14 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from benchmarks.small import small_config as coverage_config
-from prefold.convert import BrokenCheckpoint, UnsupportedModel
+from prefold.convert import BrokenCheckpoint, FoldOptions, UnsupportedModel
 from prefold.convert.experiment.discover import Discovery, discover
 from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.fold.check import try_fold
 from prefold.convert.fold.layout import Place, lay_out
 from prefold.convert.fold.section import read_cuts
 from prefold.convert.model.inputs import Side
-from prefold.convert.study import Wanted, study_model
+from prefold.convert.study import study_model
 from tests.conftest import EXACT, PARALLEL, SHAPES, auto_class, small_config
 from tests.convert.skeletons import skeleton
 
@@ -140,7 +140,7 @@ def test_a_section_that_is_none_is_told(config: dict):
 def test_a_cut_survives_the_config(model_type: str, merge: bool):
     config = small_config(model_type)
     model_class = auto_class(model_type)._model_mapping[type(config)]
-    cuts = study_model(model_class, config, Wanted(merge_residual=merge)).cuts
+    cuts = study_model(model_class, config, FoldOptions(merge_residual=merge)).cuts
     again = read_cuts({"prefold": {"folds": [cut.section() for cut in cuts]}})
     assert [cut.section() for cut in again] == [cut.section() for cut in cuts]
     for one, other in zip(again, cuts, strict=True):

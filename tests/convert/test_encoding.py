@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefold.convert import UsageError
-from prefold.convert.fold.encoding import TABLE_DTYPES, Encoding, Smaller, encoding_of
+from prefold.convert.fold.encoding import Encoding, encoding_of
+from prefold.convert.options import TABLE_DTYPES
 from prefold.runtime.storage_prefold import decoded
 
 PROPERTY = settings(deadline=None, max_examples=100)
@@ -19,6 +20,8 @@ SCALED = {torch.int8: 127, torch.float8_e4m3fn: 448}
 VALUES = st.one_of(st.just(0.0), st.floats(2**-100, 2**100, width=32), st.floats(-(2**100), -(2**-100), width=32))
 # Some of one size, as a projection's are, and some of sizes as different as they may be.
 NORMAL = st.integers(0, 2**32 - 1).map(lambda seed: torch.randn(12, generator=torch.Generator().manual_seed(seed)))
+
+KINDS = [getattr(torch, name) for name in TABLE_DTYPES]
 
 
 @st.composite
@@ -54,11 +57,11 @@ def bound(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("kind", TABLE_DTYPES.values(), ids=TABLE_DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
 @PROPERTY
 @given(values=rows())
 def test_a_value_is_at_most_half_a_step_off(kind: torch.dtype, residual: bool, values: torch.Tensor):
-    encoding = encoding_of([4, 8], torch.float32, Smaller(kind, residual))
+    encoding = encoding_of([4, 8], torch.float32, kind, residual=residual)
     found = read(encoding, encoding.encode(values))
     apart = (found - values.double()).abs()
     assert apart[:, 4:].le(bound(values[:, 4:], kind)).all()
@@ -68,11 +71,11 @@ def test_a_value_is_at_most_half_a_step_off(kind: torch.dtype, residual: bool, v
         assert torch.equal(found[:, :4], values[:, :4].double())
 
 
-@pytest.mark.parametrize("kind", TABLE_DTYPES.values(), ids=TABLE_DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("native", [torch.float32, torch.float64])
 def test_a_native_residual_is_read_back_bit_for_bit(kind: torch.dtype, native: torch.dtype):
     values = torch.randn(64, 48, dtype=native) * torch.logspace(-30, 30, 64, dtype=native)[:, None]
-    encoding = encoding_of([16, 32], native, Smaller(kind))
+    encoding = encoding_of([16, 32], native, kind)
     assert torch.equal(read(encoding, encoding.encode(values), native)[:, :16], values[:, :16])
 
 
@@ -80,14 +83,14 @@ def test_a_native_residual_is_read_back_bit_for_bit(kind: torch.dtype, native: t
 @pytest.mark.parametrize("kind", SCALED)
 def test_16_bit_rows_are_encoded_as_their_values_in_float32(kind: torch.dtype, native: torch.dtype):
     values = torch.randn(64, 48).to(native)
-    encoding, wide = (encoding_of([16, 32], dtype, Smaller(kind, residual=True)) for dtype in (native, torch.float32))
+    encoding, wide = (encoding_of([16, 32], dtype, kind, residual=True) for dtype in (native, torch.float32))
     assert torch.equal(encoding.encode(values), wide.encode(values.float()))
     assert read(encoding, encoding.encode(values), native).dtype == native
 
 
-@pytest.mark.parametrize("kind", TABLE_DTYPES.values(), ids=TABLE_DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_zeros_are_read_back_as_zeros(kind: torch.dtype):
-    encoding = encoding_of([5, 7], torch.float32, Smaller(kind, residual=True))
+    encoding = encoding_of([5, 7], torch.float32, kind, residual=True)
     found = read(encoding, encoding.encode(torch.zeros(3, 12)))
     assert torch.equal(found, torch.zeros(3, 12, dtype=torch.float64))
 
@@ -95,7 +98,7 @@ def test_rows_of_zeros_are_read_back_as_zeros(kind: torch.dtype):
 @pytest.mark.parametrize("kind", SCALED)
 def test_the_largest_value_of_a_column_keeps_its_place_at_the_end_of_the_range(kind: torch.dtype):
     values = torch.tensor([[1.0, -3.0, 2.0, 0.5], [1e-3, 0.0, 0.0, -7e-3]])
-    encoding = encoding_of([2, 2], torch.float32, Smaller(kind, residual=True))
+    encoding = encoding_of([2, 2], torch.float32, kind, residual=True)
     found = read(encoding, encoding.encode(values))
     for at in (slice(0, 2), slice(2, 4)):
         largest = values[:, at].abs().argmax(1, keepdim=True)
@@ -113,7 +116,7 @@ def occupied(encoding: Encoding) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("kind", TABLE_DTYPES.values(), ids=TABLE_DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
 @PROPERTY
 @given(widths=st.lists(st.integers(1, 70), min_size=2, max_size=5), native=st.sampled_from([2, 4, 8]))
 def test_rows_are_aligned_and_nothing_lies_upon_another(
@@ -122,9 +125,9 @@ def test_rows_are_aligned_and_nothing_lies_upon_another(
     dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[native]
     if kind.itemsize >= dtype.itemsize:
         with pytest.raises(UsageError, match="no smaller than the model's bfloat16"):
-            encoding_of(widths, dtype, Smaller(kind, residual))
+            encoding_of(widths, dtype, kind, residual=residual)
         return
-    encoding = encoding_of(widths, dtype, Smaller(kind, residual))
+    encoding = encoding_of(widths, dtype, kind, residual=residual)
     places = occupied(encoding)
     assert all(end <= start for (_, end, _), (start, _, _) in pairwise(places))
     assert all(start % size == 0 for start, _, size in places)
@@ -132,14 +135,13 @@ def test_rows_are_aligned_and_nothing_lies_upon_another(
     assert 0 <= encoding.row_bytes - places[-1][1] < 16
     assert [part.width for part in encoding.slices] == widths
     assert Encoding.read(json.loads(json.dumps(encoding.section()))) == encoding
-    assert encoding.smaller == Smaller(kind, residual)
     values = torch.randn(2, 3, sum(widths)).to(dtype)
     stored = encoding.encode(values.flatten(0, 1)).view(2, 3, -1)
     assert read(encoding, stored, dtype).shape == values.shape
 
 
 def test_what_lies_behind_the_values_is_zero():
-    encoding = encoding_of([3, 3], torch.float32, Smaller(torch.int8))
+    encoding = encoding_of([3, 3], torch.float32, torch.int8)
     free = torch.ones(encoding.row_bytes, dtype=torch.bool)
     for start, end, _ in occupied(encoding):
         free[start:end] = False
@@ -158,9 +160,9 @@ WIDTHS = {
 @pytest.mark.parametrize("name", WIDTHS)
 @pytest.mark.parametrize("kind", SCALED)
 def test_a_table_of_8_bits_is_hardly_more_than_half_of_one_of_16(kind: torch.dtype, name: str):
-    encoding = encoding_of(WIDTHS[name], torch.bfloat16, Smaller(kind, residual=True))
+    encoding = encoding_of(WIDTHS[name], torch.bfloat16, kind, residual=True)
     assert encoding.row_bytes <= 0.51 * 2 * sum(WIDTHS[name])
-    native = encoding_of(WIDTHS[name], torch.bfloat16, Smaller(kind))
+    native = encoding_of(WIDTHS[name], torch.bfloat16, kind)
     assert encoding.row_bytes < native.row_bytes < 0.71 * 2 * sum(WIDTHS[name])
 
 
@@ -192,7 +194,7 @@ def test_codes_are_those_of_compressed_tensors_for_the_same_scales(kind: torch.d
     """Its own scales of int8 are smaller: the largest value becomes 127.5, which is cut to 127; here it becomes 127."""
     codes, scale = compressed
     values = torch.randn(512, 96) * torch.logspace(-6, 3, 512)[:, None]
-    encoding = encoding_of([32, 96], torch.float32, Smaller(kind))
+    encoding = encoding_of([32, 96], torch.float32, kind)
     stored = encoding.encode(torch.cat([torch.zeros(512, 32), values], 1))
     part = encoding.slices[1]
     ours = stored[:, part.start : part.start + 96].contiguous()

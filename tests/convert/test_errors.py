@@ -29,11 +29,11 @@ def bug(*_: Any, **__: Any) -> None:
     "place",
     [
         "study.find_ties",  # called from prefold
-        "trace._first_tensor_of",  # called from a hook, inside the model's own pass
-        "pure._filled_cache",  # of which only a model's own error means that it has no cached steps
-        "discover.explain",
-        "trial.same_rows",
-        "separable._fit",
+        "experiment.trace._first_tensor_of",  # called from a hook, inside the model's own pass
+        "experiment.token_pure._filled_cache",  # of which only a model's own error means that it has no cached steps
+        "experiment.discover.explain",
+        "fold.check.same_rows",
+        "experiment.separable._fit",
     ],
 )
 def test_a_bug_is_no_unsupported_model(place: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefold.convert import inspect_checkpoint
+from prefold.convert import FoldOptions, inspect_checkpoint
 from tests.conftest import SHAPES, small_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -34,7 +34,7 @@ PAPER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_tables_are_reproduced_to_the_digit(name: str):
-    told = inspect_checkpoint(str(CONFIGS / f"{name}.json"), merge_residual=True).as_json()
+    told = inspect_checkpoint(str(CONFIGS / f"{name}.json"), options=FoldOptions(merge_residual=True)).as_json()
     paper, expected = told["paper"], PAPER[name]
     for figure in ("weights_eliminated", "embedding_memory_increase", "weights_memory_decrease", "net_memory_change"):
         assert paper[figure] == expected[figure]
@@ -47,7 +47,7 @@ def test_the_papers_tables_are_reproduced_to_the_digit(name: str):
 
 
 def test_whole_model_saving_is_the_honest_one():
-    told = inspect_checkpoint(str(CONFIGS / "pythia-6.9b.json"), merge_residual=True).as_json()
+    told = inspect_checkpoint(str(CONFIGS / "pythia-6.9b.json"), options=FoldOptions(merge_residual=True)).as_json()
     assert told["dtype"] == "float16"
     assert round(100 * told["reads"][0]["model_saving"], 1) == 2.8
     assert told["verdict"] == "saves 2.8 % of the bytes read per decoded token at batch 1 for +0.87 GB"
@@ -86,7 +86,9 @@ def test_json_has_the_keys_that_other_programs_rely_on(tmp_path: Path):
 
 def test_both_layouts_are_shown_whichever_is_asked_for(tmp_path: Path):
     model = saved_config("gpt_neox", tmp_path)
-    exact, merged = (inspect_checkpoint(model, merge_residual=merge).as_json() for merge in (False, True))
+    exact, merged = (
+        inspect_checkpoint(model, options=FoldOptions(merge_residual=merge)).as_json() for merge in (False, True)
+    )
     assert exact["layouts"] == merged["layouts"]
     assert exact["layouts"]["exact"]["row_width"] == 3 * 32 + 2 * 32
     assert merged["sides"][0]["row_width"] == merged["layouts"]["merged"]["row_width"] == 2 * (32 + 32)

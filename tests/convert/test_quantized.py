@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from prefold.convert import Options, UnsupportedModel, UsageError, convert_checkpoint, inspect_checkpoint
+from prefold.convert import FoldOptions, UnsupportedModel, UsageError, convert_checkpoint, inspect_checkpoint
 from prefold.convert.checkpoint.files import CONFIG, SINGLE
 from prefold.convert.fold.quantized import require_token_pure
 from prefold.convert.study import study_model
 from prefold.verify import verify_checkpoint
-from prefold.verify.probe.metering import check_packed_reads
+from prefold.verify.reads import check_packed_reads
 from tests.conftest import Checkpoint, load, random_model, small_config, tokens
 from tests.convert.quantizing import awq, fp8, gptq, mxfp4, rewrite
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_loaded_here_is_refused_by_its_method(checkpoint: Checkpo
 def test_a_quantized_source_is_not_cast(checkpoint: Checkpoint, tmp_path: Path):
     source = fp8(checkpoint("llama", **BF16))
     with pytest.raises(UsageError, match="--dtype"):
-        convert_checkpoint(str(source), tmp_path / "out", options=Options(dtype=torch.float32))
+        convert_checkpoint(str(source), tmp_path / "out", options=FoldOptions(dtype="float32"))
 
 
 def test_inspect_needs_no_library_of_the_method(checkpoint: Checkpoint):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig
 
-from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, convert_checkpoint, inspect_checkpoint
+from prefold.convert import BrokenCheckpoint, FoldOptions, UnsupportedModel, convert_checkpoint, inspect_checkpoint
 from prefold.convert.checkpoint.files import REMOTE_RUNTIME
 from tests.conftest import load, tokens
 
@@ -68,20 +68,20 @@ def point(source: Path, **auto_map: object) -> None:
 def test_code_of_another_repository_is_refused(own_code: Path, tmp_path: Path):
     point(own_code, AutoTokenizer=["evil/repo--tokenization.Own", None])
     with pytest.raises(UnsupportedModel, match=r"part of another repository, evil/repo--tokenization\.Own"):
-        convert_checkpoint(str(own_code), tmp_path / "out", options=Options(trust_remote_code=True))
+        convert_checkpoint(str(own_code), tmp_path / "out", options=FoldOptions(trust_remote_code=True))
 
 
 def test_code_that_is_named_and_missing(own_code: Path, tmp_path: Path):
     point(own_code, AutoTokenizer=["tokenization_own.Own", None])
     with pytest.raises(BrokenCheckpoint, match=r"^tokenization_own\.py: is missing"):
-        convert_checkpoint(str(own_code), tmp_path / "out", options=Options(trust_remote_code=True))
+        convert_checkpoint(str(own_code), tmp_path / "out", options=FoldOptions(trust_remote_code=True))
 
 
 def test_code_that_leads_out_of_the_checkpoint(own_code: Path, tmp_path: Path):
     (own_code / "modeling_own.py").rename(tmp_path / "modeling_own.py")
     (own_code / "modeling_own.py").symlink_to(tmp_path / "modeling_own.py")
     with pytest.raises(BrokenCheckpoint, match=r"modeling_own\.py: a link that leads out"):
-        convert_checkpoint(str(own_code), tmp_path / "out", options=Options(trust_remote_code=True))
+        convert_checkpoint(str(own_code), tmp_path / "out", options=FoldOptions(trust_remote_code=True))
 
 
 def test_a_module_with_the_name_of_the_runtimes_is_refused(own_code: Path, tmp_path: Path):
@@ -89,7 +89,7 @@ def test_a_module_with_the_name_of_the_runtimes_is_refused(own_code: Path, tmp_p
     modeling = (own_code / "modeling_own.py").read_text()
     (own_code / "modeling_own.py").write_text(f"from .columns_prefold import *\n{modeling}")
     with pytest.raises(UnsupportedModel, match=r"columns_prefold\.py has the name of one that prefold writes"):
-        convert_checkpoint(str(own_code), tmp_path / "out", options=Options(trust_remote_code=True))
+        convert_checkpoint(str(own_code), tmp_path / "out", options=FoldOptions(trust_remote_code=True))
 
 
 def test_all_that_is_named_and_imported_goes_along(own_code: Path, fold):
@@ -133,7 +133,7 @@ def test_a_part_of_a_config_that_names_code_is_refused(checkpoint, tmp_path: Pat
     config["text_config"] = {"model_type": "trocr", "auto_map": {"AutoModel": "evil/repo--evil.Evil"}}
     (source / "config.json").write_text(json.dumps(config))
     assert "a part of its config.json names code" in inspect_checkpoint(str(source)).verdict
-    trusted = inspect_checkpoint(str(source), trust_remote_code=True)
+    trusted = inspect_checkpoint(str(source), options=FoldOptions(trust_remote_code=True))
     assert "part of another repository" in trusted.verdict
 
 

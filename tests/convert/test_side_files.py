@@ -12,7 +12,7 @@ import transformers.models
 from safetensors.torch import save_file
 from torch import zeros
 
-from prefold.convert import BrokenCheckpoint, Conversion, Options, UnsupportedModel, UsageError, convert_checkpoint
+from prefold.convert import BrokenCheckpoint, Conversion, FoldOptions, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.checkpoint.files import CARD, REPORT, SOURCE_CARD, is_side_file
 from tests.conftest import Checkpoint
 
@@ -27,7 +27,7 @@ def source(checkpoint: Checkpoint) -> Path:
 
 @pytest.fixture
 def convert(source: Path, tmp_path: Path) -> Convert:
-    return lambda **options: convert_checkpoint(str(source), tmp_path / "out", options=Options(**options))
+    return lambda **options: convert_checkpoint(str(source), tmp_path / "out", options=FoldOptions(**options))
 
 
 def add(folder: Path, **files: str) -> None:
@@ -292,7 +292,7 @@ def test_an_adapter_among_the_modules_is_refused(sentence_source: Path, tmp_path
     add(sentence_source, **{"2_Dense/adapter_config.json": '{"base_model_name_or_path": "evil/repo"}'})
     for trust in (False, True):
         with pytest.raises(UnsupportedModel, match="an adapter among the modules"):
-            convert_checkpoint(str(sentence_source), tmp_path / "out", options=Options(trust_remote_code=trust))
+            convert_checkpoint(str(sentence_source), tmp_path / "out", options=FoldOptions(trust_remote_code=trust))
     assert not is_side_file("2_Dense/adapter_config.json", ["2_Dense"])
 
 

@@ -16,9 +16,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from benchmarks.small import small_config
-from prefold.convert.experiment.trace import first_tensor, hooks, run_until, stop
+from prefold.convert.experiment.trace import first_tensor
 from prefold.convert.model import filling
 from prefold.convert.model.filling import windows
+from prefold.convert.model.running import hooks, run_until, stop
 from prefold.convert.model.skeleton import (
     Stack,
     build_on_meta,

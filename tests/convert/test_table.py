@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from prefold.convert.checkpoint.source import open_source
-from prefold.convert.experiment.trace import hooks
 from prefold.convert.fold.bypass import bypassed
 from prefold.convert.fold.prefetch import ahead
 from prefold.convert.fold.table import compute_rows, table_rows
 from prefold.convert.model.load import load_config, load_kind
+from prefold.convert.model.running import hooks
 from prefold.convert.study import study_model
 from tests.conftest import EXACT, PARALLEL, load
 

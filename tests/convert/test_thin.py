@@ -12,7 +12,7 @@ from prefold.convert import UnsupportedModel
 from prefold.convert.fold.meter import metered
 from prefold.convert.model import filling
 from prefold.convert.model.thin_products import ThinProducts, mark
-from prefold.convert.study import Study, Wanted, study_model
+from prefold.convert.study import Study, study_model
 from tests.conftest import SHAPES, auto_class, small_config
 
 SIZES = st.integers(1, 40)
@@ -52,7 +52,7 @@ def test_a_meter_counts_the_whole_weight():
 
 def studied(config: PreTrainedConfig) -> Study | list[str]:
     try:
-        return study_model(auto_class(config.model_type)._model_mapping[type(config)], config, Wanted())
+        return study_model(auto_class(config.model_type)._model_mapping[type(config)], config)
     except UnsupportedModel as refusal:
         return refusal.reasons
 

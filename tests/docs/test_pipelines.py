@@ -195,6 +195,6 @@ def test_a_list_folds_side_by_side_and_tells_of_those_that_failed(listed: Path):
 
 def test_every_job_of_a_list_has_a_share_of_the_memory():
     limit = next(line for line in example("sh").splitlines() if line.startswith("ulimit -d"))
-    command = f"free=1000; set -- list.txt 4; {limit}; ulimit -d"
+    command = f"free=1000; set -- list.txt 4; {limit}\nulimit -d"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "125\n"  # 1000 kB, of four jobs with two processes each

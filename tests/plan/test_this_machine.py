@@ -7,9 +7,9 @@ import pytest
 
 from prefold.plan import Factors, Workload, find_chip, find_shape, mesh_of, plan_layouts
 from prefold.plan.chip import rates
-from prefold.plan.chip.this_machine import this_machine
 from prefold.plan.fold import modules_gone
 from prefold.plan.model.config import shape_from_config
+from prefold.plan.this_machine import this_machine
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert import Options, convert_checkpoint
+from prefold.convert import FoldOptions, convert_checkpoint
 from tests.conftest import load, random_model, small_config, tokens
 
 PAD = 0
-_AS_ALWAYS = Options()
+_AS_ALWAYS = FoldOptions()
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def make_folded(
     model_type: str = "llama",
     dtype: torch.dtype = torch.float32,
     *,
-    options: Options = _AS_ALWAYS,
+    options: FoldOptions = _AS_ALWAYS,
     **changes: Any,
 ) -> Path:
     """Save a small random model in ``folder`` and fold it; returns the folded checkpoint."""
@@ -50,7 +50,7 @@ def make_pair(
     **changes: Any,
 ) -> Pair:
     """Save a small random model in ``folder``, fold it, and load both."""
-    folded = make_folded(folder, model_type, dtype, options=Options(merge_residual=merge_residual), **changes)
+    folded = make_folded(folder, model_type, dtype, options=FoldOptions(merge_residual=merge_residual), **changes)
     return Pair(folder / "source", folded, load(folder / "source"), load(folded))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from prefold.convert import Options
+from prefold.convert import FoldOptions
 from prefold.convert.checkpoint.files import CONFIG
 from prefold.runtime import FoldedInputError
 from tests.conftest import load, tokens
@@ -77,10 +77,10 @@ def test_two_sides_with_a_table_each(model_type: str, tmp_path: Path) -> None:
 
 
 SMALLER = {
-    "int8": {"table_dtype": torch.int8},
-    "int8 residual": {"table_dtype": torch.int8, "quantize_residual": True},
-    "float8": {"table_dtype": torch.float8_e4m3fn},
-    "bfloat16": {"table_dtype": torch.bfloat16},
+    "int8": {"table_dtype": "int8"},
+    "int8 residual": {"table_dtype": "int8", "quantize_residual": True},
+    "float8": {"table_dtype": "float8_e4m3fn"},
+    "bfloat16": {"table_dtype": "bfloat16"},
 }
 
 
@@ -88,7 +88,7 @@ SMALLER = {
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_smaller_rows(model_type: str, options: dict[str, Any], tmp_path: Path) -> None:
     native = load(make_folded(tmp_path / "native", model_type))
-    models = load_each(make_folded(tmp_path / "smaller", model_type, options=Options(**options)))
+    models = load_each(make_folded(tmp_path / "smaller", model_type, options=FoldOptions(**options)))
     said = [logits(model, tokens()) for model in models.values()]
     assert not torch.equal(said[0], logits(native, tokens()))
     assert torch.equal(said[1], said[0])
@@ -137,7 +137,7 @@ def test_argument_before_environment_before_config(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = make_folded(tmp_path, options=Options(**({"placement": config} if config else {})))
+    folder = make_folded(tmp_path, options=FoldOptions(**({"placement": config} if config else {})))
     monkeypatch.delenv("PREFOLD_PLACEMENT", raising=False)
     if environment is not None:
         monkeypatch.setenv("PREFOLD_PLACEMENT", environment)

@@ -15,7 +15,7 @@ import torch
 from transformers import LogitsProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from prefold.convert import Options
+from prefold.convert import FoldOptions
 from prefold.convert.checkpoint.files import CONFIG
 from prefold.runtime import TableError
 from prefold.runtime.storage_prefold import DiskRows, Extent
@@ -139,7 +139,7 @@ def test_either_of_two_tables_is_checked(placement: str, number: int, tmp_path: 
 
 @pytest.mark.parametrize("placement", ELSEWHERE)
 def test_flipped_byte_of_smaller_rows_is_found(placement: str, tmp_path: Path) -> None:
-    folder = make_folded(tmp_path, options=Options(table_dtype=torch.int8))
+    folder = make_folded(tmp_path, options=FoldOptions(table_dtype="int8"))
     flip_byte(folder / TABLE_FILE)
     with pytest.raises(TableError, match="not the table that was written"):
         load(folder, prefold_placement=placement)

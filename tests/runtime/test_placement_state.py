@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prefold.convert import Options
+from prefold.convert import FoldOptions
 from prefold.convert.checkpoint.files import RUNTIMES
 from prefold.runtime import TableError
 from tests.conftest import auto_class, load, tokens
@@ -26,7 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bfloat16": {"model_type": "mixtral", "dtype": torch.bfloat16},
     "sum": {"model_type": "gpt2"},
     "two tables": {"model_type": "bart"},
-    "smaller rows": {"model_type": "llama", "options": Options(table_dtype=torch.int8)},
+    "smaller rows": {"model_type": "llama", "options": FoldOptions(table_dtype="int8")},
 }
 
 

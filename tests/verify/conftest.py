@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from prefold.convert import Options, convert_checkpoint
+from prefold.convert import FoldOptions, convert_checkpoint
 from prefold.demo import CHECKPOINT
-from tests.conftest import random_model, small_config
+from tests.conftest import fold_options, random_model, small_config
 from tests.verify.tokenizer import save_tokenizer
 
 # Measuring processes inherit it: two of them at once would wait for each other's threads over these small models.
@@ -68,7 +68,7 @@ def make_folds(tmp_path_factory: pytest.TempPathFactory) -> MakeFolds:
             random_model(small_config(model_type, **(changes or {})), dtype).save_pretrained(sources[key])
             save_tokenizer(sources[key])
         out = tmp_path_factory.mktemp("folds") / "folded"
-        return Pair(sources[key], convert_checkpoint(str(sources[key]), out, options=Options(**options)).out)
+        return Pair(sources[key], convert_checkpoint(str(sources[key]), out, options=fold_options(**options)).out)
 
     return make
 
@@ -77,7 +77,7 @@ def make_folds(tmp_path_factory: pytest.TempPathFactory) -> MakeFolds:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Return the trained model that comes with prefold, folded in int8."""
     out = tmp_path_factory.mktemp("trained") / "int8"
-    return Pair(CHECKPOINT, convert_checkpoint(str(CHECKPOINT), out, options=Options(table_dtype=torch.int8)).out)
+    return Pair(CHECKPOINT, convert_checkpoint(str(CHECKPOINT), out, options=FoldOptions(table_dtype="int8")).out)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefold.convert import Options, UnsupportedModel, convert_checkpoint
+from prefold.convert import FoldOptions, UnsupportedModel, convert_checkpoint
 from prefold.verify import require_verified, verify_checkpoint
 from tests.convert.test_remote_code import own_code
 from tests.verify.conftest import Pair
@@ -100,7 +100,7 @@ def test_what_passes_at_conversion_passes_afterwards(checkpoint, tmp_path: Path)
 
 def test_trusted_code_is_listed_with_its_hash_and_nothing_else_goes_along(own_code: Path, tmp_path: Path):
     plant(own_code, "unrelated.py", tmp_path / "ran")
-    options = Options(trust_remote_code=True)
+    options = FoldOptions(trust_remote_code=True)
     check = require_verified()
     conversion = convert_checkpoint(str(own_code), tmp_path / "out", options=options, check=check)
     hashes = json.loads((conversion.out / "config.json").read_text())["prefold"]["runtime_sha256"]

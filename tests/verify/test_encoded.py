@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from prefold.convert.fold.encoding import TABLE_DTYPES, Smaller, encoding_of
+from prefold.convert.fold.encoding import encoding_of
+from prefold.convert.options import TABLE_DTYPES
 from prefold.runtime.storage_prefold import decoded
 from prefold.verify.probe.encoded import is_padding, numbers_of, steps, values_of
 
-KINDS = pytest.mark.parametrize("kind", TABLE_DTYPES.values(), ids=TABLE_DTYPES)
+KINDS = pytest.mark.parametrize("kind", [getattr(torch, name) for name in TABLE_DTYPES])
 
 
 @KINDS
@@ -16,14 +17,14 @@ KINDS = pytest.mark.parametrize("kind", TABLE_DTYPES.values(), ids=TABLE_DTYPES)
 def test_it_reads_the_same_values_as_the_runtime(kind: torch.dtype, residual: bool, native: torch.dtype):
     if kind.itemsize >= native.itemsize:
         pytest.skip("no smaller")
-    encoding = encoding_of([5, 9, 7], native, Smaller(kind, residual))
+    encoding = encoding_of([5, 9, 7], native, kind, residual=residual)
     stored = encoding.encode(torch.randn(40, 21).to(native))
     assert torch.equal(values_of(stored, encoding), decoded(stored, encoding.section()["slices"], native))
 
 
 @KINDS
 def test_every_byte_is_a_slices_or_a_scales_or_padding(kind: torch.dtype):
-    encoding = encoding_of([5, 9, 7], torch.float32, Smaller(kind))
+    encoding = encoding_of([5, 9, 7], torch.float32, kind)
     scales = 0 if kind == torch.bfloat16 else 2 * 4
     assert is_padding(encoding).sum() == encoding.row_bytes - 5 * 4 - 16 * kind.itemsize - scales
     stored = encoding.encode(torch.randn(3, 21))
@@ -50,7 +51,7 @@ def test_a_step_is_how_far_neighbours_are_apart(kind: torch.dtype, scale: float)
 
 
 def test_a_value_of_a_type_without_scales_has_the_scale_one():
-    encoding = encoding_of([3, 3], torch.float32, Smaller(torch.bfloat16))
+    encoding = encoding_of([3, 3], torch.float32, torch.bfloat16)
     values = torch.tensor([[1.5, 2.0, -3.0, 0.25, 0.5, 4.0]])
     found, scales = numbers_of(encoding.encode(values), encoding.slices[1])
     assert found.dtype == torch.bfloat16

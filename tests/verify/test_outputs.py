@@ -8,7 +8,8 @@ import torch
 from prefold.convert.fold.layout import Column, Cut, Place
 from prefold.convert.fold.reads import Census, Parameter
 from prefold.convert.model.inputs import Side
-from prefold.verify.outputs import check_greedy, check_logits, check_reads, check_rows, check_speed
+from prefold.verify.outputs import check_greedy, check_logits, check_rows, check_speed
+from prefold.verify.reads import check_reads
 
 STEPS, VOCABULARY, PROMPT = 4, 8, 3
 

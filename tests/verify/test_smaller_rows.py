@@ -9,10 +9,11 @@ from prefold.convert.checkpoint.files import CONFIG
 from prefold.convert.checkpoint.source import open_source
 from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.study import study_model
-from prefold.verify.claims import claimed_fold
-from prefold.verify.outputs import check_reads, check_rows
+from prefold.verify.claims import claimed_options
+from prefold.verify.outputs import check_rows
 from prefold.verify.probe.metering import measure_reads
 from prefold.verify.probe.rows import compare_tables
+from prefold.verify.reads import check_reads
 from tests.conftest import exhaustive, load
 from tests.verify.conftest import MakeFolds, Pair
 from tests.verify.smaller import BF16, FP8, FP32, INT8, STORED, verified
@@ -36,9 +37,10 @@ def test_rows_are_the_sources_and_reads_are_the_formulas(
 ):
     model_type, changes = SHAPES[shape]
     pair = make_folds(model_type, dtype, changes, table_dtype=kind, quantize_residual=residual)
-    opened, section = open_source(str(pair.source)), json.loads((pair.folded / CONFIG).read_text())["prefold"]
+    opened, folded_config = open_source(str(pair.source)), json.loads((pair.folded / CONFIG).read_text())
     config = load_config(opened)
-    study = study_model(load_kind(opened, config).model_class, config, claimed_fold(section, dtype))
+    options = claimed_options(folded_config, None, trust_remote_code=False)
+    study = study_model(load_kind(opened, config).model_class, config, options, dtype)
     source, folded = load(pair.source), load(pair.folded)
     before, after = ({batch: m.total for batch, m in measure_reads(model).items()} for model in (source, folded))
     reads = check_reads(before, after, study.census, dtype.itemsize)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefold.convert import BrokenCheckpoint, Options, UnsupportedModel, UsageError, convert_checkpoint
+from prefold.convert import BrokenCheckpoint, FoldOptions, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.checkpoint.files import REMOTE_RUNTIME
 from prefold.verify import Outcome, Verification, VerificationFailed, require_verified, verify_checkpoint, write_report
 from prefold.verify.probe.job import NEW_TOKENS
@@ -124,7 +124,7 @@ def test_figures_that_are_not_finite_are_null_in_json():
 
 def test_a_merged_residual_passes_beside_the_noise_floor(tmp_path: Path):
     random_model(small_config("gpt_neox")).save_pretrained(tmp_path / "source")
-    convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded", options=Options(merge_residual=True))
+    convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded", options=FoldOptions(merge_residual=True))
     told: list[str] = []
     verification = verified(Pair(tmp_path / "source", tmp_path / "folded"), progress=told.append)
     assert verification.passed
@@ -154,7 +154,7 @@ def test_a_tied_model_passes_with_the_head_that_its_source_does_not_store(make_p
 def test_a_checkpoint_that_was_cast_passes_and_prompts_are_the_users(tmp_path: Path):
     random_model(small_config("llama")).save_pretrained(tmp_path / "source")
     save_tokenizer(tmp_path / "source")
-    convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded", options=Options(dtype=torch.bfloat16))
+    convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded", options=FoldOptions(dtype="bfloat16"))
     pair = Pair(tmp_path / "source", tmp_path / "folded")
     verification = verified(pair, texts=("to be", "or not to be", "the question"))
     assert verification.passed
@@ -174,7 +174,7 @@ def test_a_source_with_code_of_its_own_passes_where_it_is_trusted(tmp_path: Path
     auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
     with edited_json(source / "config.json") as config:
         config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": auto_map}
-    convert_checkpoint(str(source), folded, options=Options(trust_remote_code=True))
+    convert_checkpoint(str(source), folded, options=FoldOptions(trust_remote_code=True))
     assert verified(Pair(source, folded), trust_remote_code=True).passed
     with pytest.raises(UnsupportedModel, match="it brings its own code"):
         verified(Pair(source, folded))

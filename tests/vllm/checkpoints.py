@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from prefold.convert import Options, convert_checkpoint
+from prefold.convert import FoldOptions, convert_checkpoint
 from tests.conftest import random_model
 
 VOCABULARY = 512
@@ -73,7 +73,7 @@ def save(shape: tuple[str, dict[str, Any]], folder: Path, dtype: torch.dtype = t
 
 def fold(source: Path, out: Path, **options: Any) -> Path:
     """Fold a checkpoint and return the folded folder."""
-    return convert_checkpoint(str(source), out, options=Options(**options)).out
+    return convert_checkpoint(str(source), out, options=FoldOptions(**options)).out
 
 
 def prompts(count: int = 32) -> list[list[int]]:

@@ -10,7 +10,7 @@ from tests.vllm.engines import STEPS, answers, tokens
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 
-@pytest.fixture(scope="module", params=[torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.fixture(scope="module", params=["int8", "float8_e4m3fn"])
 def smaller(request, llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("smaller") / "folded"
     return fold(llama / "source", folder, table_dtype=request.param, quantize_residual=True)

@@ -1,15 +1,12 @@
 """What a layer gets back from the cache in place of its keys and values."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from prefold.tree.cache.masks import NAME
 from prefold.tree.errors import WrongAttention
-
-if TYPE_CHECKING:
-    from prefold.tree.cache.tree_cache import TreeCache
 
 MESSAGE = (
     f"TreeCache needs attn_implementation='{NAME}', and a model that hands its cached keys and values to transformers'"
@@ -20,7 +17,7 @@ MESSAGE = (
 class Update:
     """New keys and values of one layer, ``[batch, kv_heads, new, width]``, until its attention stores them."""
 
-    def __init__(self, cache: "TreeCache", layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, cache: Any, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.cache, self.layer, self.keys, self.values = cache, layer, keys, values
         self.step: Any = None  # the step that it was stored in
 
