@@ -1,8 +1,8 @@
 """Compare what chips send by the plan with what PyTorch's distributed tensors send.
 
 ``python -m benchmarks.collectives [--json FILE]`` runs one block in every layout on eight processes, and writes what
-was counted beside what ``plan/layouts.py`` says: as a section of ``docs/plan-validation.md``, or as JSON. A count is
-never changed to what the formula says.
+was counted beside what ``plan/cost/layouts.py`` says: as a section of ``docs/plan-validation.md``, or as JSON. A count
+is never changed to what the formula says.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from typing import Any
 from benchmarks.collectives_page import Row, render
 from benchmarks.collectives_task import Model, Task
 from benchmarks.plan_page import write_section
-from prefold.plan.attention import SHARDINGS, Sharding, moves
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.layouts import LAYOUTS, Collective, Layout, collectives
+from prefold.plan.cost.attention import SHARDINGS, Sharding, moves
+from prefold.plan.cost.layouts import LAYOUTS, Collective, Layout, collectives
+from prefold.plan.cost.parts import all_parts, look_up
+from prefold.plan.cost.workload import bytes_of
 from prefold.plan.model.shape import Shape
-from prefold.plan.parts import all_parts, look_up
-from prefold.plan.workload import bytes_of
 
 __all__ = ["measure", "render"]
 _ROOT = Path(__file__).resolve().parent.parent

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from prefold.plan.attention import Sharding
-from prefold.plan.layouts import Layout
+from prefold.plan.cost.attention import Sharding
+from prefold.plan.cost.layouts import Layout
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from benchmarks.pope2022_figures import CUBE, E, F, figure_6, multihead, read_of
 from benchmarks.pope2022_rows import LAYOUTS, TABLES, Row, lines, shape_of
 from prefold.plan.calibration import Factors, Measurement, fit
 from prefold.plan.chip.chips import find_chip
+from prefold.plan.cost.layouts import Layout, crossover, ffn
+from prefold.plan.cost.memory import max_context
+from prefold.plan.cost.terms import terms_of
 from prefold.plan.estimate import Estimate, plan_layouts
-from prefold.plan.layouts import Layout, crossover, ffn
-from prefold.plan.memory import max_context
-from prefold.plan.terms import terms_of
 
 FITTED = {"tpu-v4": "64 TPU v4", "a100-80gb": "FasterTransformer on 16 and 32 A100"}
 STEPS: list[tuple[Layout, Layout, float]] = [

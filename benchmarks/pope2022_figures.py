@@ -7,16 +7,16 @@ from math import log2
 from pathlib import Path
 
 from benchmarks.pope2022_rows import DATA, FIGURES, LAYOUTS, MESHES, shape_of
-from prefold.plan.attention import Sharding
 from prefold.plan.calibration import Measurement
-from prefold.plan.case import Case
 from prefold.plan.chip.chips import find_chip
 from prefold.plan.chip.hardware import Mesh
+from prefold.plan.cost.attention import Sharding
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.layouts import collectives, ffn, volume
+from prefold.plan.cost.terms import terms_of
+from prefold.plan.cost.workload import Phase, Workload
 from prefold.plan.estimate import mfu
-from prefold.plan.layouts import collectives, ffn, volume
 from prefold.plan.model.shape import Shape
-from prefold.plan.terms import terms_of
-from prefold.plan.workload import Phase, Workload
 
 READ_OFF = DATA / "pope2022_read_off.csv"
 # What figure 3 is drawn for: bf16, and E and F of an FFN without a gate.

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prefold.plan.attention import Sharding
 from prefold.plan.calibration import Measurement
-from prefold.plan.case import Case
 from prefold.plan.chip.chips import find_chip
 from prefold.plan.chip.hardware import Mesh
+from prefold.plan.cost.attention import Sharding
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.layouts import Layout
+from prefold.plan.cost.terms import terms_of
+from prefold.plan.cost.workload import Phase, Workload
 from prefold.plan.estimate import mfu
-from prefold.plan.layouts import Layout
 from prefold.plan.model.shape import Shape
 from prefold.plan.model.shapes import find_shape
-from prefold.plan.terms import terms_of
-from prefold.plan.workload import Phase, Workload
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "plan" / "data"
 TABLES = DATA / "pope2022_tables.csv"

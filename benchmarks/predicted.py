@@ -26,7 +26,7 @@ from prefold.convert import convert_checkpoint
 from prefold.demo import CHECKPOINT
 from prefold.plan import Chip, Factors, Fold, Workload, mesh_of, plan_layouts
 from prefold.plan.model.config import shape_from_config
-from prefold.plan.this_machine import this_machine
+from prefold.plan.this_machine import this_chip
 
 _STEPS, _ROUNDS = 32, 15
 _TEXT = """## This machine
@@ -63,7 +63,7 @@ def _predicted(folder: Path, chip: Chip, factors: Factors, fold: Fold | None) ->
 
 def _measure(shape: Shape | None, rounds: int) -> dict[str, Any]:
     """Measure the machine anew, and then a model."""
-    chip, factors = this_machine(refresh=True)
+    chip, factors = this_chip(refresh=True)
     with _checkpoint(shape) as (name, folder), TemporaryDirectory(prefix="prefold-bench-") as scratch:
         out = convert_checkpoint(str(folder), Path(scratch) / "folded").out
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"

@@ -35,7 +35,7 @@ def _run(out: Path, *, force: bool, quiet: bool) -> dict[str, object]:
     from prefold.cli.show.progress import ShownProgress
     from prefold.cli.show.show import byte_bars, say, show_inspection, show_verification
     from prefold.convert import FoldOptions, convert_checkpoint
-    from prefold.convert.fold.first_layer import quiet_loading
+    from prefold.convert.fold import quiet_loading
     from prefold.demo import CHECKPOINT
     from prefold.demo.sample import sample
     from prefold.verify import Verification, require_verified

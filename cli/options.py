@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from prefold.convert import FoldOptions
-from prefold.convert.options import DTYPES, flag
+from prefold.convert import DTYPES, FoldOptions, flag
 
 if TYPE_CHECKING:
     import torch

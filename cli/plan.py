@@ -9,9 +9,7 @@ from prefold.cli.options import Json, Revision
 from prefold.cli.plan_inputs import asked_mesh, open_chip, open_shape, parse_target, space_of
 
 if TYPE_CHECKING:
-    from prefold.plan.advice import Advice
-    from prefold.plan.fold import Placement
-    from prefold.plan.workload import Phase
+    from prefold.plan import Advice, Phase, Placement
 
 
 def plan(
@@ -74,13 +72,11 @@ def plan(
 
     Example: `prefold plan palm-540b --hardware tpu-v4 --chips 64 --phase decode --batch 512 --context 2048`
     """
-    from prefold.plan import Workload
-    from prefold.plan.advice import advise
-    from prefold.plan.fold import table_for
+    from prefold.plan import Workload, advise, table_for
 
     if plot:
         from prefold.common.figures import require_plot
-        from prefold.plan.page.plots import KINDS
+        from prefold.plan.page import KINDS
 
         require_plot(plot, KINDS)
     target = parse_target(latency_target, max_cost)
@@ -107,7 +103,7 @@ def _tell(advice: "Advice", plot: Path | None, *, as_json: bool) -> None:
     else:
         show_advice(advice)
     if plot:
-        from prefold.plan.page.page import write_plot
+        from prefold.plan.page import write_plot
 
         write_plot(advice, plot)
         note(f"drawn as {plot}")

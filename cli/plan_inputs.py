@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from prefold.plan import Chip, Factors, Mesh, Shape, Workload
-    from prefold.plan.sweep import Space, Target
+    from prefold.plan import Chip, Factors, Mesh, Shape, Space, Target, Workload
 
 
 def open_shape(model: str, revision: str | None, *, gated: bool | None = None, parallel: bool | None = None) -> "Shape":
@@ -21,8 +20,8 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
 
     if not _is_checkpoint(model):
         return _assumed(find_shape(model), gated, parallel)
-    from prefold.convert.checkpoint.source import open_config
-    from prefold.plan.model.config import shape_from_config
+    from prefold.convert.checkpoint import open_config
+    from prefold.plan.model import shape_from_config
 
     opened = open_config(model, revision)
     config = opened.config
@@ -68,11 +67,10 @@ def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | Non
 
     ``refresh`` measures this machine again.
     """
-    from prefold.plan import find_chip
-    from prefold.plan.this_machine import NAME, this_machine
+    from prefold.plan import THIS, find_chip, this_chip
 
-    if name.lower() == NAME:
-        return this_machine(refresh=refresh)
+    if name.lower() == THIS:
+        return this_chip(refresh=refresh)
     return find_chip(name), None
 
 
@@ -83,7 +81,7 @@ def parse_target(latency: str | None, cost: float | None) -> "Target | None":
     if latency is not None and cost is not None:
         raise typer.BadParameter("give one of the two", param_hint="--latency-target, --max-cost")
     from prefold.common.units import parse_quantity
-    from prefold.plan.sweep import Target
+    from prefold.plan import Target
 
     return Target(parse_quantity(latency, "seconds") if latency is not None else None, cost)
 
@@ -99,7 +97,7 @@ def space_of(
     factors: "Factors | None" = None,
 ) -> "Space":
     """Return where to look: what was given stays; a search tries all chips and batches that were not."""
-    from prefold.plan.sweep import Space, batches, fewest, meshes
+    from prefold.plan import Space, batches, fewest, meshes
 
     if not searching:
         found = (mesh or fewest(shape, chip, workload),)

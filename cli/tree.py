@@ -76,7 +76,7 @@ def count(
 
     if plot:
         from prefold.common.figures import require_plot
-        from prefold.tree.count.picture import KINDS
+        from prefold.tree.count import KINDS
 
         require_plot(plot, KINDS)
     attention = _attention(model, revision)
@@ -111,7 +111,7 @@ def _tell(forest: "Forest", model: str, counted: "Counted", plot: Path | None, *
     else:
         show_counted(forest, model, counted)
     if plot:
-        from prefold.tree.count.picture import write_picture
+        from prefold.tree.count import write_picture
 
         write_picture(counted, f"{forest.name}: {model}", plot)
         note(f"drawn as {plot}")

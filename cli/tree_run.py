@@ -10,8 +10,8 @@ from prefold.cli.options import DType, Json, Revision, TrustRemoteCode, parse_dt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from prefold.convert.checkpoint.source import Source
-    from prefold.tree.cache.sampling import Asked, Sampled
+    from prefold.convert.checkpoint import Source
+    from prefold.tree import Asked, Sampled
 
 
 def run(
@@ -45,8 +45,8 @@ def run(
     """
     wanted = parse_dtype(dtype)
     from prefold.cli.show.show import note, show_json
-    from prefold.convert.checkpoint.source import open_source
-    from prefold.tree.cache.sampling import Asked, sample_plain, sample_tree
+    from prefold.convert.checkpoint import open_source
+    from prefold.tree import Asked, sample_plain, sample_tree
 
     source = open_source(model, revision)
     tokenizer, prompt = _read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)

@@ -4,39 +4,79 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefold.common.errors import PrefoldError, UsageError
-from prefold.convert.options import FoldOptions
+from prefold.convert.options import AUTO, DTYPES, PLACEMENTS, TABLE_DTYPES, FoldOptions, flag
 
 if TYPE_CHECKING:
+    from prefold.convert.adapter import merge_adapter, modules_in_tables, remaining_adapter
     from prefold.convert.checkpoint.hub import open_repository, require_publishable, upload
     from prefold.convert.convert import Conversion, ConversionProgress, convert_checkpoint
-    from prefold.convert.errors import BrokenCheckpoint, HubError, OutputExists, StorageError, UnsupportedModel
+    from prefold.convert.errors import (
+        BrokenCheckpoint,
+        HubError,
+        ModelFailed,
+        OutputExists,
+        StorageError,
+        UnsupportedModel,
+        model_code,
+    )
     from prefold.convert.inspect import Inspection, inspect_checkpoint
+    from prefold.convert.prepare import Prepared, prepare_source
+    from prefold.convert.study import Study
+    from prefold.convert.worth import FoldedSide, Worth
+    from prefold.convert.write import circumstances, folded_config, runtime_code
 
 __all__ = [
+    "AUTO",
+    "DTYPES",
+    "PLACEMENTS",
+    "TABLE_DTYPES",
     "BrokenCheckpoint",
     "Conversion",
     "ConversionProgress",
     "FoldOptions",
+    "FoldedSide",
     "HubError",
     "Inspection",
+    "ModelFailed",
     "OutputExists",
     "PrefoldError",
+    "Prepared",
     "StorageError",
+    "Study",
     "UnsupportedModel",
     "UsageError",
+    "Worth",
+    "circumstances",
     "convert_checkpoint",
+    "flag",
+    "folded_config",
     "inspect_checkpoint",
+    "merge_adapter",
+    "model_code",
+    "modules_in_tables",
     "open_repository",
+    "prepare_source",
+    "remaining_adapter",
     "require_publishable",
+    "runtime_code",
     "upload",
 ]
 
-_MODULES = {
-    **dict.fromkeys(("BrokenCheckpoint", "HubError", "OutputExists", "StorageError", "UnsupportedModel"), "errors"),
-    **dict.fromkeys(("Conversion", "ConversionProgress", "convert_checkpoint"), "convert"),
-    **dict.fromkeys(("Inspection", "inspect_checkpoint"), "inspect"),
-    **dict.fromkeys(("open_repository", "require_publishable", "upload"), "checkpoint.hub"),
+_SHOWN = {
+    "adapter": ("merge_adapter", "modules_in_tables", "remaining_adapter"),
+    "checkpoint.hub": ("open_repository", "require_publishable", "upload"),
+    "convert": ("Conversion", "ConversionProgress", "convert_checkpoint"),
+    "errors": (
+        *("BrokenCheckpoint", "HubError", "ModelFailed", "OutputExists", "StorageError", "UnsupportedModel"),
+        "model_code",
+    ),
+    "inspect": ("Inspection", "inspect_checkpoint"),
+    "prepare": ("Prepared", "prepare_source"),
+    "study": ("Study",),
+    "worth": ("FoldedSide", "Worth"),
+    "write": ("circumstances", "folded_config", "runtime_code"),
 }
+_MODULES = {name: module for module, names in _SHOWN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

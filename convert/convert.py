@@ -23,7 +23,7 @@ from prefold.convert.inspect import Inspection, inspection_of
 from prefold.convert.model.load import resolve_dtype
 from prefold.convert.model.skeleton import build_on_meta
 from prefold.convert.options import FoldOptions, flag
-from prefold.convert.prepare import Prepared, prepare
+from prefold.convert.prepare import Prepared, prepare_source
 from prefold.convert.table_writer import TableWriter
 from prefold.convert.write import circumstances, folded_config, runtime_code, source_name, versions, write_config
 
@@ -114,7 +114,7 @@ def _prepare(model: str, revision: str | None, options: FoldOptions) -> Prepared
     opened = open_config(model, revision)
     if opened.revision is None:
         opened = add_weights(opened)  # what lies here is looked at first, and what is to be downloaded last
-    known = prepare(opened, options)
+    known = prepare_source(opened, options)
     require_loadable(known.config)
     changing = [flag(name) for name in ("dtype", "adapter") if getattr(options, name)]
     require_plain(known.config, known.study.cuts, changing)

@@ -9,7 +9,7 @@ from prefold.convert.fold.quantized import method_of
 from prefold.convert.fold.reads import Reads
 from prefold.convert.fold.tensors import untouched
 from prefold.convert.options import FoldOptions
-from prefold.convert.prepare import Prepared, prepare
+from prefold.convert.prepare import Prepared, prepare_source
 from prefold.convert.worth import Worth, weigh
 
 # Below this part of the bytes read per token a run cannot tell the folded model from its source by its speed.
@@ -123,7 +123,7 @@ def inspect_checkpoint(model: str, *, revision: str | None = None, options: Fold
     source: Source | None = None
     try:
         source = open_config(model, revision)
-        return inspection_of(prepare(source, options), model)
+        return inspection_of(prepare_source(source, options), model)
     except UnsupportedModel as refusal:
         return Inspection(model, source.revision if source else None, refusal.reasons)
 

@@ -46,7 +46,7 @@ class Prepared:
         return find_side_files(self.source, trust_remote_code=self.options.trust_remote_code)
 
 
-def prepare(source: Source, options: FoldOptions = FoldOptions()) -> Prepared:
+def prepare_source(source: Source, options: FoldOptions = FoldOptions()) -> Prepared:
     """Load the config of a source and study its model.
 
     Raises:

@@ -97,30 +97,45 @@ def _study(
     model = build_on_meta(model_class, config, torch.float32)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     declared = dict(model.all_tied_weights_keys)
+    stacks = _pruned(model, config)
+    materialize(model, _ROWS)
+    entries = _entries(model)
+    sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
+    found = [fold for side in sides for fold in side]
+    ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries))
+    routers = [router for side in sides for router in side[0].found.routers]
+    census = take_census(shapes, model, stacks, [fold.cut for fold in found], routers, ties)
+    choices = _choices(census, found)
+    chosen = _chosen(choices, sides, options, dtype)
+    folds = [fold for fold in found if fold.cut in chosen]
+    cuts = _with_idle(model, [fold.cut for fold in folds], ties)
+    unreached = find_unreached(model, stacks, cuts)
+    _check(model, folds)
+    width = sum(fold.found.mergeable_width for fold in folds)
+    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, width)
+
+
+def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:
+    """Remove the blocks that an experiment does without; returns the stacks that they were of."""
     stacks = find_stacks(model)
     if not stacks:
         raise UnsupportedModel([f"{config.model_type}: no stack of blocks found"])
     for stack in stacks:
         prune(model, stack, stack.kept)
-    materialize(model, _ROWS)
-    entries = _entries(model)
-    sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
-    embeddings = [folds[0].cut.embedding for folds in sides]
-    ties = find_ties(model, declared, embeddings, set(entries))
-    routers = [router for folds in sides for router in folds[0].found.routers]
-    everything = [fold.cut for folds in sides for fold in folds]
-    census = take_census(shapes, model, stacks, everything, routers, ties)
-    choices = [_choice(census, fold) for folds in sides for fold in folds]
-    choices = [choice for choice in choices if choice.saved > 0 or choice.cut.name == DEEPEST]
+    return stacks
+
+
+def _chosen(choices: list[Choice], sides: list[list["_Fold"]], options: FoldOptions, dtype: torch.dtype) -> list[Cut]:
+    """Return the cut of each side."""
     most = options.max_table // dtype.itemsize if options.max_table else None
-    chosen = choose([choices_of(choices, folds[0].cut.side) for folds in sides], options.cut, most)
-    folds = [fold for side in sides for fold in side if fold.cut in [choice.cut for choice in chosen]]
-    cuts = _with_idle(model, [fold.cut for fold in folds], ties)
-    unreached = find_unreached(model, stacks, cuts)
+    each_side = [choices_of(choices, side[0].cut.side) for side in sides]
+    return [choice.cut for choice in choose(each_side, options.cut, most)]
+
+
+def _check(model: PreTrainedModel, folds: list["_Fold"]) -> None:
+    """Fold the skeleton, and require that it returns the same."""
     for fold in folds:
         try_fold(model, fold.first_block, replace(fold.cut, encoding=None), fold.found, fold.ids)
-    mergeable = sum(each.width for fold in folds for each in fold.found.columns if each.name == fold.found.mergeable)
-    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, mergeable)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,12 @@ class _Fold:
     ids: torch.Tensor
     found: Discovery
     cut: Cut
+
+
+def _choices(census: Census, found: list[_Fold]) -> list[Choice]:
+    """Return the deepest cut of each side, and those others that save reads."""
+    choices = [_choice(census, fold) for fold in found]
+    return [choice for choice in choices if choice.saved > 0 or choice.cut.name == DEEPEST]
 
 
 def _choice(census: Census, fold: _Fold) -> Choice:
@@ -157,7 +178,11 @@ def choose(sides: list[list[Choice]], cut: str, most: int | None = None) -> list
         raise UsageError(f"--cut {name}: there is no such cut, only {', '.join(known)}")
     if AUTO not in names:
         return [next((choice for choice in side if choice.cut.name in names), side[0]) for side in sides]
-    limit = float("inf") if most is None else most
+    return _saving_most(sides, float("inf") if most is None else most)
+
+
+def _saving_most(sides: list[list[Choice]], limit: float) -> list[Choice]:
+    """Choose the cuts that save most reads of those whose tables have at most so many values."""
     small = [each for each in product(*sides) if sum(choice.values for choice in each) <= limit]
     if not small:
         least = sum(min(choice.values for choice in side) for side in sides)

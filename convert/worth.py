@@ -1,7 +1,8 @@
 """What a fold gives and costs, and what becomes of every module of the first layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -131,7 +132,6 @@ class Worth:
 def weigh(study: Study, kind: Kind, dtype: torch.dtype, quantized: str | None = None) -> Worth:
     """Turn a study into figures for weights of ``dtype``, though the source's be ``quantized`` by some method."""
     census, itemsize = study.census, dtype.itemsize
-    merged = sum(cut.merged.width for cut in study.cuts if cut.merged)
     return Worth(
         dtype=dtype,
         step=_step(study, kind),
@@ -142,7 +142,7 @@ def weigh(study: Study, kind: Kind, dtype: torch.dtype, quantized: str | None = 
         exact=not any(cut.sum or cut.encoding for cut in study.cuts),
         table_dtype=next((cut.encoding.slices[-1].dtype for cut in study.cuts if cut.encoding), None),
         merged_width=study.mergeable_width,
-        is_merged=merged > 0,
+        is_merged=any(cut.merged for cut in study.cuts),
         checkpoint_before=census.total * itemsize,
         checkpoint_after=(census.total + census.made - census.gone) * itemsize,
         table_bytes=census.made * itemsize,
@@ -171,20 +171,22 @@ def _explained(study: Study, cut: Cut) -> Iterator[Explained]:
         yield Explained(seen.module, seen.sees, _fate(cut, seen.module))
 
 
+def _names(columns: Sequence[Any]) -> list[str]:
+    return [column.module for column in columns]
+
+
 def _fate(cut: Cut, module: str) -> str:
     """Say what becomes of a module."""
-    separable = [column.module for column in cut.sum.columns] if cut.sum else []
-    others = [look_up.module for look_up in cut.sum.look_ups] if cut.sum else []
-    if module in others:
+    if module in _names(cut.sum.look_ups if cut.sum else []):
         return "stays, and looks up what it adds to the columns"
     if module == cut.embedding:
         return "table"
-    if module in cut.eliminated and module not in [column.module for column in cut.stored]:
+    if module in cut.eliminated and module not in _names(cut.stored):
         return "dropped: nobody reads it any more"
-    parent = next((name for name in cut.eliminated if module == name or module.startswith(f"{name}.")), None)
+    parent = next((name for name in cut.eliminated if f"{module}.".startswith(f"{name}.")), None)
     if parent is None:
         return "stays"
-    kind = "column of a sum" if parent in separable else "column"
+    kind = "column of a sum" if parent in _names(cut.sum.columns if cut.sum else []) else "column"
     return kind if parent == module else f"part of the {kind} {parent}"
 
 

@@ -3,24 +3,26 @@
 from prefold.common.errors import UnknownName, UsageError
 from prefold.plan.advice import Advice, advise
 from prefold.plan.calibration import Factors, Measurement, factors_of, fit
-from prefold.plan.case import Case
 from prefold.plan.chip.chips import catalogue, find_chip
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.chip.meshes import mesh_of, parse_mesh
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.fold import Fold, Placement, break_even_batch, row_width, table_for
+from prefold.plan.cost.memory import Memory, context_left, max_context
+from prefold.plan.cost.terms import Terms, terms_of
+from prefold.plan.cost.workload import Phase, Workload
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, mfu, plan_layouts
-from prefold.plan.fold import Fold, break_even_batch, row_width, table_for
 from prefold.plan.levers import Lever, rank_levers, verdict
-from prefold.plan.memory import Memory, context_left, max_context
 from prefold.plan.model.config import shape_from_config
 from prefold.plan.model.shape import Experts, Latent, Shape
 from prefold.plan.model.shapes import find_shape, presets
 from prefold.plan.page.page import write_plot
-from prefold.plan.sweep import Space, Target, pareto
-from prefold.plan.terms import Terms, terms_of
-from prefold.plan.workload import Workload
+from prefold.plan.sweep import Space, Target, batches, fewest, meshes, pareto
+from prefold.plan.this_machine import THIS, this_chip
 
 __all__ = [
+    "THIS",
     "Advice",
     "Case",
     "Chip",
@@ -34,6 +36,8 @@ __all__ = [
     "Measurement",
     "Memory",
     "Mesh",
+    "Phase",
+    "Placement",
     "Plan",
     "Shape",
     "Space",
@@ -43,15 +47,18 @@ __all__ = [
     "UsageError",
     "Workload",
     "advise",
+    "batches",
     "break_even_batch",
     "catalogue",
     "context_left",
     "factors_of",
+    "fewest",
     "find_chip",
     "find_shape",
     "fit",
     "max_context",
     "mesh_of",
+    "meshes",
     "mfu",
     "pareto",
     "parse_mesh",
@@ -62,6 +69,7 @@ __all__ = [
     "shape_from_config",
     "table_for",
     "terms_of",
+    "this_chip",
     "verdict",
     "write_plot",
 ]

@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from prefold.plan.cost.fold import Fold, break_even_batch, row_width, table_bytes, table_for
+from prefold.plan.cost.memory import context_left
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, plan_layouts
-from prefold.plan.fold import Fold, break_even_batch, row_width, table_bytes, table_for
 from prefold.plan.levers import Lever, rank_levers, verdict
-from prefold.plan.memory import context_left
 from prefold.plan.sweep import Space, Target, pareto, too_large
 
 

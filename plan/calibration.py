@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefold.plan.terms import Terms
+from prefold.plan.cost.terms import Terms
 
 _FILE = Path(__file__).with_name("calibration.json")
 _STEPS = 200

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from prefold.plan.attention import shardings
 from prefold.plan.calibration import Factors, factors_of
-from prefold.plan.case import Case
 from prefold.plan.chip.hardware import Chip, Mesh
+from prefold.plan.cost.attention import shardings
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.fold import Fold
+from prefold.plan.cost.layouts import distinct
+from prefold.plan.cost.memory import Memory, memory_of
+from prefold.plan.cost.terms import Terms, ffn_bytes, terms_of
+from prefold.plan.cost.workload import Workload
 from prefold.plan.errors import Infeasible
-from prefold.plan.fold import Fold
-from prefold.plan.layouts import distinct
-from prefold.plan.memory import Memory, memory_of
 from prefold.plan.model.shape import Shape
-from prefold.plan.terms import Terms, ffn_bytes, terms_of
-from prefold.plan.workload import Workload
 
 # About the median error of a calibrated time.
 _CLOSE = 0.05

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prefold.plan.attention import Sharding, shardings
-from prefold.plan.case import Case
+from prefold.plan.cost.attention import Sharding, shardings
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.fold import PLACEMENTS, Fold, table_for
+from prefold.plan.cost.workload import bytes_of
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
-from prefold.plan.fold import PLACEMENTS, Fold, table_for
-from prefold.plan.workload import bytes_of
 
 _SMALLER = ("int8", "fp8")
 _PERCENT = 100

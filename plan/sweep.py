@@ -7,10 +7,10 @@ from prefold.common.units import spell_bytes, spell_seconds
 from prefold.plan.calibration import Factors
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.chip.meshes import mesh_of
+from prefold.plan.cost.workload import Workload
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
 from prefold.plan.model.shape import Shape
-from prefold.plan.workload import Workload
 
 LARGEST = 4096
 _BEHIND_A_SWITCH = (1, 2, 4, 8)

@@ -9,12 +9,12 @@ from prefold.plan.calibration import Factors
 from prefold.plan.chip.hardware import Chip
 from prefold.plan.chip.rates import Rates, here, measure_rates
 
-NAME = "this"
+THIS = "this"
 # Of operations that run side by side the longest alone counts: one product reads and multiplies at the same time.
 _OVERLAP = 8.0
 
 
-def this_machine(*, refresh: bool = False) -> tuple[Chip, Factors]:
+def this_chip(*, refresh: bool = False) -> tuple[Chip, Factors]:
     """Return this machine as a chip, and what a transformers model reaches of its rates.
 
     Raises:
@@ -46,7 +46,7 @@ def _chip(rates: Rates) -> Chip:
     figures = ("peak", "memory", "memory_bandwidth", "host_bandwidth", "disk_bandwidth")
     told = f"measured on this machine: {rates.device}, torch {rates.torch}, {rates.threads} threads"
     return Chip(
-        name=NAME,
+        name=THIS,
         peak={"bf16": rates.bf16, "fp32": rates.fp32},
         memory_bytes=rates.memory_bytes,
         memory_bandwidth=rates.memory_bandwidth,

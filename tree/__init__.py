@@ -19,12 +19,13 @@ from prefold.tree.errors import CacheError, Uncountable
 
 if TYPE_CHECKING:
     from prefold.tree.cache.generate import HOLD, Branch, GeneratedTree, tree_generate
-    from prefold.tree.cache.prompt import prefill
+    from prefold.tree.cache.sampling import Asked, Sampled, prefill, sample_plain, sample_tree
     from prefold.tree.cache.tree_cache import Memory, TreeCache
 
 __all__ = [
     "HOLD",
     "SCHEMES",
+    "Asked",
     "Attention",
     "Branch",
     "CacheError",
@@ -34,6 +35,7 @@ __all__ = [
     "GeneratedTree",
     "Memory",
     "Reads",
+    "Sampled",
     "Scheme",
     "Tree",
     "TreeCache",
@@ -51,15 +53,18 @@ __all__ = [
     "read_accepted",
     "read_trees",
     "replay",
+    "sample_plain",
+    "sample_tree",
     "speculative",
     "tree_generate",
 ]
 
-_RUNNING = {
-    **dict.fromkeys(("Memory", "TreeCache"), "tree_cache"),
-    **dict.fromkeys(("HOLD", "Branch", "GeneratedTree", "tree_generate"), "generate"),
-    "prefill": "prompt",
+_SHOWN = {
+    "generate": ("HOLD", "Branch", "GeneratedTree", "tree_generate"),
+    "sampling": ("Asked", "Sampled", "prefill", "sample_plain", "sample_tree"),
+    "tree_cache": ("Memory", "TreeCache"),
 }
+_RUNNING = {name: module for module, names in _SHOWN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from prefold.convert.options import AUTO, DTYPES, PLACEMENTS, TABLE_DTYPES, FoldOptions
+from prefold.convert import AUTO, DTYPES, PLACEMENTS, TABLE_DTYPES, FoldOptions
 
 
 def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remote_code: bool) -> FoldOptions:

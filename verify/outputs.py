@@ -1,5 +1,6 @@
 """Checks on what a folded model says: rows, logits, greedy tokens, reads, speed."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
@@ -181,6 +182,16 @@ def _shared_steps(source: dict[str, torch.Tensor], folded: dict[str, torch.Tenso
     return _first_difference(source["tokens"][0], folded["tokens"][0]) + 1
 
 
+def _parted(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]) -> Iterator[tuple[str, bool, float]]:
+    """Yield, of each continuation that parts, a line, whether each token is among the other's best, and the margin."""
+    for prompt, (one, other) in enumerate(zip(source["tokens"], folded["tokens"], strict=True)):
+        at = _first_difference(one, other)
+        if at < len(one):
+            is_tie = one[at] in folded["top"][prompt, at] and other[at] in source["top"][prompt, at]
+            line = f"prompt {prompt}: token {at} is {int(other[at])}, the source's is {int(one[at])}"
+            yield line, is_tie, float(source["margin"][prompt, at])
+
+
 def check_greedy(
     source: dict[str, torch.Tensor],
     folded: dict[str, torch.Tensor],
@@ -200,16 +211,10 @@ def check_greedy(
     if source["tokens"].shape != folded["tokens"].shape:
         shapes = [list(tokens["tokens"].shape) for tokens in (folded, source)]
         return Outcome(False, "1 problem", problems=[f"tokens have shape {shapes[0]}, the source's {shapes[1]}"])
-    problems, equal = list[str](), 0
-    for prompt, (one, other) in enumerate(zip(source["tokens"], folded["tokens"], strict=True)):
-        at = _first_difference(one, other)
-        if at == len(one):
-            equal += 1
-            continue
-        close = one[at] in folded["top"][prompt, at] and other[at] in source["top"][prompt, at]
-        if exact or not close or source["margin"][prompt, at] > noise:
-            problems.append(f"prompt {prompt}: token {at} is {int(other[at])}, the source's is {int(one[at])}")
+    parted = list(_parted(source, folded))
+    problems = [line for line, is_tie, margin in parted if exact or not is_tie or margin > noise]
     prompts, new = source["tokens"].shape
+    equal = prompts - len(parted)
     summary = f"{equal} of {prompts} continuations of {new} tokens equal"
     if equal < prompts and not problems:
         summary += ", the others part where two tokens are nearly as good"

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoTokenizer
 
 from prefold.common.errors import UsageError
-from prefold.convert.errors import ModelFailed, model_code
-from prefold.convert.fold.first_layer import quiet_loading
+from prefold.convert import ModelFailed, model_code
+from prefold.convert.fold import quiet_loading
 from prefold.verify.passages import PASSAGES
 from prefold.verify.probe.job import SAID_VALUES
 

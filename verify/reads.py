@@ -6,7 +6,7 @@ the folded modules are measured, and what the fold saves is compared with those.
 
 from typing import Any
 
-from prefold.convert.fold.reads import Census, count_reads
+from prefold.convert.fold import Census, count_reads
 from prefold.verify.checks import Outcome
 from prefold.verify.probe.job import READ_BATCHES
 

@@ -6,16 +6,28 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from prefold.convert.checkpoint.files import CARD, CONFIG, INDEX, REPORT, TABLE, all_files, own_file
-from prefold.convert.checkpoint.safetensors_file import Entry, Outgoing, cast, dtype_name, passed_through
-from prefold.convert.checkpoint.source import Source
-from prefold.convert.errors import BrokenCheckpoint
-from prefold.convert.fold.tensors import Made, made_tensors, untouched
-from prefold.convert.prepare import Prepared
+from prefold.convert import BrokenCheckpoint, Prepared
+from prefold.convert.checkpoint import (
+    CARD,
+    CONFIG,
+    INDEX,
+    REPORT,
+    TABLE,
+    Entry,
+    Outgoing,
+    Source,
+    all_files,
+    cast,
+    dtype_name,
+    own_file,
+    passed_through,
+)
+from prefold.convert.fold import Made, made_tensors, untouched
 from prefold.verify.checks import Outcome
 
 # What the section may say otherwise, and as what: where the source was found, and what wrote the table when.
@@ -78,14 +90,23 @@ def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     for path in sorted(said.keys() | expected.keys(), key=str):
         # As JSON spells them: in Python true is 1, and 1 is 1.0.
         same = path in said and path in expected and json.dumps(said[path]) == json.dumps(expected[path])
-        if not same and not (path[0] == "prefold" and path[1:2] and path[1] in _FREE):
+        if not same and not _is_free(path):
             name = ".".join(map(str, path))
             yield f"{CONFIG}: {name} is {said.get(path)!r}, should be {expected.get(path)!r}"
+    if any(len(path) > _DEEPEST and _is_free(path) for path in said):
+        yield f"{CONFIG}: prefold has values that nest deeper than what is written there"
+    yield from _free_problems(blueprint, folded)
+
+
+def _is_free(path: tuple[Any, ...]) -> bool:
+    """Return whether a value of the config may be any of its kind."""
+    return path[0] == "prefold" and len(path) > 1 and path[1] in _FREE
+
+
+def _free_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     for key, form in _FREE.items():
         if key in folded.config["prefold"] and not isinstance(folded.config["prefold"][key], form):
             yield f"{CONFIG}: prefold.{key} is no {getattr(form, '__name__', form)}"
-    if any(len(path) > _DEEPEST and path[0] == "prefold" and path[1] in _FREE for path in said):
-        yield f"{CONFIG}: prefold has values that nest deeper than what is written there"
     chunks = _dict(folded, "computed").get("chunk_tokens", [1] * len(blueprint.known.study.cuts))
     if not _are_sizes(chunks, len(blueprint.known.study.cuts)):
         yield f"{CONFIG}: prefold.computed.chunk_tokens is {chunks!r}, should be a number of tokens for each fold"
@@ -131,10 +152,15 @@ def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             continue
         if name not in known and not _KEPT_BY_CLIENTS.fullmatch(name):
             yield f"{name}: unexpected, the source has no such file"
-        if name in side.copied and not filecmp.cmp(path, side.copied[name], shallow=False):
-            yield f"{name}: not the source's bytes"
-        if name in written and path.read_bytes() != written[name]:
-            yield f"{name}: not {'what remains of the adapter' if name in blueprint.adapter else 'as it was written'}"
+        yield from _content_problems(blueprint, name, path, written)
+
+
+def _content_problems(blueprint: Blueprint, name: str, path: Path, written: dict[str, bytes]) -> Iterator[str]:
+    copied = blueprint.known.side.copied
+    if name in copied and not filecmp.cmp(path, copied[name], shallow=False):
+        yield f"{name}: not the source's bytes"
+    if name in written and path.read_bytes() != written[name]:
+        yield f"{name}: not {'what remains of the adapter' if name in blueprint.adapter else 'as it was written'}"
 
 
 def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:

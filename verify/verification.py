@@ -10,16 +10,20 @@ from typing import Any
 import torch
 
 from prefold.common.errors import UsageError
-from prefold.convert.adapter import modules_in_tables, remaining_adapter
-from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CONFIG
-from prefold.convert.checkpoint.safetensors_file import DTYPES
-from prefold.convert.checkpoint.source import Source, open_folder, open_source
-from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
-from prefold.convert.fold.quantized import method_of, require_loadable
-from prefold.convert.options import AUTO
-from prefold.convert.prepare import Prepared, prepare
-from prefold.convert.study import Study
-from prefold.convert.write import folded_config, runtime_code
+from prefold.convert import (
+    AUTO,
+    BrokenCheckpoint,
+    Prepared,
+    Study,
+    UnsupportedModel,
+    folded_config,
+    modules_in_tables,
+    prepare_source,
+    remaining_adapter,
+    runtime_code,
+)
+from prefold.convert.checkpoint import ADAPTER_FOLDER, CONFIG, DTYPES, Source, open_folder, open_source
+from prefold.convert.fold import method_of, require_loadable
 from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
 from prefold.verify.claims import claimed_options
 from prefold.verify.divergence import check_divergence, other_width
@@ -118,9 +122,9 @@ def _prepared(source: Source, folded: Source, adapter: Path | None, *, trust_rem
     """Study a source for the fold that ``folded`` says it is; one of a cut that there is none of differs from any."""
     options = claimed_options(folded.config, adapter, trust_remote_code=trust_remote_code)
     try:
-        return prepare(source, options)
+        return prepare_source(source, options)
     except UsageError:
-        return prepare(source, replace(options, cut=AUTO))
+        return prepare_source(source, replace(options, cut=AUTO))
 
 
 def _open_folded(folder: Path) -> Source:

@@ -17,7 +17,7 @@ from benchmarks.timing import compared, load, random_tokens
 from prefold.convert import FoldOptions, convert_checkpoint
 from prefold.convert.checkpoint.source import open_folder
 from prefold.convert.fold.reads import count_reads
-from prefold.convert.prepare import prepare
+from prefold.convert.prepare import prepare_source
 
 SHAPES = (PYTHIA_70M, PYTHIA_410M, PHI_1_5, LARGE)
 BATCHES = (1, 8, 64)
@@ -93,7 +93,7 @@ def _measure(shape: Shape, batches: tuple[int, ...], device: str, *, quick: bool
     with TemporaryDirectory(prefix="prefold-bench-") as scratch:
         source = save(shape, Path(scratch), device)
         out = convert_checkpoint(str(source), Path(scratch) / "folded", options=FoldOptions(device=device)).out
-        study = prepare(open_folder(source)).study
+        study = prepare_source(open_folder(source)).study
         modules = [column.module for cut in study.cuts for column in cut.columns]
         models = {"source": load(source, device_map=device), "folded": load(out, device_map=device)}
         for batch in batches:

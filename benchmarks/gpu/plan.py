@@ -11,13 +11,13 @@ from benchmarks.gpu.timed import Found
 from benchmarks.page import table
 from prefold.plan import Fold, Workload, mesh_of, plan_layouts
 from prefold.plan.model.config import shape_from_config
-from prefold.plan.this_machine import this_machine
+from prefold.plan.this_machine import this_chip
 
 
 def measure(device: str, *, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the rates of the accelerator, or of this machine, and then a prediction of each step of part 2."""
     del device
-    chip, factors = this_machine(refresh=not quick)
+    chip, factors = this_chip(refresh=not quick)
     yield {"kind": "rates", "chip": asdict(chip), "factors": asdict(factors)}
     for shape in SHAPES[:1] if quick else SHAPES:
         config = AutoConfig.for_model(shape.model_type, **shape.settings).to_dict()

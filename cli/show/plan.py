@@ -7,9 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prefold.cli.show.show import out, say
-from prefold.plan.advice import Advice
-from prefold.plan.estimate import Estimate
-from prefold.plan.page.tables import (
+from prefold.plan import Advice, Estimate
+from prefold.plan.page import (
     Cells,
     about,
     choice_line,

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from prefold.convert import Inspection
-    from prefold.convert.worth import FoldedSide, Worth
+    from prefold.convert import FoldedSide, Inspection, Worth
     from prefold.verify import Verification
 
 # A pipe has no width; tables must not be cut to fit one.

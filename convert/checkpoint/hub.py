@@ -125,10 +125,14 @@ def require_publishable(repo: str, model: str, *, private: bool = False, force: 
         raise UsageError(f"{repo}: is the source itself: nothing is uploaded over it")
     if private and not info.private:
         raise HubError(f"{repo}: exists and is public: nothing was uploaded")
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    weights = [name for name in names if is_weights(name)]
-    if weights and TABLE not in names and not force:
-        raise OutputExists(f"{repo}: holds {weights[0]}, which is no fold's; --force replaces the weights there")
+    weights = None if force else _foreign_weights([sibling.rfilename for sibling in info.siblings or []])
+    if weights:
+        raise OutputExists(f"{repo}: holds {weights}, which is no fold's; --force replaces the weights there")
+
+
+def _foreign_weights(names: list[str]) -> str | None:
+    """Name a file of weights among files that are no fold's."""
+    return None if TABLE in names else next((name for name in names if is_weights(name)), None)
 
 
 def open_repository(repo: str, *, private: bool) -> None:

@@ -36,6 +36,7 @@ _CODE = ("auto_map", "custom_pipelines")
 # By these they have transformers read other files than those of the names that everybody knows.
 _INSTEAD = ("configuration_files", "transformers_weights", "adapter_kwargs")
 # Its own classes, and torch's activations, are installed with it.
+_DOTTED = re.compile(r"\.|/|--")
 _INSTALLED = re.compile(r"(sentence_transformers|torch\.nn)(\.\w+)*\.[A-Z]\w*")
 
 
@@ -81,16 +82,18 @@ def find_side_files(source: Source, *, trust_remote_code: bool = False) -> SideF
     folder = source.folder
     if any(PurePosixPath(name).is_relative_to(ADAPTER_FOLDER) for name in source.module_folders):
         raise UnsupportedModel([f"{MODULES} names a folder {ADAPTER_FOLDER}, which prefold writes itself: rename it"])
-    names = source.names
-    kept = [name for name in names if is_side_file(name, source.module_folders)]
+    kept = [name for name in source.names if is_side_file(name, source.module_folders)]
     paths = {name: own_file(folder, name) for name in kept}
     edited = {} if trust_remote_code else dict(_without_code(paths))
     code = _code(source) if trust_remote_code else {}
-    read = {CONFIG, SINGLE, INDEX, *kept, *code}
-    read |= {entry.file.relative_to(folder).as_posix() for entry in source.entries.values()}
-    left_out = {_shown(name, source) for name in names if name not in read and not is_hidden(name)}
     copied = {copied_name(name): path for name, path in paths.items() if name not in edited}
-    return SideFiles(copied, edited, code, sorted(left_out))
+    return SideFiles(copied, edited, code, _left_out(source, {CONFIG, SINGLE, INDEX, *kept, *code}))
+
+
+def _left_out(source: Source, read: set[str]) -> list[str]:
+    """Name the files of a source that are neither read nor weights."""
+    read = read | {entry.file.relative_to(source.folder).as_posix() for entry in source.entries.values()}
+    return sorted({_shown(name, source) for name in source.names if name not in read and not is_hidden(name)})
 
 
 def _shown(name: str, source: Source) -> str:
@@ -116,20 +119,15 @@ def plain(decoded: Any, keys: Collection[str] = _CODE) -> Any:
 def code_reasons(source: Source, *, trust_remote_code: bool) -> list[str]:
     """Return why a source's code keeps it from being folded: it is not trusted, or no part of the checkpoint."""
     reasons, classes = list(_led_elsewhere(source)), list(_module_classes(source))
-    if classes and not trust_remote_code:
-        reasons.append(
-            f"{MODULES} names code of its own, {classes[0]}: read that, then pass --trust-remote-code to run it"
-        )
     parts = [part for key, part in source.config.items() if key != "auto_map"]
     inside = [name for key, value in _items(parts) if key in _CODE for name in strings(value)]
-    if inside and not trust_remote_code:
-        reasons.append(f"a part of its config.json names code, {inside[0]}: read that, then pass --trust-remote-code")
-    for name in dict.fromkeys([*classes, *inside, *_auto_classes(source)]) if trust_remote_code else ():
-        if "--" in name or "/" in name:
-            reasons.append(
-                f"its code is part of another repository, {name}: save the model with it, by save_pretrained"
-            )
-    return reasons
+    if trust_remote_code:
+        named = dict.fromkeys([*classes, *inside, *_auto_classes(source)])
+        elsewhere = "its code is part of another repository, {}: save the model with it, by save_pretrained"
+        return reasons + [elsewhere.format(name) for name in named if "--" in name or "/" in name]
+    read = "read that, then pass --trust-remote-code"
+    reasons += [f"{MODULES} names code of its own, {name}: {read} to run it" for name in classes[:1]]
+    return reasons + [f"a part of its config.json names code, {name}: {read}" for name in inside[:1]]
 
 
 def _led_elsewhere(source: Source) -> Iterator[str]:
@@ -199,8 +197,7 @@ def _module_classes(source: Source) -> Iterator[str]:
     for key, value in _beside(source) if MODULES in source.data_names() else ():
         if key in _CLASS_KEYS:
             # A class of transformers has no module before it, and kinds of tokenizers or of positions none, either.
-            dotted = (name for name in strings(value) if "." in name or "/" in name or "--" in name)
-            yield from (name for name in dotted if not _INSTALLED.fullmatch(name))
+            yield from (name for name in strings(value) if _DOTTED.search(name) and not _INSTALLED.fullmatch(name))
         elif key == _ELSEWHERE and isinstance(value, str) and value:
             yield value
 

@@ -34,7 +34,8 @@ def live_names(model: PreTrainedModel, entries: dict[str, Entry]) -> dict[str, s
             joined.add(live[name])
         elif live[name] in state and list(state[live[name]].shape) != entry.shape and not _is_packed(entry, model):
             raise BrokenCheckpoint(f"{name}: has shape {entry.shape}, the config says {list(state[live[name]].shape)}")
-    _require_all(model, set(live.values()), converted=bool(joined))
+    if not joined:  # else transformers itself checks
+        _require_all(model, set(live.values()))
     return live
 
 
@@ -47,8 +48,8 @@ def _is_packed(entry: Entry, model: PreTrainedModel) -> bool:
     return _is_quantized(model) and entry.dtype not in ("F16", "BF16", "F32", "F64")
 
 
-def _require_all(model: PreTrainedModel, found: set[str], *, converted: bool) -> None:
-    """Require a tensor for every parameter; where tensors are split into several, transformers itself checks.
+def _require_all(model: PreTrainedModel, found: set[str]) -> None:
+    """Require a tensor for every parameter.
 
     Of tied parameters one is enough, and of those that the model makes itself, as sinusoidal positions, none. Where
     weights are quantized, so is any tensor of the same module: ``q_proj.weight`` may be ``q_proj.qweight`` there.
@@ -60,5 +61,5 @@ def _require_all(model: PreTrainedModel, found: set[str], *, converted: bool) ->
         aliases.setdefault(id(parameter), []).append(name)
     for names in aliases.values():
         there = found & set(names) or modules & {name.rpartition(".")[0] for name in names}
-        if not converted and not there and not any(each.search(names[0]) for each in made):
+        if not there and not any(each.search(names[0]) for each in made):
             raise BrokenCheckpoint(f"{names[0]}: the checkpoint has no such tensor")

@@ -1,1 +1,5 @@
 """What of a model depends on the token alone: found by running it."""
+
+from prefold.convert.experiment.trace import first_tensor
+
+__all__ = ["first_tensor"]

@@ -48,6 +48,11 @@ class Discovery:
     block_output: torch.Tensor | None
     padded_output: torch.Tensor | None
 
+    @property
+    def mergeable_width(self) -> int:
+        """Values of the module that may be merged into the residual; 0 where there is none."""
+        return sum(module.width for module in self.columns if module.name == self.mergeable)
+
 
 def discover(
     model: PreTrainedModel,
@@ -120,28 +125,38 @@ class _Experiment:
         return gone
 
     def sorted_out(self, name: str, pure: list[Pure], separable: Separable | None) -> Discovery:
-        """Tell what is read from what is not, once everything that was found is stored."""
-        stored = [*pure, *separable.normed, *separable.columns] if separable else pure
-        unread, mergeable = unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
-        normed = {module.name for module in separable.normed} if separable else set[str]()
-        if separable:
-            unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
-        unread = (unread & normed) | self._superseded([each for each in stored if each.name not in normed], unread)
-        dropped = [module for module in pure if module.name in unread]
-        if separable:
-            dropped += [column for column in separable.columns if column.name in unread]
-            columns = [column for column in separable.columns if column.name not in unread]
-            live = [module for module in separable.normed if module.name not in unread]
-            separable = replace(separable, columns=columns, normed=live)
+        """Split the token-pure modules into those that the block still reads and those that become redundant."""
+        if separable is None:
+            unread, mergeable = unread_and_mergeable(self.model, self.side, self.first_block, self.ids, pure)
+            kept, dropped = _split(pure, self._superseded(pure, unread))
+            return self._discovery(name, kept, dropped, mergeable, None)
+        stored = [*pure, *separable.normed, *separable.columns]
+        unread, _ = unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
+        unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
+        live, silent = _split(separable.normed, unread)
+        unread = {module.name for module in silent} | self._superseded([*pure, *separable.columns], unread)
+        (kept, dropped), (columns, gone) = _split(pure, unread), _split(separable.columns, unread)
+        separable = replace(separable, columns=columns, normed=live)
+        return self._discovery(name, kept, [*dropped, *gone], None, separable)
+
+    def _discovery(
+        self, name: str, kept: list[Pure], dropped: list[Pure], mergeable: str | None, separable: Separable | None
+    ) -> Discovery:
         calls = self.passes.here.calls
         return Discovery(
             name=name,
-            columns=[module for module in pure if module.name not in unread],
+            columns=kept,
             dropped=dropped,
             routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
-            mergeable=None if separable else mergeable,
+            mergeable=mergeable,
             separable=separable,
             seen=self.seen,
             block_output=self.passes.here.block_output,
             padded_output=self.passes.padded.block_output,
         )
+
+
+def _split(modules: list[Pure], unread: set[str]) -> tuple[list[Pure], list[Pure]]:
+    """Return the modules that are read, and those that are not."""
+    read = [module for module in modules if module.name not in unread]
+    return read, [module for module in modules if module.name in unread]

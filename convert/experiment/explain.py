@@ -53,13 +53,16 @@ def seen_in(one: torch.Tensor | None, there: torch.Tensor | None, near: torch.Te
         return OTHERS
     if follows_tokens(one, there):
         return TOKEN
-    if not one.is_floating_point() or not one.numel():
-        return OTHERS
-    if not are_rows(one) and not same_rows(one, near):
-        return OTHERS
-    if not are_rows(one) or same_rows(one, one[:1].expand_as(one)):
+    return _seen_beside(one, near) if one.is_floating_point() and one.numel() else OTHERS
+
+
+def _seen_beside(one: torch.Tensor, near: torch.Tensor) -> str:
+    """Return what a tensor that does not follow its tokens depends on."""
+    if are_rows(one) and not same_rows(one, one[:1].expand_as(one)):
+        return PLACED if same_rows(neighbours_changed(one), near) else OTHERS
+    if are_rows(one) or same_rows(one, near):
         return PLACE if _changes_with_places(one) else NEITHER
-    return PLACED if same_rows(neighbours_changed(one), near) else OTHERS
+    return OTHERS
 
 
 def _changes_with_places(rows: torch.Tensor) -> bool:

@@ -19,6 +19,10 @@ class _Hypothesis:
     module: Pure
     merged_into: Pure | None = None
 
+    def joins(self, name: str) -> bool:
+        """Return whether it is that of a module that becomes part of another."""
+        return self.merged_into is not None and self.merged_into.name == name
+
 
 def _replayed(module: Pure, hypotheses: list[_Hypothesis]) -> Override:
     """Return the module's rows once as they are and once more as each hypothesis has them, stacked along the batch."""
@@ -63,20 +67,17 @@ def unread_and_mergeable(
 ) -> tuple[set[str], str | None]:
     """Name the modules whose output nobody reads, and the one that may be added to the residual beforehand."""
     poisoned = [_Hypothesis(module) for module in modules]
-    merged = [
-        _Hypothesis(module, into)
-        for module in modules
-        for into in modules
-        if into.order < module.order and into.shape == module.shape
-    ]
+    merged = _merged(modules)
     valid = _try_all(model, side, first_block, ids, modules, poisoned + merged)
     unread = {h.module.name for h, ok in zip(poisoned, valid, strict=False) if ok}
-    residual = next((module.name for module in modules if module.name not in unread), None)
-    if residual is None:
+    read = [module.name for module in modules if module.name not in unread]
+    if not read:
         raise UnsupportedModel(["its first block reads nothing of what follows its tokens"])
-    mergeable = [
-        h.module.name
-        for h, ok in zip(merged, valid[len(poisoned) :], strict=True)
-        if ok and h.merged_into and h.merged_into.name == residual and h.module.name not in unread
-    ]
-    return unread, next(iter(mergeable), None)
+    holds = [h.module.name for h, ok in zip(merged, valid[len(poisoned) :], strict=True) if ok and h.joins(read[0])]
+    return unread, next((name for name in holds if name in read), None)
+
+
+def _merged(modules: list[Pure]) -> list[_Hypothesis]:
+    """Return the hypotheses that a module may be added to one that runs before it."""
+    pairs = [(module, into) for module in modules for into in modules if into.order < module.order]
+    return [_Hypothesis(module, into) for module, into in pairs if into.shape == module.shape]

@@ -106,18 +106,24 @@ def _fit(name: str, passes: Passes, pure: list[Pure]) -> Separable | None:
     taken = passes.here.calls[name][0].taken
     if taken is None or not are_rows(taken):
         return None
-    for token in reversed(pure):
-        if token.rows.shape != taken.shape:
-            continue
-        parts = [(look_up, _returned(look_up, passes.here)) for look_up in passes.look_ups]
-        added = [(look_up, rows.expand_as(taken)) for look_up, rows in parts if _broadcasts(rows, taken)]
-        factors = _factors(taken, [token.rows, *(rows for _, rows in added)])
-        if factors is None or factors[0] == 0:
-            continue
-        used = [replace(each, factor=f) for (each, _), f in zip(added, factors[1:], strict=True) if f != 0]
-        if used and _holds(name, token.rows * factors[0], used, passes.shaken):
-            return Separable(token.name, factors[0], used)
-    return None
+    parts = [(look_up, _returned(look_up, passes.here)) for look_up in passes.look_ups]
+    added = [(look_up, rows.expand_as(taken)) for look_up, rows in parts if _broadcasts(rows, taken)]
+    fits = (_fit_token(name, taken, token, added, passes.shaken) for token in reversed(pure))
+    return next((fit for fit in fits if fit), None)
+
+
+def _fit_token(
+    name: str, taken: torch.Tensor, token: Pure, added: list[tuple[LookUp, torch.Tensor]], shaken: Trace | None
+) -> Separable | None:
+    """Return how the input of a module is the sum of one token-pure module's output and of look-ups, if it is."""
+    if token.rows.shape != taken.shape:
+        return None
+    factors = _factors(taken, [token.rows, *(rows for _, rows in added)])
+    if factors is None or factors[0] == 0:
+        return None
+    used = [replace(each, factor=f) for (each, _), f in zip(added, factors[1:], strict=True) if f != 0]
+    holds = used and _holds(name, token.rows * factors[0], used, shaken)
+    return Separable(token.name, factors[0], used) if holds else None
 
 
 def _returned(look_up: LookUp, seen: Trace) -> torch.Tensor:
@@ -186,15 +192,22 @@ def _linear_modules(
     found: list[Pure] = []
     for name, module in model.named_modules():
         inside = name in again or any(name.startswith(f"{outer.name}.") for outer in found)
-        if inside or any(source == name or source.startswith(f"{name}.") for source in sources):
+        if inside or any(f"{source}.".startswith(f"{name}.") for source in sources):
             continue
         if _has_weights(module) and _is_linear(seen, name):
-            call, masked = passes.here.calls[name][0], _is_masked(seen, padded, name)
-            if call.output is None or not are_rows(call.output) or masked is None:
-                continue
-            if same_in_a_step(name, seen.calls[name][0].output[:BATCH], stepped):  # type: ignore[index]  # it is linear
-                found.append(Pure(name, list(call.output.shape[2:]), call.order, call.output, masked))
+            pure = _linear(name, passes.here.calls[name][0], seen, padded, stepped)
+            found += [pure] if pure else []
     return sorted(found, key=lambda pure: pure.order)
+
+
+def _linear(name: str, call: Call, seen: Trace, padded: Trace, stepped: Trace | None) -> Pure | None:
+    """Return a linear module as one that could be stored, if what it returns are rows, in a cached step, too."""
+    masked = _is_masked(seen, padded, name)
+    if call.output is None or not are_rows(call.output) or masked is None:
+        return None
+    if not same_in_a_step(name, seen.calls[name][0].output[:BATCH], stepped):  # type: ignore[index]  # it is linear
+        return None
+    return Pure(name, list(call.output.shape[2:]), call.order, call.output, masked)
 
 
 def _is_masked(seen: Trace, padded: Trace, name: str) -> bool | None:

@@ -69,12 +69,18 @@ def find_unreached(skeleton: PreTrainedModel, stacks: list[Stack], cuts: list[Cu
         rows = [compute_rows(skeleton, cut, ids) for cut in cuts]
     stored = {module for cut in cuts for module in cut.eliminated}
     unreached = [name for stack in stacks for name in _outermost(skeleton, stack.first_block, entered, stored)]
+    return unreached if _do_without(skeleton, unreached, cuts, ids, rows) else []
+
+
+def _do_without(
+    skeleton: PreTrainedModel, unreached: list[str], cuts: list[Cut], ids: torch.Tensor, rows: list[torch.Tensor]
+) -> bool:
+    """Return whether rows are the same without some modules."""
     try:
         with _left_out(skeleton, unreached):
-            same = all(torch.equal(compute_rows(skeleton, cut, ids), one) for cut, one in zip(cuts, rows, strict=True))
+            return all(torch.equal(compute_rows(skeleton, cut, ids), one) for cut, one in zip(cuts, rows, strict=True))
     except ModelFailed:
-        same = False  # a weight is used by others than the module that holds it
-    return unreached if same else []
+        return False  # a weight is used by others than the module that holds it
 
 
 def _outermost(model: nn.Module, name: str, entered: set[str], stored: set[str]) -> Iterator[str]:

@@ -1,1 +1,6 @@
 """A model from its config: its class, and the part of it that an experiment runs."""
+
+from prefold.convert.model.inputs import accepted, encoder_output, whole_inputs
+from prefold.convert.model.running import hooks
+
+__all__ = ["accepted", "encoder_output", "hooks", "whole_inputs"]

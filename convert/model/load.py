@@ -53,6 +53,10 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
     return config
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
     reasons = []
     if "prefold" in raw or str(raw.get("model_type")).startswith("prefold_"):
@@ -62,8 +66,7 @@ def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
     reasons += [f"its config.json asks for {count:,} {what} ({name})" for name, count, what in _beyond(raw)]
     if not isinstance(raw.get("auto_map", {}), dict):
         reasons.append("its config.json has an auto_map that is no object")
-    named = raw.get("architectures") or []
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+    if not _are_names(named := raw.get("architectures") or []):
         reasons.append(f"its config.json names no classes as architectures: {named!r:.80}")
     if "auto_map" in raw and not trust_remote_code and not _is_known(raw):
         reasons.append("it brings its own code: read that, then pass --trust-remote-code to run it")

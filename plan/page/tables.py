@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from prefold.common.units import spell_bytes, spell_seconds, spell_weights
 from prefold.plan.advice import Advice
-from prefold.plan.case import Case
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.fold import row_width, table_bytes
 from prefold.plan.estimate import Estimate
-from prefold.plan.fold import row_width, table_bytes
 from prefold.plan.levers import Lever
 from prefold.plan.sweep import too_large
 

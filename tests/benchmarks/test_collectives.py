@@ -14,12 +14,12 @@ import torch.distributed as dist
 from benchmarks.collectives import CUBE, LONG, MODELS, SPLITS, formula, measure, render, shape_of, tasks
 from benchmarks.collectives_ledger import Ledger
 from benchmarks.collectives_task import Task
-from prefold.plan.case import Case
 from prefold.plan.chip.chips import find_chip
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.fold import Fold
-from prefold.plan.terms import layer_bytes
-from prefold.plan.workload import Workload
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.fold import Fold
+from prefold.plan.cost.terms import layer_bytes
+from prefold.plan.cost.workload import Workload
 from tests.conftest import asked_for, some
 
 SERIAL, PARALLEL = MODELS["serial, plain, multihead"], MODELS["parallel, gated, multiquery"]

@@ -22,7 +22,7 @@ from tests.conftest import all_bytes, exhaustive, random_model, small_config
 
 # Importing takes seconds: a process that is to be killed is forked from one that has imported what it needs.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["prefold.cli.main", "prefold.convert.convert", "transformers.models.llama"])
+_FORKS.set_forkserver_preload(["prefold.cli.main", "prefold.convert.table_writer", "transformers.models.llama"])
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ class Running(_FORKS.Process):
         os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         self.prepare()
         from prefold.cli import main
-        from prefold.convert import convert as conversion
+        from prefold.convert import table_writer
 
-        conversion.as_bytes = partial(slowly, conversion.as_bytes, self.pause)
+        table_writer.as_bytes = partial(slowly, table_writer.as_bytes, self.pause)
         sys.argv = ["prefold", *self.arguments]
         main.main()
 

@@ -9,6 +9,7 @@ import pytest
 
 from prefold.convert import (
     BrokenCheckpoint,
+    FoldOptions,
     HubError,
     UnsupportedModel,
     UsageError,
@@ -110,7 +111,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
     server.add("org/own", read_folder(single) | {"config.json": json.dumps(config).encode(), "own.py": code})
     assert "--trust-remote-code" in call(inspect_checkpoint, "org/own").verdict
-    assert call(inspect_checkpoint, "org/own", trust_remote_code=True).foldable
+    assert call(inspect_checkpoint, "org/own", options=FoldOptions(trust_remote_code=True)).foldable
     assert fetched(server, "org/own") == {"config.json", "own.py"}
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefold.common.errors import UnknownName, UsageError
-from prefold.plan.attention import (
+from prefold.plan.chip.hardware import Mesh
+from prefold.plan.cost.attention import (
     Ways,
     kv_bytes,
     kv_width_per_chip,
@@ -17,11 +18,10 @@ from prefold.plan.attention import (
     shardings,
     ways,
 )
-from prefold.plan.chip.hardware import Mesh
+from prefold.plan.cost.layouts import LAYOUTS
+from prefold.plan.cost.workload import Workload
 from prefold.plan.errors import Infeasible
-from prefold.plan.layouts import LAYOUTS
 from prefold.plan.model.shapes import find_shape
-from prefold.plan.workload import Workload
 
 CUBE = Mesh(4, 4, 4)
 PALM = find_shape("palm-540b")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from benchmarks.pope2022_checks import FITTED, fit_chip, fitted_rows
 from benchmarks.pope2022_rows import read_rows
 from prefold.plan.calibration import Factors, Measurement, as_json, factors_of, fit, known_factors, median_error
-from prefold.plan.terms import Terms
+from prefold.plan.cost.terms import Terms
 
 FULL = Factors(1, 1, 1, 0, 1)
 TERMS = Terms(compute=3, attention=1, weights=2, kv=1, rows=0.5, link_rows=0.25, communication=2, phases=10)

@@ -24,10 +24,10 @@ from prefold.plan import (
     plan_layouts,
     terms_of,
 )
+from prefold.plan.cost.fold import reads_gone, row_bytes
+from prefold.plan.cost.layouts import LAYOUTS
+from prefold.plan.cost.terms import flops, layer_bytes, sent_bytes, weight_bytes_read
 from prefold.plan.estimate import choose
-from prefold.plan.fold import reads_gone, row_bytes
-from prefold.plan.layouts import LAYOUTS
-from prefold.plan.terms import flops, layer_bytes, sent_bytes, weight_bytes_read
 
 ONE, CUBE = Mesh(1, 1, 1), Mesh(4, 4, 4)
 LLAMA, PYTHIA, PALM, MIXTRAL = map(find_shape, ("llama3-8b", "pythia-6.9b", "palm-540b", "mixtral-8x7b"))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefold.common.errors import UsageError
-from prefold.plan.fold import (
+from prefold.plan.cost.fold import (
     Fold,
     active_gone,
     break_even_batch,

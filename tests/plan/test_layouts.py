@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from prefold.common.errors import UnknownName
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.errors import Infeasible
-from prefold.plan.layouts import (
+from prefold.plan.cost.layouts import (
     LAYOUTS,
     Collective,
     Part,
@@ -23,8 +22,9 @@ from prefold.plan.layouts import (
     require_batch,
     volume,
 )
+from prefold.plan.cost.parts import all_parts, layer_parts, look_up
+from prefold.plan.errors import Infeasible
 from prefold.plan.model.shapes import find_shape
-from prefold.plan.parts import all_parts, layer_parts, look_up
 
 E, F = 16384, 65536
 CUBE = Mesh(4, 4, 4)

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefold.plan.case import Case
 from prefold.plan.chip.chips import find_chip
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.fold import Fold, table_bytes, weights_gone
-from prefold.plan.layouts import LAYOUTS
-from prefold.plan.memory import context_left, max_context, memory_of
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.fold import Fold, table_bytes, weights_gone
+from prefold.plan.cost.layouts import LAYOUTS
+from prefold.plan.cost.memory import context_left, max_context, memory_of
+from prefold.plan.cost.workload import Workload
 from prefold.plan.model.shapes import find_shape
-from prefold.plan.workload import Workload
 
 ONE, CUBE = Mesh(1, 1, 1), Mesh(4, 4, 4)
 LLAMA, PYTHIA, PALM = find_shape("llama3-8b"), find_shape("pythia-6.9b"), find_shape("palm-540b")

@@ -7,9 +7,9 @@ import pytest
 
 from prefold.plan import Factors, Workload, find_chip, find_shape, mesh_of, plan_layouts
 from prefold.plan.chip import rates
-from prefold.plan.fold import modules_gone
+from prefold.plan.cost.fold import modules_gone
 from prefold.plan.model.config import shape_from_config
-from prefold.plan.this_machine import this_machine
+from prefold.plan.this_machine import this_chip
 
 
 @pytest.fixture
@@ -24,26 +24,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rates_are_measured_once_and_again_when_asked_for(cache: Path):
-    first = this_machine()
+    first = this_chip()
     kept = cache.read_text()
-    assert this_machine() == first
+    assert this_chip() == first
     assert cache.read_text() == kept
-    this_machine(refresh=True)
+    this_chip(refresh=True)
     assert cache.read_text() != kept
 
 
 @pytest.mark.parametrize("fault", ["not JSON", "{}", "other threads"])
 def test_rates_that_do_not_hold_are_measured_anew(cache: Path, fault: str):
-    chip, _ = this_machine()
+    chip, _ = this_chip()
     said = json.loads(cache.read_text()) | {"memory_bandwidth": 1.0, "threads": -1}
     cache.write_text(json.dumps(said) if fault == "other threads" else fault)
-    again, _ = this_machine()
+    again, _ = this_chip()
     assert again.memory_bandwidth > 1.0
     assert chip.memory_bytes == again.memory_bytes
 
 
 def test_a_plan_for_it_counts_what_steps_and_layers_cost_besides(cache: Path):
-    chip, factors = this_machine()
+    chip, factors = this_chip()
     assert chip.name == "this"
     assert min(chip.peak["bf16"], chip.peak["fp32"], chip.memory_bandwidth, chip.disk_bandwidth) > 0
     assert min(factors.step, factors.layer, factors.call) >= 0

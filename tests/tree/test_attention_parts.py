@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from prefold.tree.cache import partial
 from prefold.tree.cache.masks import Window
-from prefold.tree.cache.merge import add_sinks, merge
-from prefold.tree.cache.partial import Partial, Scoring, attend, attend_causally
+from prefold.tree.cache.partial import Partial, Scoring, add_sinks, attend, attend_causally, merge
 
 _NONE = float("-inf")
 

@@ -11,7 +11,7 @@ import torch
 
 from prefold.convert.checkpoint.files import CARD, REPORT, RUNTIMES
 from prefold.convert.checkpoint.source import open_folder, open_source
-from prefold.convert.prepare import prepare
+from prefold.convert.prepare import prepare_source
 from prefold.convert.write import folded_config
 from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals
 from tests.verify import faults
@@ -25,7 +25,7 @@ Breakable = Callable[[Pair], Pair]
 @pytest.fixture(scope="module")
 def blueprint(llama: Pair) -> Blueprint:
     """Return what the fold should be."""
-    known = prepare(open_source(str(llama.source)))
+    known = prepare_source(open_source(str(llama.source)))
     code = {name: (llama.folded / name).read_bytes() for name in RUNTIMES}
     return Blueprint(known, folded_config(known, code), code)
 

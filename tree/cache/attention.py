@@ -12,13 +12,11 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from prefold.tree.cache.grouping import Group
 from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.masks import NAME, TreeMask, Window
-from prefold.tree.cache.merge import add_sinks, merge
-from prefold.tree.cache.partial import Partial, Scoring, attend, attend_causally, attend_masked
+from prefold.tree.cache.partial import Partial, Scoring, add_sinks, attend, attend_causally, attend_masked, merge
 from prefold.tree.cache.states import States, Update
-from prefold.tree.cache.step import Part, Step
+from prefold.tree.cache.step import Group, Part, Step
 from prefold.tree.errors import WrongAttention
 
 # What changes attention in ways that are not those of a tree; None means that a model does not use it.
@@ -137,7 +135,7 @@ def _back_end(part: Part, query: torch.Tensor) -> Callable[..., torch.Tensor]:
 def _decoding() -> Callable[..., torch.Tensor]:
     if find_spec("triton") is None:
         return _attend_part
-    from prefold.tree.cache.flat import attend_decoding  # needs triton
+    from prefold.tree.cache.triton_decoding import attend_decoding  # needs triton
 
     return attend_decoding
 

@@ -162,17 +162,20 @@ class LiveTree:
             child.holders += 1
         return child
 
+    def _go_on_from(self, leaf: Live) -> Live:
+        """Let all rows of a segment go on in another one."""
+        return self._go_on(leaf, [row for row, each in enumerate(self.rows) if each is leaf])
+
     def _make_room(self, wants: dict[Live, int]) -> dict[Live, int]:
         """Give every segment room for more tokens; those that go on in another one are replaced by that."""
         crowded = [leaf for leaf, more in wants.items() if leaf.run is None or leaf.length + more > leaf.run.capacity]
-        alone = len(crowded) == 1
+        if len(crowded) == 1 and self._stretch(crowded[0], wants[crowded[0]]):
+            return wants
         fresh: dict[int, list[Live]] = defaultdict(list)
         for leaf in crowded:
-            if alone and self._stretch(leaf, wants[leaf]):
-                continue
             if leaf.run is not None and leaf.length > MOVABLE:
                 more = wants.pop(leaf)
-                leaf = self._go_on(leaf, [row for row, each in enumerate(self.rows) if each is leaf])
+                leaf = self._go_on_from(leaf)
                 wants[leaf] = more
             fresh[_pages_for(leaf, wants[leaf], self.pages.size)].append(leaf)
         for capacity, leaves in fresh.items():

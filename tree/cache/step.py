@@ -1,14 +1,185 @@
-"""One forward pass over the leaves of a cache: which rows gain how many tokens, and where these lie."""
+"""One decode step: which queries see which run of slots (DeFT's query groups of a node), and where new tokens go."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
-from prefold.tree.cache.grouping import Work, depth_first, make_work
 from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.live import Live, Move
 from prefold.tree.cache.masks import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens of one segment that the ordered rows ``[low, high)`` see; ``position`` is that of the first."""
+
+    segment: Live
+    low: int
+    high: int
+    skipped: int
+    tokens: int
+
+    @property
+    def position(self) -> int:
+        """Tokens before the first on its path."""
+        return self.segment.start + self.skipped
+
+    @property
+    def slot(self) -> int:
+        """Where its first token lies."""
+        return self.segment.run.start + self.skipped if self.segment.run else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs of as many tokens, at even distances in one extent, each seen by ``width`` rows: one call reads them.
+
+    ``rows``: the ordered rows, run after run; ``contiguous`` if they are consecutive from ``first`` on.
+    ``mask``: which keys each row's queries see, ``[width, queries, tokens]``, of a group of one; None for all.
+    """
+
+    extent: int
+    slot: int
+    stride: int
+    count: int
+    tokens: int
+    width: int
+    rows: tuple[int, ...]
+    mask: torch.Tensor | None = None
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the rows are consecutive."""
+        return self.rows[-1] - self.rows[0] == len(self.rows) - 1 and list(self.rows) == sorted(self.rows)
+
+
+@dataclass(frozen=True)
+class Work:
+    """All groups of a step, and which of their pairs belong to which row."""
+
+    groups: tuple[Group, ...]
+    rows: int
+    own: bool
+    device: torch.device
+
+    @cached_property
+    def index(self) -> torch.Tensor | None:
+        """Pairs of each row, as :func:`prefold.tree.cache.partial.merge` takes them."""
+        everyone = tuple(range(self.rows))
+        if all(group.rows == everyone and group.mask is None for group in self.groups):
+            return None
+        pairs: list[list[int]] = [[] for _ in everyone]
+        for number, row in enumerate(row for group in self.groups for row in group.rows):
+            pairs[row].append(number)
+        count = sum(len(group.rows) for group in self.groups)
+        if self.own:  # each row's own new tokens come last
+            pairs = [[*each, count + row] for row, each in enumerate(pairs)]
+            count += self.rows
+        longest = max(map(len, pairs), default=0)
+        padded = [each + [count] * (longest - len(each)) for each in pairs]
+        return torch.tensor(padded, dtype=torch.long, device=self.device).view(self.rows, longest)
+
+    @cached_property
+    def picks(self) -> tuple[torch.Tensor | None, ...]:
+        """Rows to pick for each group, where they are not consecutive."""
+        made = [None if group.contiguous else torch.tensor(group.rows, device=self.device) for group in self.groups]
+        return tuple(made)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens whose keys and values are read."""
+        return sum(group.tokens * group.count for group in self.groups)
+
+
+def depth_first(leaves: Sequence[Live]) -> list[int]:
+    """Return the order of rows in which the rows below every segment are consecutive."""
+    paths = [[segment.number for segment in leaf.path()] for leaf in leaves]
+    return sorted(range(len(leaves)), key=paths.__getitem__)
+
+
+def make_work(leaves: Sequence[Live], new: int, window: Window | None, device: torch.device) -> Work:
+    """Group what the ``new`` last tokens of each leaf, in depth-first order, attend to.
+
+    With one new token that is everything up to itself; several attend to one another by another way (``own``).
+    """
+    own = new > 1
+    spans = windowed(spans_of(leaves, new if own else 0), leaves, new, window)
+    together: dict[tuple[int, int, int], list[Span]] = defaultdict(list)
+    groups: list[Group] = []
+    for span in spans:
+        mask = _mask(span, leaves, new, window, device)
+        if mask is not None:
+            groups.append(_group([span], mask))
+        elif span.segment.run is not None:
+            together[span.segment.run.extent, span.tokens, span.high - span.low].append(span)
+    for alike in together.values():
+        groups.extend(_group(run) for run in _evenly_spaced(alike))
+    return Work(tuple(groups), len(leaves), own, device)
+
+
+def spans_of(leaves: Sequence[Live], without: int) -> list[Span]:
+    """Return every segment above the rows with the rows below it; the last tokens of leaves are left out."""
+    below: dict[Live, list[int]] = {}
+    for row, leaf in enumerate(leaves):
+        at: Live | None = leaf
+        while at is not None:
+            found = below.setdefault(at, [row, row])
+            found[1] = row + 1
+            at = at.parent
+    ends = set(leaves) if without else set()
+    lengths = {segment: segment.length - without * (segment in ends) for segment in below}
+    return [Span(each, low, high, 0, lengths[each]) for each, (low, high) in below.items() if lengths[each] > 0]
+
+
+def windowed(spans: Iterable[Span], leaves: Sequence[Live], new: int, window: Window | None) -> Iterable[Span]:
+    """Leave out the tokens that no query sees."""
+    if window is None:
+        yield from spans
+        return
+    for span in spans:
+        first = min(window.first(leaf.end - new) for leaf in leaves[span.low : span.high])
+        skipped = max(0, first - span.segment.start)
+        if skipped < span.tokens:
+            yield Span(span.segment, span.low, span.high, skipped, span.tokens - skipped)
+
+
+def _mask(
+    span: Span, leaves: Sequence[Live], new: int, window: Window | None, device: torch.device
+) -> torch.Tensor | None:
+    """Return which of the tokens each query sees, ``[rows, queries, tokens]``; None if each sees all."""
+    if window is None:
+        return None
+    rows = leaves[span.low : span.high]
+    if max(window.first(leaf.end - 1) for leaf in rows) <= span.position:
+        return None
+    begins = torch.tensor([leaf.end - new for leaf in rows], device=device)[:, None] + torch.arange(new, device=device)
+    positions = torch.arange(span.position, span.position + span.tokens, device=device)
+    first: torch.Tensor = window.first(begins)
+    return positions >= first[..., None]
+
+
+def _evenly_spaced(spans: list[Span]) -> Iterable[list[Span]]:
+    """Divide spans of equal size into such that lie at even distances from one another."""
+    spans = sorted(spans, key=lambda span: span.slot)
+    run: list[Span] = []
+    for span in spans:
+        if len(run) > 1 and span.slot - run[-1].slot != run[1].slot - run[0].slot:
+            yield run
+            run = []
+        run.append(span)
+    if run:
+        yield run
+
+
+def _group(spans: Sequence[Span], mask: torch.Tensor | None = None) -> Group:
+    first = spans[0]
+    stride = spans[1].slot - first.slot if len(spans) > 1 else 0
+    rows = tuple(row for span in spans for row in range(span.low, span.high))
+    extent = first.segment.run.extent if first.segment.run else 0
+    return Group(extent, first.slot, stride, len(spans), first.tokens, first.high - first.low, rows, mask)
 
 
 @dataclass(frozen=True, eq=False)

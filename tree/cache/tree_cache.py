@@ -11,8 +11,7 @@ import prefold.tree.cache.attention  # noqa: F401  # makes the implementation kn
 from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.live import Live, LiveTree
 from prefold.tree.cache.pages import Pages
-from prefold.tree.cache.refusals import Refusals
-from prefold.tree.cache.states import States, Update
+from prefold.tree.cache.states import Refusals, States, Update
 from prefold.tree.cache.step import Step, make_step
 from prefold.tree.errors import CacheError, PrunedSegment, RaggedRows, UnequalRows
 

@@ -156,12 +156,15 @@ def _check(
     if window is not None and (ends is None or ends.shape != query.shape[:1]):
         raise ValueError("a window needs the position of every query")
     for pool in blocks.pools:
-        for states in pools[pool.name]:
-            if states.shape[1] < pool.stop or states.dtype != query.dtype or states.device != query.device:
-                raise ValueError(
-                    f"{[*states.shape]} of {states.dtype} on {states.device}, for queries of {query.dtype} on"
-                    f" {query.device} and slots up to {pool.stop}"
-                )
-        keys, values = pools[pool.name]
-        if keys.shape[0] != values.shape[0] or query.shape[1] % keys.shape[0] or query.shape[2] != keys.shape[2]:
-            raise ValueError(f"queries {[*query.shape]}, keys {[*keys.shape]} and values {[*values.shape]}")
+        _check_pool(query, *pools[pool.name], pool.stop)
+
+
+def _check_pool(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, stop: int) -> None:
+    for states in (keys, values):
+        if states.shape[1] < stop or states.dtype != query.dtype or states.device != query.device:
+            raise ValueError(
+                f"{[*states.shape]} of {states.dtype} on {states.device}, for queries of {query.dtype} on"
+                f" {query.device} and slots up to {stop}"
+            )
+    if keys.shape[0] != values.shape[0] or query.shape[1] % keys.shape[0] or query.shape[2] != keys.shape[2]:
+        raise ValueError(f"queries {[*query.shape]}, keys {[*keys.shape]} and values {[*values.shape]}")

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert.experiment.trace import first_tensor
-from prefold.convert.model.running import hooks
+from prefold.convert.experiment import first_tensor
+from prefold.convert.model import hooks
 from prefold.verify.probe.job import WIDE
 
 # Beyond this part of a module's output two sketches of it are of different tensors: rounding of the type, with room for

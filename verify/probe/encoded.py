@@ -6,7 +6,7 @@ are apart, since encoding takes the nearer one.
 
 import torch
 
-from prefold.convert.fold.encoding import Encoding, Slice
+from prefold.convert.fold import Encoding, Slice
 
 _SCALE = torch.float32
 

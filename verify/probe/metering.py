@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.meter import Meter, metered
-from prefold.convert.model.inputs import whole_inputs
+from prefold.convert.fold import Cut, Meter, metered
+from prefold.convert.model import whole_inputs
 from prefold.verify.probe.job import READ_BATCHES
 
 

@@ -14,10 +14,10 @@ import transformers
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from prefold.convert.adapter import merge_adapter
-from prefold.convert.checkpoint.source import open_folder
-from prefold.convert.fold.section import read_cuts
-from prefold.convert.model.inputs import accepted, encoder_output, whole_inputs
+from prefold.convert import merge_adapter
+from prefold.convert.checkpoint import open_folder
+from prefold.convert.fold import read_cuts
+from prefold.convert.model import accepted, encoder_output, whole_inputs
 from prefold.verify.probe.apart import sketches
 from prefold.verify.probe.job import SAID_VALUES, TOP, Job
 from prefold.verify.probe.metering import measure_folded, measure_reads

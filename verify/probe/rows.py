@@ -9,13 +9,9 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from prefold.convert.checkpoint.source import open_folder
-from prefold.convert.fold.encoding import Encoding, Slice
-from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.linear import Linear
-from prefold.convert.fold.section import read_cuts
-from prefold.convert.fold.table import added_tensors, compute_rows
-from prefold.convert.write import circumstances
+from prefold.convert import circumstances
+from prefold.convert.checkpoint import open_folder
+from prefold.convert.fold import Cut, Encoding, Linear, Slice, added_tensors, compute_rows, read_cuts
 from prefold.verify.probe.encoded import is_padding, numbers_of, scales_of, steps, values_of
 
 _ROWS_AT_ONCE = 512

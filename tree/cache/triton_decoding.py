@@ -5,13 +5,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from prefold.tree.cache.blocks import Blocks, Stretch, make_blocks
-from prefold.tree.cache.grouping import spans_of, windowed
 from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.masks import Window
-from prefold.tree.cache.merge import add_sinks
-from prefold.tree.cache.partial import Scoring
+from prefold.tree.cache.partial import Scoring, add_sinks
 from prefold.tree.cache.states import Update
-from prefold.tree.cache.step import Part
+from prefold.tree.cache.step import Part, spans_of, windowed
 from prefold.tree.cache.triton_attention import attend_pools, query_tile
 
 _Key = tuple[Window | None, torch.device, int]

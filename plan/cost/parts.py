@@ -5,8 +5,8 @@ from dataclasses import replace
 from math import prod
 
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.fold import attention_columns
-from prefold.plan.layouts import Collective, Layout, Part, ffn, first, gathered_axes, rest_axes
+from prefold.plan.cost.fold import attention_columns
+from prefold.plan.cost.layouts import Collective, Layout, Part, ffn, first, gathered_axes, rest_axes
 from prefold.plan.model.shape import Shape
 
 

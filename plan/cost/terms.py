@@ -6,11 +6,11 @@ The paper never puts them together, and neither does this file.
 from dataclasses import dataclass
 from functools import cached_property
 
-from prefold.plan.attention import kv_bytes, score_flops
-from prefold.plan.case import Case
-from prefold.plan.fold import active_gone, modules_gone, reads_gone, row_bytes
-from prefold.plan.layouts import Collective, collectives, ffn
-from prefold.plan.workload import bytes_of
+from prefold.plan.cost.attention import kv_bytes, score_flops
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.fold import active_gone, modules_gone, reads_gone, row_bytes
+from prefold.plan.cost.layouts import Collective, collectives, ffn
+from prefold.plan.cost.workload import bytes_of
 
 
 @dataclass(frozen=True)

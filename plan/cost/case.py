@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefold.plan.attention import Sharding, Ways, moves, require_sequences, ways
 from prefold.plan.chip.hardware import Chip, Mesh
-from prefold.plan.fold import Fold, Placement
-from prefold.plan.layouts import Collective, Layout, collectives, require_batch
+from prefold.plan.cost.attention import Sharding, Ways, moves, require_sequences, ways
+from prefold.plan.cost.fold import Fold, Placement
+from prefold.plan.cost.layouts import Collective, Layout, collectives, require_batch
+from prefold.plan.cost.parts import all_parts, look_up
+from prefold.plan.cost.workload import Workload
 from prefold.plan.model.shape import Shape
-from prefold.plan.parts import all_parts, look_up
-from prefold.plan.workload import Workload
 
 
 @dataclass(frozen=True)

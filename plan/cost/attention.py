@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 from prefold.common.errors import UnknownName
 from prefold.plan.chip.hardware import Mesh
+from prefold.plan.cost.layouts import Collective, Layout, chips_gathered, rest_axes
+from prefold.plan.cost.workload import Workload, bytes_of
 from prefold.plan.errors import Infeasible
-from prefold.plan.layouts import Collective, Layout, chips_gathered, rest_axes
 from prefold.plan.model.shape import Shape
-from prefold.plan.workload import Workload, bytes_of
 
 Sharding = Literal["head", "batch"]
 SHARDINGS: tuple[Sharding, ...] = get_args(Sharding)

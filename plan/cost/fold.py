@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from prefold.common.errors import UsageError
+from prefold.plan.cost.workload import Workload, bytes_of
 from prefold.plan.model.shape import Shape
-from prefold.plan.workload import Workload, bytes_of
 
 Placement = Literal["device", "host", "disk"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)

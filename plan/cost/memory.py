@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from prefold.plan.attention import Sharding, Ways, kv_bytes, kv_width_per_chip, ways
-from prefold.plan.case import Case
 from prefold.plan.chip.hardware import Chip, Mesh
-from prefold.plan.fold import table_bytes, weights_gone
-from prefold.plan.layouts import STATIONARY, Layout
+from prefold.plan.cost.attention import Sharding, Ways, kv_bytes, kv_width_per_chip, ways
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.fold import table_bytes, weights_gone
+from prefold.plan.cost.layouts import STATIONARY, Layout
+from prefold.plan.cost.parts import all_parts
+from prefold.plan.cost.workload import bytes_of
 from prefold.plan.model.shape import Shape
-from prefold.plan.parts import all_parts
-from prefold.plan.workload import bytes_of
 
 
 @dataclass(frozen=True)
