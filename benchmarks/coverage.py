@@ -26,7 +26,7 @@ from benchmarks.small import random_model, small_config
 from benchmarks.tasks import KEYS, Key, auto_class
 from prefold.convert import Conversion, FoldOptions, PrefoldError, convert_checkpoint
 from prefold.convert.checkpoint.files import CONFIG
-from prefold.convert.fold.section import read_cuts
+from prefold.convert.fold.layout import read_cuts
 from prefold.convert.fold.table import compute_rows
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -12,8 +12,7 @@ from shapes import LARGE_TABLE, WIDE, Shape, build, built
 
 from prefold.convert.checkpoint.files import CONFIG
 from prefold.convert.checkpoint.source import open_folder
-from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.section import read_cuts
+from prefold.convert.fold.layout import Cut, read_cuts
 from prefold.convert.fold.table import chunk_size
 
 _CASE = Path(__file__).with_name("memory_case.py")

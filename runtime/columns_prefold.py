@@ -95,6 +95,23 @@ class Folded(nn.Module):
         return f"{self.name} is folded into the table: it has no weights to train or to adapt"
 
 
+def columns_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the columns of an entry of ``config.json``; the residual is the first, where it is not the embedding."""
+    residual, columns = fold["residual"], fold["columns"]
+    return [*columns] if residual["module"] == fold["table"]["module"] else [residual, *columns]
+
+
+def unread_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the modules of an entry whose output nobody reads; the embedding, if it is one, still looks rows up."""
+    return [each for each in fold["dropped"] if each["module"] != fold["table"]["module"]]
+
+
+def residual_start(fold: dict[str, Any]) -> int | None:
+    """Return where the embedding's slice of a row begins; None where nobody reads the embedding itself."""
+    residual = fold["residual"]
+    return int(residual["start"]) if residual["module"] == fold["table"]["module"] else None
+
+
 class Table(Folded):
     """Stands for the input embedding: fetches whole rows and returns their residual slice.
 
@@ -102,13 +119,13 @@ class Table(Folded):
     counts it as one; it is a part of the state all the same.
     """
 
-    def __init__(self, entry: dict[str, Any], row: Row, placement: str = "device") -> None:
-        """``entry`` tells of the table as ``config.json`` does, its shape, its residual slice, how rows are stored."""
+    def __init__(self, entry: dict[str, Any], row: Row, placement: str = "device", start: int | None = 0) -> None:
+        """``entry`` is the table's in ``config.json``; ``start`` is the residual slice's, None if nobody reads it."""
         super().__init__(entry["module"])
-        self.row, self.entry = row, entry
+        self.row, self.entry, self.start = row, entry, start
         self.rows: HostRows | DiskRows | None = None
         if placement == "device":
-            dtype = torch.uint8 if entry["stored"] else None
+            dtype = torch.uint8 if entry["encoding"] else None
             self.weight = nn.Parameter(torch.empty(self.shape, dtype=dtype), requires_grad=False)
         else:
             self.weight = torch.empty(entry["rows"], 0)  # for callers that ask an embedding how many rows it has
@@ -116,8 +133,8 @@ class Table(Folded):
     @property
     def shape(self) -> tuple[int, int]:
         """The table's shape: rows, and their width as they are stored."""
-        stored = self.entry["stored"]
-        return self.entry["rows"], stored["row_bytes"] if stored else self.entry["row_width"]
+        encoding = self.entry["encoding"]
+        return self.entry["rows"], encoding["row_bytes"] if encoding else self.entry["row_width"]
 
     @property
     def is_on_device(self) -> bool:
@@ -141,15 +158,15 @@ class Table(Folded):
             raise FoldedInputError("a folded model cannot be trained: call eval(), or train the source and fold again")
         values = self._fetched(input_ids)
         self.row.add(values)
-        start, width = self.entry["start"], self.entry["width"]
+        start, width = self.start, self.entry["width"]
         if start is None:  # nobody reads the embedding itself, only what was made of it
             return values.new_empty(*input_ids.shape, width)
         return values[..., start : start + width]
 
     def _fetched(self, input_ids: torch.Tensor) -> torch.Tensor:
         found = functional.embedding(input_ids, self.values) if self.rows is None else self.rows.fetch(input_ids)
-        if self.entry["stored"]:
-            return decoded(found, self.entry["stored"]["slices"], self.bias.dtype)
+        if self.entry["encoding"]:
+            return decoded(found, self.entry["encoding"]["slices"], self.bias.dtype)
         return found if self.rows is None else found.to(self.bias.dtype)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -20,12 +20,26 @@ from transformers.conversion_mapping import (
 )
 from transformers.utils import logging
 
-from .columns_prefold import Column, Dropped, Folded, FoldedInputError, Merged, Row, Scale, Shown, SumColumn, Table
+from .columns_prefold import (
+    Column,
+    Dropped,
+    Folded,
+    FoldedInputError,
+    Merged,
+    Row,
+    Scale,
+    Shown,
+    SumColumn,
+    Table,
+    columns_of,
+    residual_start,
+    unread_of,
+)
 from .ranks_prefold import distributor_of
 from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
 
 PREFIX = "Prefold"
-FORMAT = 3
+FORMAT = 4
 # Says where tables are to lie, for programs whose code does not.
 PLACEMENT_VARIABLE = "PREFOLD_PLACEMENT"
 # Where generation asks a model's type: decoders of some begin with tokens of their own.
@@ -38,22 +52,23 @@ _logger = logging.get_logger(f"transformers.{PREFIX.lower()}")
 
 def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "device") -> Row:
     """Replace the modules that one entry of a folded ``config.json`` names; returns the row that they share."""
-    row, table, columns = Row(adds=fold["sum"] is not None), fold["table"], fold["columns"]
-    stand_ins: dict[str, nn.Module] = {table["module"]: Table(table, row, placement)}
+    row, table, columns = Row(adds=fold["sum"] is not None), fold["table"], columns_of(fold)
+    stand_ins: dict[str, nn.Module] = {table["module"]: Table(table, row, placement, residual_start(fold))}
     for column in columns:
         name, last = column["module"], column is columns[-1] and not fold["sum"]
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
     dropped = Shown if any(column["masked"] for column in columns) else Dropped
-    for kind, entries in ((dropped, fold["dropped"]), (Merged, fold["merged"])):
+    merged = [fold["merged"]] if fold["merged"] else []
+    for kind, entries in ((dropped, unread_of(fold)), (Merged, merged)):
         stand_ins |= {entry["module"]: kind(entry["module"], entry["shape"]) for entry in entries}
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
     for name, stand_in in stand_ins.items():
         _name_parts(stand_in, name, model.get_submodule(name))
         model.set_submodule(name, stand_in.train(model.training))
-    for name in fold["begins"]:  # whichever of them a program calls, its pass begins there
+    for name in fold["entered_before"]:  # whichever of them a program calls, its pass begins there
         model.get_submodule(name).register_forward_pre_hook(row.forget)
-    for name in fold["unused"]:
+    for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
 
@@ -69,7 +84,7 @@ def _sum_modules(model: nn.Module, row: Row, entry: dict[str, Any], row_width: i
         _look_up_beside(model.get_submodule(look_up["module"]), look_up, row, row_width - first)
     for norm in entry["norms"]:
         scale = Scale(norm["module"], row, norm["eps"], centred=norm["centred"])
-        if norm["live"]:
+        if norm["module"] in entry["live"]:
             kept = model.get_submodule(norm["module"])
             kept.add_module("prefold", scale)
             kept.register_forward_pre_hook(_measure_scale)
@@ -169,7 +184,7 @@ def _rows(model: Any, table: Table, state_dict: Any, files: list[str] | None) ->
         if not given or given[0].shape != table.shape:
             raise TableError(f"{name}: no tensor {list(table.shape)} of this name was given")
         return HostRows(given[0])
-    extent, sha256 = find_extent(files or [], names), model.config.prefold.get("made", {}).get(name)
+    extent, sha256 = find_extent(files or [], names), model.config.prefold.get("tensor_sha256", {}).get(name)
     if sha256 is None or extent.shape != table.shape:
         raise TableError(f"{extent.path}: config.json tells of no table {list(extent.shape)} with a hash")
     return (DiskRows if placement == "disk" else HostRows).load(extent, sha256)
@@ -184,7 +199,9 @@ def _saver_of(source: type[PreTrainedModel]) -> Any:
                 table.rows.require_elsewhere(save_directory)
         there = [table for table in _tables(self) if not table.values.is_meta]  # else as it was loaded, by accelerate
         made = {table.entry["tensor"]: hash_of(table.values) for table in there}
-        self.config.prefold = self.config.prefold | {"made": self.config.prefold.get("made", {}) | made}
+        self.config.prefold = self.config.prefold | {
+            "tensor_sha256": self.config.prefold.get("tensor_sha256", {}) | made
+        }
         source.save_pretrained(self, save_directory, *args, **kwargs)
 
     return save_pretrained
@@ -196,7 +213,8 @@ def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
     ) -> None:
         if config.prefold["format"] != FORMAT:
             raise ValueError(
-                f"a folded checkpoint of format {config.prefold['format']}: this module runs format {FORMAT}"
+                f"a folded checkpoint of format {config.prefold['format']}, and this module runs format {FORMAT}: fold"
+                f" it anew: prefold convert {config.prefold.get('source', 'SOURCE')} OUT"
             )
         if type(self).__name__ not in config.architectures:
             raise ValueError(f"folded as {config.architectures[0]}: it cannot be loaded as {type(self).__name__}")

@@ -16,6 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .columns_prefold import columns_of, unread_of
+
 # Styles of a plan by what a module gives on each rank: its part of the output, as much of it as its input is of the
 # whole input, or all of it. Whatever else a plan says is not known here.
 _PART, _FOLLOWS = "colwise", "replicated_with_grad_allreduce"
@@ -71,7 +73,8 @@ def _shapes(model: Any) -> dict[str, list[int]]:
     """Return the folded modules by name, with the shape of what each would give for a token."""
     found: dict[str, list[int]] = {}
     for fold in model.config.prefold["folds"]:
-        folded = [*fold["columns"], *fold["dropped"], *fold["merged"], *(fold["sum"]["columns"] if fold["sum"] else [])]
+        merged, behind = [fold["merged"]] if fold["merged"] else [], fold["sum"]["columns"] if fold["sum"] else []
+        folded = [*columns_of(fold), *unread_of(fold), *merged, *behind]
         found |= {entry["module"]: entry["shape"] for entry in folded}
     return found
 

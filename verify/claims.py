@@ -11,7 +11,7 @@ def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remot
     section = config["prefold"]
     said = section.get("folds")
     folds = [fold for fold in said if isinstance(fold, dict)] if isinstance(said, list) else []
-    names = [str(fold["cut"]) for fold in folds if fold.get("cut")]
+    names = [str(fold["name"]) for fold in folds if fold.get("name")]
     placement, (table_dtype, residual) = section.get("placement"), _smaller(folds)
     return FoldOptions(
         merge_residual=any(fold.get("merged") for fold in folds),
@@ -29,7 +29,7 @@ def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remot
 def _smaller(folds: list[dict[str, Any]]) -> tuple[str | None, bool]:
     """Return the type of columns that are stored smaller, and whether the residual slice is, too."""
     try:
-        slices = next(fold["table"]["stored"]["slices"] for fold in folds if fold["table"]["stored"])
+        slices = next(fold["table"]["encoding"]["slices"] for fold in folds if fold["table"]["encoding"])
         residual, column = slices[0]["dtype"], slices[-1]["dtype"]
     except (LookupError, TypeError, StopIteration):
         return None, False

@@ -31,7 +31,13 @@ from prefold.convert.fold import Made, made_tensors, untouched
 from prefold.verify.checks import Outcome
 
 # What the section may say otherwise, and as what: where the source was found, and what wrote the table when.
-_FREE: dict[str, Any] = {"source": str, "revision": str | None, "versions": dict, "computed": dict, "made": dict}
+_FREE: dict[str, Any] = {
+    "source": str,
+    "revision": str | None,
+    "versions": dict,
+    "computed": dict,
+    "tensor_sha256": dict,
+}
 _FREE |= {"runtime_sha256": dict}
 # Of those values, the keys that lead to one: prefold, computed, chunk_tokens, and a number.
 _DEEPEST = 4
@@ -208,7 +214,7 @@ def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
     for name in sorted(folded.entries.keys() - expected.keys() - set(made)):
         yield f"{name}: unexpected"
     for name in made:
-        if sha256(folded.entries[name].chunks()) != _dict(folded, "made").get(name):
+        if sha256(folded.entries[name].chunks()) != _dict(folded, "tensor_sha256").get(name):
             yield f"{name}: not the table that was written (its hash differs)"
 
 

@@ -2,12 +2,11 @@
 
 from prefold.convert.fold.encoding import Encoding, Slice
 from prefold.convert.fold.first_layer import quiet_loading
-from prefold.convert.fold.layout import Cut
+from prefold.convert.fold.layout import Cut, read_cuts
 from prefold.convert.fold.linear import Linear
 from prefold.convert.fold.meter import Meter, metered
 from prefold.convert.fold.quantized import method_of, require_loadable
 from prefold.convert.fold.reads import Census, count_reads
-from prefold.convert.fold.section import read_cuts
 from prefold.convert.fold.table import added_tensors, compute_rows
 from prefold.convert.fold.tensors import Made, made_tensors, untouched
 

@@ -25,7 +25,7 @@ def try_fold(model: PreTrainedModel, first_block: str, cut: Cut, found: Discover
     linear = Linear(model, cut, cut.sum) if cut.sum else None
     rows, added = _rows(cut, found, ids, linear), dict(linear.added()) if linear else {}
     model.float()
-    fold_modules(model, cut.section())
+    fold_modules(model, cut.as_json(cut.table.tensor))
     for name, values in {f"{cut.embedding}.weight": rows, **added}.items():
         module, _, parameter = name.rpartition(".")
         setattr(model.get_submodule(module), parameter, nn.Parameter(values.float(), requires_grad=False))

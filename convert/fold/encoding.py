@@ -4,9 +4,8 @@ Written by hand, since no library stores slices of several types in one row, whi
 reads them travels with the checkpoint and needs torch alone (``prefold.runtime.storage_prefold.decoded``).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 import torch
 
@@ -59,15 +58,6 @@ class Encoding:
     def width(self) -> int:
         """How many values of the model's own type are as long as a row."""
         return self.row_bytes // _dtype(self.native).itemsize
-
-    def section(self) -> dict[str, Any]:
-        """Describe the rows as the runtime module reads it."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, section: dict[str, Any]) -> "Encoding":
-        """Return what a section describes."""
-        return cls([Slice(**each) for each in section["slices"]], section["row_bytes"], section["native"])
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the bytes of ``[tokens, row_width]`` finite values, ``[tokens, row_bytes]``."""

@@ -1,10 +1,12 @@
 """Which modules become columns, and where each lies in a row."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from prefold.common.schema import from_json
+from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.experiment.discover import Discovery
 from prefold.convert.experiment.look_ups import LookUp
 from prefold.convert.experiment.norm import Norm
@@ -34,10 +36,6 @@ class Column:
     def width(self) -> int:
         """Values in the slice."""
         return int(torch.Size(self.shape).numel())
-
-
-def _entry(column: Column) -> dict[str, Any]:
-    return {"module": column.module, "start": column.start, "shape": column.shape, "masked": column.masked}
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,6 @@ class Sum:
         norms = [norm.module for norm in self.norms if norm.module not in self.live]
         return [*norms, *(column.module for column in self.columns)]
 
-    def section(self) -> dict[str, Any]:
-        """Describe the sum as the runtime module reads it."""
-        return {
-            "token": self.token,
-            "factor": self.factor,
-            "look_ups": [vars(look_up) for look_up in self.look_ups],
-            "norms": [vars(norm) | {"live": norm.module in self.live} for norm in self.norms],
-            "columns": [_entry(column) for column in self.columns],
-        }
-
 
 @dataclass(frozen=True)
 class Place:
@@ -100,67 +88,96 @@ class Place:
         side: where the tokens enter.
         embedding: name of the input embedding.
         rows: vocabulary size.
-        begins: modules that a pass enters before the embedding, and around it.
-        unused: embeddings that passes over token ids do not enter: who enters them asks for what no row holds.
+        entered_before: modules that a pass enters before the embedding, and around it, the model (an empty name) first.
+        unreachable: embeddings that a call with ``input_ids`` alone never uses; rows hold nothing of theirs.
     """
 
     side: Side
     embedding: str
     rows: int
-    begins: list[str]
-    unused: list[str]
+    entered_before: list[str]
+    unreachable: list[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tensor that holds a row for each token.
+
+    Attributes:
+        module: the input embedding, which it replaces.
+        tensor: its name in the files.
+        rows: vocabulary size.
+        row_width: values in a row.
+        width: values that the embedding returns for a token.
+        encoding: how rows are stored, where not as values of the model's own type.
+    """
+
+    module: str
+    tensor: str
+    rows: int
+    row_width: int
+    width: int
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)
 class Cut:
     """What is stored for a token, and what becomes of the modules, on one side of a model.
 
+    An entry of ``folds`` in a folded ``config.json`` has these fields.
+
     Attributes:
         name: ``deepest``, or the module that this cut stores and a deeper one drops.
-        place: where its tokens are looked up.
-        embedding_width: values that the embedding returns for a token.
-        residual: what runs on beside the columns: the embedding, or a norm of it.
+        side: where the tokens enter.
+        table: the rows.
+        residual: the first slice of a row, which runs on beside the columns: the embedding, or a norm of it.
         columns: the token-pure modules that are folded, in the order in which a pass reads them.
         dropped: modules whose output nobody reads any more.
         merged: the module that is added to the residual slice beforehand, or None.
         sum: the columns that see a sum of look-ups, or None.
-        encoding: how rows are stored, where not as values of the model's own type.
+        entered_before: modules that a pass enters before the embedding, and around it.
+        unreachable: embeddings that a call with ``input_ids`` alone never uses.
     """
 
     name: str
-    place: Place
-    embedding_width: int
+    side: Side
+    table: Table
     residual: Column
     columns: list[Column]
     dropped: list[Column]
-    merged: Column | None = None
-    sum: Sum | None = None
-    encoding: Encoding | None = None
-
-    @property
-    def side(self) -> Side:
-        """Where the tokens enter."""
-        return self.place.side
+    merged: Column | None
+    sum: Sum | None
+    entered_before: list[str]
+    unreachable: list[str]
 
     @property
     def embedding(self) -> str:
         """Name of the input embedding."""
-        return self.place.embedding
+        return self.table.module
+
+    @property
+    def embedding_width(self) -> int:
+        """Values that the embedding returns for a token."""
+        return self.table.width
 
     @property
     def rows(self) -> int:
         """Vocabulary size."""
-        return self.place.rows
+        return self.table.rows
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How rows are stored, where not as values of the model's own type."""
+        return self.table.encoding
 
     @property
     def row_width(self) -> int:
         """Values in a row."""
-        pure = self.residual.width + sum(column.width for column in self.columns)
-        return pure + (self.sum.width if self.sum else 0)
+        return self.table.row_width
 
     @property
     def stored_width(self) -> int:
-        """How many values of the model's own type a stored row is as long as."""
+        """Row size in units of the model's dtype: bytes / itemsize."""
         return self.encoding.width if self.encoding else self.row_width
 
     def encoded(self, native: torch.dtype, options: FoldOptions) -> "Cut":
@@ -172,7 +189,8 @@ class Cut:
         if options.table_dtype is None:
             return self
         widths, dtype = [column.width for column in self.stored], getattr(torch, options.table_dtype)
-        return replace(self, encoding=encoding_of(widths, native, dtype, residual=options.quantize_residual))
+        encoding = encoding_of(widths, native, dtype, residual=options.quantize_residual)
+        return replace(self, table=replace(self.table, encoding=encoding))
 
     @property
     def computed(self) -> list[Column]:
@@ -198,30 +216,24 @@ class Cut:
         tables = {f"{each.module}.prefold.{each.weight}": [each.rows, self.sum.width] for each in self.sum.look_ups}
         return tables | {f"{column.module}.bias": [self.sum.steps, column.width] for column in self.sum.columns}
 
-    def section(self, tensor: str | None = None) -> dict[str, Any]:
-        """Describe the cut as the runtime module reads it from ``config.json``; ``tensor`` names the table there."""
-        bare = self.residual.module == self.embedding
-        read = self.columns if bare else [self.residual, *self.columns]
-        return {
-            "cut": self.name,
-            "side": self.side.name,
-            "sees_source": self.side.sees_source,
-            "begins": self.place.begins,
-            "unused": self.place.unused,
-            "table": {
-                "module": self.embedding,
-                "tensor": tensor or f"{self.embedding}.weight",
-                "rows": self.rows,
-                "row_width": self.row_width,
-                "start": self.residual.start if bare else None,
-                "width": self.embedding_width,
-                "stored": self.encoding.section() if self.encoding else None,
-            },
-            "columns": [_entry(column) for column in read],
-            "dropped": [{"module": c.module, "shape": c.shape} for c in self.dropped if c.module != self.embedding],
-            "merged": [{"module": c.module, "shape": c.shape} for c in ([self.merged] if self.merged else [])],
-            "sum": self.sum.section() if self.sum else None,
-        }
+    def as_json(self, tensor: str) -> dict[str, Any]:
+        """Return the entry of ``config.json``; ``tensor`` is the table's name in the files."""
+        return asdict(replace(self, table=replace(self.table, tensor=tensor)))
+
+
+def read_cuts(config: dict[str, Any]) -> list[Cut]:
+    """Return the cuts that a folded checkpoint was written with, one for each side.
+
+    Raises:
+        BrokenCheckpoint: the config has no such section, or not a whole one.
+    """
+    section = config.get("prefold")
+    if not isinstance(section, dict):
+        raise BrokenCheckpoint("config.json has no prefold section: not a folded checkpoint")
+    try:
+        return [from_json(Cut, fold) for fold in section["folds"]]
+    except (KeyError, TypeError) as error:
+        raise BrokenCheckpoint(f"config.json: its prefold section is malformed: {error}") from error
 
 
 @dataclass
@@ -252,15 +264,19 @@ def lay_out(discovery: Discovery, place: Place, *, merge_residual: bool = False)
     row = _Row()
     residual, *columns = row.lay(stored)
     found = {module.name: module for module in [*discovery.columns, *discovery.dropped]}
+    behind_sum = _sum(discovery, row)
+    width = found[place.embedding].width
     return Cut(
         name=discovery.name,
-        place=place,
-        embedding_width=found[place.embedding].width,
+        side=place.side,
+        table=Table(place.embedding, f"{place.embedding}.weight", place.rows, row.width, width),
         residual=residual,
         columns=columns,
         dropped=[Column(module.name, 0, module.shape) for module in discovery.dropped],
         merged=merged,
-        sum=_sum(discovery, row),
+        sum=behind_sum,
+        entered_before=place.entered_before,
+        unreachable=place.unreachable,
     )
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.linear import LinearBase
 
+from prefold.runtime.columns_prefold import columns_of, residual_start, unread_of
+
 # Digits of a row's number that every floating-point type holds exactly.
 _BASE, _DIGITS = 128, 3
 
@@ -54,12 +56,12 @@ class _Planner:
         self._passed = list[str]()
 
     def layout(self) -> Layout:
-        for column in self._fold["columns"]:
+        for column in columns_of(self._fold):
             if self._is_projection(column["module"]):
                 self._fill(column["module"], column["start"], prod(column["shape"]))
             else:
                 self._free.append(column)
-        for dropped in self._fold["dropped"]:
+        for dropped in unread_of(self._fold):
             if self._is_projection(dropped["module"]):
                 column = self._successor(dropped)
                 self._fill(dropped["module"], column["start"], prod(dropped["shape"]))
@@ -70,7 +72,7 @@ class _Planner:
 
     def _laid_out(self) -> Layout:
         table, readers = self._fold["table"], dict[str, tuple[int, int]]()
-        start, width = table["start"], table["width"]
+        start, width = residual_start(self._fold), table["width"]
         parts = [] if start is None else [torch.arange(start, start + width)]
         whole = {self._name(each["module"]): _span(each) for each in self._free}
         for name, part in (whole | self._slices).items():
@@ -79,7 +81,7 @@ class _Planner:
             begin = sum(map(len, parts))
             readers[name] = begin, begin + len(part)
             parts.append(part)
-        zeros = [self._name(each["module"]) for each in self._fold["merged"]]
+        zeros = [self._name(each["module"]) for each in [self._fold["merged"]] if each]
         embedding, residual = self._name(table["module"]), None if start is None else width
         return Layout(embedding, torch.cat(parts), residual, readers, self._passed, zeros)
 

@@ -105,7 +105,9 @@ def _swap(model: nn.Module, layout: Layout, config: Any) -> CountedRow:
     for name in layout.zeros:
         model.set_submodule(name, Zeros(pair=outputs_of(model.get_submodule(name), config.hidden_size).pair))
     entry = config.prefold["folds"][0]["table"]
-    table = Table(entry, layout.values.to("cpu"), config.prefold_placement, config.prefold["made"][entry["tensor"]])
+    table = Table(
+        entry, layout.values.to("cpu"), config.prefold_placement, config.prefold["tensor_sha256"][entry["tensor"]]
+    )
     embedding = _look_up_in(model, layout)
     embedding.prefold, embedding.row, embedding.residual = table, row, layout.residual
     embedding.is_plain = layout.residual is not None and not layout.zeros

@@ -8,10 +8,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.lora.utils import get_adapter_absolute_path
 from vllm.platforms import current_platform
 
+from prefold.runtime.columns_prefold import columns_of, unread_of
 from prefold.runtime.modeling_prefold import FORMAT
 from prefold.runtime.storage_prefold import PLACEMENTS
-
-_PARTS = ("columns", "dropped", "merged")
 
 
 def require_served(model_config: Any) -> None:
@@ -24,7 +23,9 @@ def require_served(model_config: Any) -> None:
     if section is None:
         return
     if section["format"] != FORMAT:
-        raise ValueError(f"a folded checkpoint of format {section['format']}: this prefold serves format {FORMAT}")
+        raise ValueError(
+            f"a folded checkpoint of format {section['format']}, and this prefold serves format {FORMAT}: fold it anew"
+        )
     reasons = _of_checkpoint(section) + _of_engine(model_config)
     if reasons:
         raise ValueError("a folded checkpoint that vLLM cannot serve: " + "; ".join(reasons))
@@ -32,12 +33,12 @@ def require_served(model_config: Any) -> None:
 
 def _of_checkpoint(section: dict[str, Any]) -> list[str]:
     folds, reasons = section["folds"], []
-    if len(folds) != 1 or folds[0]["side"] or folds[0]["sees_source"]:
+    if len(folds) != 1 or folds[0]["side"]["name"] or folds[0]["side"]["sees_source"]:
         reasons.append("it is no decoder alone: transformers serves it")
     if any(fold["sum"] for fold in folds):
         reasons.append("its first layer sees a sum of look-ups (positions beside tokens): transformers serves it")
-    if any(fold["unused"] for fold in folds):
-        reasons.append("it has embeddings beside the token's that no row holds: " + ", ".join(folds[0]["unused"]))
+    if any(fold["unreachable"] for fold in folds):
+        reasons.append("it has embeddings beside the token's that no row holds: " + ", ".join(folds[0]["unreachable"]))
     if section["refused_inputs"]:
         reasons.append("it was folded for token ids alone (--text-only)")
     return reasons
@@ -82,7 +83,8 @@ def require_adaptable(config: Any, request: Any) -> None:
 def folded_modules(section: dict[str, Any]) -> list[str]:
     """Return the source's names of all modules that became look-ups, the embedding among them."""
     (fold,) = section["folds"]
-    return [fold["table"]["module"], *(each["module"] for part in _PARTS for each in fold[part])]
+    merged = [fold["merged"]] if fold["merged"] else []
+    return [fold["table"]["module"], *(each["module"] for each in [*columns_of(fold), *unread_of(fold), *merged])]
 
 
 def _adapted(request: Any) -> list[str]:

@@ -22,8 +22,8 @@ class Table(nn.Module):
         """``entry`` tells of the table as ``config.json`` does; ``values`` are those of a row that this rank holds."""
         super().__init__()
         self.entry, self.placement, self.sha256 = entry, placement, sha256
-        self.part, self.dtype = part_of(entry["stored"], values), torch.get_default_dtype()
-        self.kept = torch.uint8 if entry["stored"] else self.dtype
+        self.part, self.dtype = part_of(entry["encoding"], values), torch.get_default_dtype()
+        self.kept = torch.uint8 if entry["encoding"] else self.dtype
         self.key, self.width = f"{placement} {sha256}", len(self.part.taken)
         self.is_filled = False
         if placement == "device":
@@ -87,7 +87,7 @@ class Table(nn.Module):
             yield rows, table[rows].index_select(1, self.part.taken.to(table.device))
 
     def _require_shape(self, table: torch.Tensor) -> None:
-        stored = self.entry["stored"]
+        stored = self.entry["encoding"]
         shape = [self.entry["rows"], stored["row_bytes"] if stored else self.entry["row_width"]]
         if list(table.shape) != shape:
             raise TableError(f"{self.entry['tensor']}: {list(table.shape)}, where config.json tells of {shape}")

@@ -1,5 +1,7 @@
 """Discovery by experiment: what follows its token, what does not, what is read by nobody."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +14,7 @@ from prefold.convert import BrokenCheckpoint, FoldOptions, UnsupportedModel
 from prefold.convert.experiment.discover import Discovery, discover
 from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.fold.check import try_fold
-from prefold.convert.fold.layout import Place, lay_out
-from prefold.convert.fold.section import read_cuts
+from prefold.convert.fold.layout import Place, lay_out, read_cuts
 from prefold.convert.model.inputs import Side
 from prefold.convert.study import study_model
 from tests.conftest import EXACT, PARALLEL, SHAPES, auto_class, small_config
@@ -119,7 +120,7 @@ def test_a_trial_that_says_something_else_is_refused():
         try_fold(
             model,
             first_block,
-            lay_out(found, Place(Side(), "model.embed_tokens", 97, begins=[""], unused=[])),
+            lay_out(found, Place(Side(), "model.embed_tokens", 97, entered_before=[""], unreachable=[])),
             found,
             ids,
         )
@@ -141,8 +142,8 @@ def test_a_cut_survives_the_config(model_type: str, merge: bool):
     config = small_config(model_type)
     model_class = auto_class(model_type)._model_mapping[type(config)]
     cuts = study_model(model_class, config, FoldOptions(merge_residual=merge)).cuts
-    again = read_cuts({"prefold": {"folds": [cut.section() for cut in cuts]}})
-    assert [cut.section() for cut in again] == [cut.section() for cut in cuts]
+    again = read_cuts({"prefold": {"folds": [cut.as_json("a table") for cut in cuts]}})
+    assert [replace(cut, table=replace(cut.table, tensor="a table")) for cut in cuts] == again
     for one, other in zip(again, cuts, strict=True):
         assert (one.row_width, one.eliminated[0], one.added) == (other.row_width, other.embedding, other.added)
         assert set(one.eliminated) == set(other.eliminated)
@@ -151,7 +152,7 @@ def test_a_cut_survives_the_config(model_type: str, merge: bool):
 def test_what_chooses_among_more_keys_than_the_experiment_has_is_kept():
     """Among eight keys everything is chosen, so that nobody seems to read the chooser; a long text does."""
     few, many = (
-        study_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config).cuts[0].section()
+        study_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config).cuts[0].as_json("a table")
         for config in (coverage_config("deepseek_v32", index_topk=number) for number in (4, 2048))
     )
     assert many == few

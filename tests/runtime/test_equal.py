@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefold.convert.fold.section import read_cuts
+from prefold.convert.fold.layout import read_cuts
 from prefold.convert.fold.table import compute_rows
+from prefold.runtime.columns_prefold import columns_of, unread_of
 from tests.conftest import EXACT, PARALLEL, exhaustive, tokens
 from tests.runtime.pairs import (
     Pair,
@@ -88,7 +89,7 @@ def test_cached_steps_equal_the_source(pair: Pair, padded: bool) -> None:
 
 def test_folded_modules_hold_no_weights(pair: Pair) -> None:
     (fold,) = pair.folded.config.prefold["folds"]
-    folded = [entry["module"] for part in ("columns", "dropped", "merged") for entry in fold[part]]
+    folded = [entry["module"] for entry in [*columns_of(fold), *unread_of(fold)]]
     assert folded
     assert not [name for name in folded if list(pair.folded.get_submodule(name).parameters())]
     before, after = (sum(p.numel() for p in model.parameters()) for model in (pair.source, pair.folded))

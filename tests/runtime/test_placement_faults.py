@@ -107,9 +107,9 @@ def test_broken_file_is_named_when_it_is_loaded(
 @pytest.mark.parametrize("section", [{}, None], ids=["no hash of it", "no hashes"])
 def test_config_without_a_hash_is_an_error(folder: Path, placement: str, section: Any) -> None:
     with edited_json(folder / CONFIG) as config:
-        config["prefold"]["made"] = section
+        config["prefold"]["tensor_sha256"] = section
         if section is None:
-            del config["prefold"]["made"]
+            del config["prefold"]["tensor_sha256"]
     with pytest.raises(TableError, match=rf"{TABLE_FILE}: config.json tells of no table \[97, 96\] with a hash"):
         load(folder, prefold_placement=placement)
 

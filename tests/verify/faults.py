@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from prefold.convert.checkpoint.files import CONFIG, INDEX, RUNTIME, TABLE
 from prefold.convert.checkpoint.safetensors_file import read_header
-from prefold.convert.fold.layout import Column, Cut
-from prefold.convert.fold.section import read_cuts
+from prefold.convert.fold.layout import Column, Cut, read_cuts
 from prefold.convert.fold.table import table_rows
 from prefold.verify.structure import sha256
 from tests.conftest import load
@@ -47,8 +46,8 @@ def hide(folded: Path) -> None:
     """Write the hashes of what was computed, as it is now, so that only its rows can give the fault away."""
     hashes = {name: sha256(entry.chunks()) for name, entry in read_header(folded / TABLE).items()}
     with edited_json(folded / CONFIG) as config:
-        assert config["prefold"]["made"].keys() == hashes.keys()
-        config["prefold"]["made"] = hashes
+        assert config["prefold"]["tensor_sha256"].keys() == hashes.keys()
+        config["prefold"]["tensor_sha256"] = hashes
 
 
 @contextmanager

@@ -69,7 +69,9 @@ def edited_rows(folded: Path) -> Iterator[Rows]:
     with faults.edited_table(folded) as table:
         yield Rows(faults.folded_cut(folded), table)
     with faults.edited_json(folded / CONFIG) as config:
-        config["prefold"]["made"] = {name: sha256(e.chunks()) for name, e in read_header(folded / TABLE).items()}
+        config["prefold"]["tensor_sha256"] = {
+            name: sha256(e.chunks()) for name, e in read_header(folded / TABLE).items()
+        }
 
 
 def scale_by(factor: float, row: slice) -> Callable[[Rows], None]:

@@ -218,12 +218,14 @@ UNFIT = {
         f"{CONFIG}: prefold.folds is []",
     ),
     "other cut": (
-        faults.edit_config(lambda config: config["prefold"]["folds"][0].update(cut="no such cut")),
-        f"{CONFIG}: prefold.folds.0.cut is 'no such cut', should be 'deepest'",
+        faults.edit_config(lambda config: config["prefold"]["folds"][0].update(name="no such cut")),
+        f"{CONFIG}: prefold.folds.0.name is 'no such cut', should be 'deepest'",
     ),
     "other side": (
-        faults.edit_config(lambda config: config["prefold"]["folds"][0].update(side="encoder")),
-        f"{CONFIG}: prefold.folds.0.side is 'encoder', should be ''",
+        faults.edit_config(
+            lambda config: config["prefold"]["folds"][0].update(side={"name": "encoder", "sees_source": False})
+        ),
+        f"{CONFIG}: prefold.folds.0.side.name is 'encoder', should be ''",
     ),
     "config is no JSON": (lambda folded: faults.cut_short(folded / CONFIG), f"{CONFIG}: not JSON"),
 }

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from prefold.convert.fold.layout import Column, Cut, Place
+from prefold.convert.fold.layout import Column, Cut, Table
 from prefold.convert.fold.reads import Census, Parameter
 from prefold.convert.model.inputs import Side
 from prefold.verify.outputs import check_greedy, check_logits, check_rows, check_speed
@@ -156,11 +156,15 @@ def test_tokens_of_another_shape_are_a_problem_and_not_an_exception():
 
 CUT = Cut(
     name="deepest",
-    place=Place(Side(), "e", rows=10, begins=[""], unused=[]),
-    embedding_width=2,
+    side=Side(),
+    table=Table("e", "e.weight", rows=10, row_width=5, width=2),
     residual=Column("e", 0, [2]),
     columns=[Column("b.0.q", 2, [3])],
     dropped=[],
+    merged=None,
+    sum=None,
+    entered_before=[""],
+    unreachable=[],
 )
 
 

@@ -140,15 +140,15 @@ def stored(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda table: table["stored"]["slices"][1].update(start=0), "stored.slices.1.start is 0, should be 128"),
-        (lambda table: table["stored"]["slices"][2].update(scale=0), "stored.slices.2.scale is 0, should be "),
-        (lambda table: table["stored"]["slices"][1].update(dtype="uint8"), "slices.1.dtype is 'uint8', should be"),
-        (lambda table: table["stored"]["slices"][1].update(width=31), "stored.slices.1.width is 31, should be 32"),
-        (lambda table: table["stored"].update(row_bytes=16), "stored.row_bytes is 16, should be "),
-        (lambda table: table["stored"].update(native="float16"), "stored.native is 'float16', should be 'float32'"),
-        (lambda table: table["stored"].update(slices=[]), "the table is U8 [97, 208], should be F32 [97, 96]"),
-        (lambda table: table.update(stored=None), "the table is U8 [97, 208], should be F32 [97, 96]"),
-        (lambda table: table.update(stored="int8"), "table.stored is 'int8'"),
+        (lambda table: table["encoding"]["slices"][1].update(start=0), "encoding.slices.1.start is 0, should be 128"),
+        (lambda table: table["encoding"]["slices"][2].update(scale=0), "encoding.slices.2.scale is 0, should be "),
+        (lambda table: table["encoding"]["slices"][1].update(dtype="uint8"), "slices.1.dtype is 'uint8', should be"),
+        (lambda table: table["encoding"]["slices"][1].update(width=31), "encoding.slices.1.width is 31, should be 32"),
+        (lambda table: table["encoding"].update(row_bytes=16), "encoding.row_bytes is 16, should be "),
+        (lambda table: table["encoding"].update(native="float16"), "encoding.native is 'float16', should be 'float32'"),
+        (lambda table: table["encoding"].update(slices=[]), "the table is U8 [97, 208], should be F32 [97, 96]"),
+        (lambda table: table.update(encoding=None), "the table is U8 [97, 208], should be F32 [97, 96]"),
+        (lambda table: table.update(encoding="int8"), "table.encoding is 'int8'"),
     ],
 )
 def test_a_config_that_lies_about_its_slices_fails_by_name(
@@ -164,7 +164,7 @@ def test_a_config_that_lies_about_its_slices_fails_by_name(
 def test_a_native_table_does_not_pass_as_a_smaller_one(make_folds: MakeFolds, breakable: Breakable):
     """Which limit holds for the logits is what the checkpoint says that it was made as."""
     pair, smaller = breakable(make_folds("llama", FP32)), make_folds("llama", FP32, table_dtype=INT8)
-    said = stored(json.loads((smaller.folded / CONFIG).read_text()))["stored"]
-    faults.edit_config(lambda config: stored(config).update(stored=said))(pair.folded)
+    said = stored(json.loads((smaller.folded / CONFIG).read_text()))["encoding"]
+    faults.edit_config(lambda config: stored(config).update(encoding=said))(pair.folded)
     problems = verified(pair).checks["structure"].problems
     assert any("the table is F32 [97, 96], should be U8 [97, " in problem for problem in problems)

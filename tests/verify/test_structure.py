@@ -45,8 +45,8 @@ def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Blueprin
         faults.roll_keys_along_width,
         lambda _, folded: faults.spoil_row(folded, 5),
         lambda _, folded: faults.spoil_row(folded, 5, torch.nan),
-        lambda _, folded: faults.edit_config(lambda config: config["prefold"].pop("made"))(folded),
-        lambda _, folded: faults.edit_config(lambda config: config["prefold"]["made"].clear())(folded),
+        lambda _, folded: faults.edit_config(lambda config: config["prefold"].pop("tensor_sha256"))(folded),
+        lambda _, folded: faults.edit_config(lambda config: config["prefold"]["tensor_sha256"].clear())(folded),
     ],
 )
 def test_a_table_that_is_not_the_one_of_the_hash_is_found(
@@ -153,8 +153,14 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "one for true": (lambda config: config.update(use_cache=1), "use_cache is 1, should be True"),
     "a fraction": (lambda config: config.update(num_hidden_layers=3.0), "num_hidden_layers is 3.0, should be 3"),
     "another key": (lambda config: config["prefold"].update(made_up=1), "prefold.made_up is 1, should be None"),
-    "a key that begins alike": (lambda config: config.update({"prefold.made": 1}), "prefold.made is 1"),
-    "hashes are no object": (lambda config: config["prefold"].update(made=[1]), "prefold.made is no dict"),
+    "a key that begins alike": (
+        lambda config: config.update({"prefold.tensor_sha256": 1}),
+        "prefold.tensor_sha256 is 1",
+    ),
+    "hashes are no object": (
+        lambda config: config["prefold"].update(tensor_sha256=[1]),
+        "prefold.tensor_sha256 is no dict",
+    ),
     "no hashes of code": (
         lambda config: config["prefold"].update(runtime_sha256=3),
         "prefold.runtime_sha256 is no dict",
