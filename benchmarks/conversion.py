@@ -99,10 +99,10 @@ def _round(
 
 def _work(inspection: Inspection) -> tuple[int, int]:
     """Return the table's bytes, and its floating-point operations: two for every folded weight and token."""
-    worth = inspection.worth
-    if worth is None:
+    savings = inspection.savings
+    if savings is None:
         raise ValueError(inspection.verdict)
-    return worth.table_bytes, 2 * worth.sides[0].rows * worth.weights_eliminated
+    return savings.table_bytes, 2 * savings.sides[0].rows * savings.weights_eliminated
 
 
 def _measure(shape: Shape, rounds: int) -> dict[str, Any]:

@@ -111,12 +111,12 @@ def _load(folder: Path, by: Any) -> PreTrainedModel:
 
 
 def _compared(key: Key, source: PreTrainedModel, conversion: Conversion) -> Result:
-    worth = _worth(conversion)
+    savings = _worth(conversion)
     try:
         folded = _load(conversion.out, auto_class(key))
         rows = _rows_difference(source, folded)
     except Exception as error:
-        return Result(key.task, key.model_type, "wrong", f"cannot be loaded: {spelled(error)}", **worth)
+        return Result(key.task, key.model_type, "wrong", f"cannot be loaded: {spelled(error)}", **savings)
     found = Comparison(source, folded, key.task, {} if rows is None else {"rows": rows})
     found.run()
     if found.reason:
@@ -125,23 +125,23 @@ def _compared(key: Key, source: PreTrainedModel, conversion: Conversion) -> Resu
             key.model_type,
             "wrong",
             found.reason,
-            **worth,
+            **savings,
             differences=found.differences,
             skipped=found.skipped,
         )
     result, reason = found.judged()
-    return Result(key.task, key.model_type, result, reason, **worth, **found.figures())
+    return Result(key.task, key.model_type, result, reason, **savings, **found.figures())
 
 
 def _worth(conversion: Conversion) -> dict[str, Any]:
-    worth = conversion.inspection.worth
-    if worth is None:
+    savings = conversion.inspection.savings
+    if savings is None:
         return {}
-    values = worth.checkpoint_before / worth.dtype.itemsize
-    sides = {side.side: [column.module.rpartition(".0.")[2] for column in side.columns] for side in worth.sides}
+    values = savings.checkpoint_before / savings.dtype.itemsize
+    sides = {side.side: [column.module.rpartition(".0.")[2] for column in side.columns] for side in savings.sides}
     names = [f"{side.rpartition('.')[2]}: {name}" if len(sides) > 1 else name for side in sides for name in sides[side]]
     refused = json.loads((conversion.out / CONFIG).read_text())["prefold"]["refused_inputs"]
-    return {"columns": names, "refused_inputs": refused, "eliminated": worth.weights_eliminated / values}
+    return {"columns": names, "refused_inputs": refused, "eliminated": savings.weights_eliminated / values}
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
 
 from benchmarks.page import table
 from prefold.convert.checkpoint.source import open_config
-from prefold.convert.fold.reads import Census
+from prefold.convert.fold.reads import ParameterReads
 from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.options import FoldOptions
 from prefold.convert.paper import PaperFigures, paper_figures
@@ -41,7 +41,7 @@ class ParallelMixtral(MixtralForCausalLM):
             layer.__class__ = ParallelLayer
 
 
-def census_of(name: str) -> Census:
+def census_of(name: str) -> ParameterReads:
     """Return what a step reads of a model's parameters, the FFN merged into the residual as in the paper."""
     source = open_config(str(CONFIGS / f"{name}.json"))
     config = load_config(source)

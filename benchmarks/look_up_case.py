@@ -58,13 +58,13 @@ def _seconds(work: Callable[[], Any]) -> float:
 def _bandwidth(tables: dict[str, Any], tokens: _Tokens, length: int, rounds: int) -> dict[str, Any]:
     """Time look-ups beside copies of as many bytes: into memory that was used before, and into new memory."""
     row_bytes = tables["device"](tokens.draw(1)).untyped_storage().nbytes()
-    tables["device"].row.forget()
+    tables["device"].row.clear()
     source = torch.ones(length * row_bytes, dtype=torch.uint8)
     target = source.clone()
 
     def look_up(table: Any) -> float:
         seconds = _seconds(partial(table, tokens.draw(length)))
-        table.row.forget()
+        table.row.clear()
         return seconds
 
     def copy(work: Callable[[], Any]) -> float:

@@ -13,7 +13,7 @@ from shapes import LARGE, MISTRAL, PHI_1_5, PYTHIA_6_9B, PYTHIA_70M, PYTHIA_410M
 from transformers import AutoConfig
 
 from prefold.convert.checkpoint.source import open_config
-from prefold.convert.fold.reads import Census, break_even_batch, count_reads
+from prefold.convert.fold.reads import ParameterReads, break_even_batch, count_reads
 from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.study import study_model
 
@@ -21,7 +21,7 @@ _SHAPES = (PYTHIA_410M, PHI_1_5, PYTHIA_6_9B, SERIAL, LARGE, MISTRAL)
 _LARGEST = 1 << 17
 
 
-def census_of(shape: Shape) -> Census:
+def census_of(shape: Shape) -> ParameterReads:
     """Return what a step reads of every parameter, from the config alone."""
     with TemporaryDirectory(prefix="prefold-bench-") as folder:
         AutoConfig.for_model(shape.model_type, **shape.settings).save_pretrained(folder)

@@ -93,8 +93,8 @@ def _made(shape: Shape, folder: Path) -> Path:
 
 def _predicted(folder: Path) -> float:
     """Return the ratio of what source and folded read in a step of one token, as the conversion counted it."""
-    worth = inspect_checkpoint(str(folder / "source")).worth
-    return worth.reads[0].model_before / worth.reads[0].model_after if worth else 1.0
+    savings = inspect_checkpoint(str(folder / "source")).savings
+    return savings.reads[0].model_before / savings.reads[0].model_after if savings else 1.0
 
 
 def _engine() -> dict[str, Any]:

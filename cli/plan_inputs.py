@@ -55,11 +55,11 @@ def _tried(model: str, revision: str | None) -> tuple[bool | None, int | None]:
     from prefold.convert import inspect_checkpoint
 
     inspection = inspect_checkpoint(model, revision=revision)
-    worth = inspection.worth
-    if worth is None:
+    savings = inspection.savings
+    if savings is None:
         note(f"{model} {inspection.verdict}; what is told of it folded is of a table that it cannot have")
         return None, None
-    return (True if worth.merged_width else None), worth.checkpoint_before // worth.dtype.itemsize
+    return (True if savings.merged_width else None), savings.checkpoint_before // savings.dtype.itemsize
 
 
 def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | None]":

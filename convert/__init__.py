@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     )
     from prefold.convert.inspect import Inspection, inspect_checkpoint
     from prefold.convert.prepare import Prepared, prepare_source
+    from prefold.convert.savings import FoldedSide, Savings
     from prefold.convert.study import Study
-    from prefold.convert.worth import FoldedSide, Worth
     from prefold.convert.write import circumstances, folded_config, runtime_code
 
 __all__ = [
@@ -41,11 +41,11 @@ __all__ = [
     "OutputExists",
     "PrefoldError",
     "Prepared",
+    "Savings",
     "StorageError",
     "Study",
     "UnsupportedModel",
     "UsageError",
-    "Worth",
     "circumstances",
     "convert_checkpoint",
     "flag",
@@ -73,7 +73,7 @@ _SHOWN = {
     "inspect": ("Inspection", "inspect_checkpoint"),
     "prepare": ("Prepared", "prepare_source"),
     "study": ("Study",),
-    "worth": ("FoldedSide", "Worth"),
+    "worth": ("FoldedSide", "Savings"),
     "write": ("circumstances", "folded_config", "runtime_code"),
 }
 _MODULES = {name: module for module, names in _SHOWN.items() for name in names}

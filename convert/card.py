@@ -40,12 +40,12 @@ def _front_matter(source: Source) -> str:
 
 def write_card(folder: Path, known: Prepared, inspection: Inspection, report: str) -> None:
     """Write the card: what this is, how to load it, what it is worth, and the proof."""
-    source, worth, verdict = known.source, inspection.worth, inspection.verdict
-    assert worth is not None  # it folds
+    source, savings, verdict = known.source, inspection.savings, inspection.verdict
+    assert savings is not None  # it folds
     name = " ".join(source_name(source).split())
     command = known.options.command(source_name(source), source.revision)
     origin = f"`{name}`, commit `{source.revision}`," if source.revision else f"`{name}`"
-    tables = " and ".join(f"{side.rows:,} rows of {side.row_width:,} values" for side in worth.sides)
+    tables = " and ".join(f"{side.rows:,} rows of {side.row_width:,} values" for side in savings.sides)
     told = verdict if verdict.startswith("saves") else f"is {verdict}"
     text = f"""{_front_matter(source)}
 # {name}, first layer folded
@@ -54,7 +54,7 @@ The first layer's token-pure modules of {origin} were computed for every token o
 table, which this checkpoint looks up where its source reads weights. By prefold's own count that {told}.
 
 ```python
-{_LOAD.format(name="OUT", auto_class=known.kind.auto_class)}
+{_LOAD.format(name="OUT", auto_class=known.resolved.auto_class)}
 ```
 
 where `OUT` is this folder or repository. With prefold installed, `import prefold.runtime` and leave
@@ -62,9 +62,9 @@ where `OUT` is this folder or repository. With prefold installed, `import prefol
 
 | | |
 |---|---|
-| folded modules | {", ".join(f"`{column.module}`" for column in worth.columns)} |
-| table | {tables}, {worth.table_bytes:,} bytes |
-| checkpoint | {worth.checkpoint_before:,} bytes before, {worth.checkpoint_after:,} after |
+| folded modules | {", ".join(f"`{column.module}`" for column in savings.columns)} |
+| table | {tables}, {savings.table_bytes:,} bytes |
+| checkpoint | {savings.checkpoint_before:,} bytes before, {savings.checkpoint_after:,} after |
 | command | `{command}` |
 | versions | {", ".join(f"{package} {number}" for package, number in versions().items())} |
 

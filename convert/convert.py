@@ -119,7 +119,7 @@ def _prepare(model: str, revision: str | None, options: FoldOptions) -> Prepared
     changing = [flag(name) for name in ("dtype", "adapter") if getattr(options, name)]
     require_plain(known.config, known.study.cuts, changing)
     if options.adapter:
-        whole = build_on_meta(known.kind.model_class, known.config, torch.float32)
+        whole = build_on_meta(known.resolved.model_class, known.config, torch.float32)
         check_adapter(options.adapter, whole, modules_in_tables(known.study.cuts))
     source = add_weights(opened) if opened.revision else opened
     known = replace(known, source=source, dtype=resolve_dtype(source, known.config, options.dtype))
@@ -148,7 +148,7 @@ def _write_tensors(known: Prepared, folder: Path, progress: ConversionProgress) 
     write_file(folder / TABLE, tables.outgoing, written=lambda done: progress.advanced("table", done, total))
     write_shards(folder, plan, lambda done: progress.advanced("untouched tensors", done, kept))
     write_index(folder, plan, tables.outgoing)
-    code = runtime_code(known.config, known.kind.model_class)
+    code = runtime_code(known.config, known.resolved.model_class)
     for name, content in code.items():
         (folder / name).write_bytes(content)
     made = {name: digest.hexdigest() for name, digest in tables.digests.items()}

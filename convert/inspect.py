@@ -10,7 +10,7 @@ from prefold.convert.fold.reads import Reads
 from prefold.convert.fold.tensors import untouched
 from prefold.convert.options import FoldOptions
 from prefold.convert.prepare import Prepared, prepare_source
-from prefold.convert.worth import Worth, weigh
+from prefold.convert.savings import Savings, estimate_savings
 
 # Below this part of the bytes read per token a run cannot tell the folded model from its source by its speed.
 WORTH_IT = 0.01
@@ -30,21 +30,21 @@ class Inspection:
     model: str
     revision: str | None
     reasons: list[str]
-    worth: Worth | None = None
+    savings: Savings | None = None
 
     @property
     def foldable(self) -> bool:
         """Whether anything folds."""
-        return self.worth is not None
+        return self.savings is not None
 
     @property
     def verdict(self) -> str:
         """Say in one line whether folding is worth its bytes."""
-        if self.worth is None:
+        if self.savings is None:
             return "does not fold: " + "; ".join(self.reasons)
-        saving = self.worth.reads[0].model_saving
-        growth = self.worth.checkpoint_after - self.worth.checkpoint_before
-        what = f"{saving:.1%}".replace("%", " %") + f" of the bytes read {self.worth.step}"
+        saving = self.savings.reads[0].model_saving
+        growth = self.savings.checkpoint_after - self.savings.checkpoint_before
+        what = f"{saving:.1%}".replace("%", " %") + f" of the bytes read {self.savings.step}"
         price = f"{growth / 1e9:+.2f} GB" if abs(growth) >= 1e7 else f"{growth / 1e6:+.2f} MB"
         return f"saves {what} for {price}" if saving >= WORTH_IT else f"not worth it: {price} for {what}"
 
@@ -56,33 +56,33 @@ class Inspection:
             "foldable": self.foldable,
             "reasons": self.reasons,
         }
-        if self.worth is not None:
-            told |= _worth_json(self.worth)
+        if self.savings is not None:
+            told |= _worth_json(self.savings)
         return told | {"verdict": self.verdict}
 
 
-def _worth_json(worth: Worth) -> dict[str, Any]:
-    itemsize = worth.dtype.itemsize
-    paper = worth.paper
-    rows = worth.sides[0].rows
+def _worth_json(savings: Savings) -> dict[str, Any]:
+    itemsize = savings.dtype.itemsize
+    paper = savings.paper
+    rows = savings.sides[0].rows
     return {
-        "dtype": str(worth.dtype).removeprefix("torch."),
-        "step": worth.step,
-        "exact": worth.exact,
-        "table_dtype": worth.table_dtype,
-        "note": worth.note,
-        "sides": [asdict(side) for side in worth.sides],
-        "unfolded": worth.unfolded,
-        "cuts": [asdict(cut) for cut in worth.cuts],
-        "modules": [asdict(module) for module in worth.modules],
-        "weights_eliminated": worth.weights_eliminated,
-        "table_bytes": worth.table_bytes,
+        "dtype": str(savings.dtype).removeprefix("torch."),
+        "step": savings.step,
+        "exact": savings.exact,
+        "table_dtype": savings.table_dtype,
+        "note": savings.note,
+        "sides": [asdict(side) for side in savings.sides],
+        "unfolded": savings.unfolded,
+        "cuts": [asdict(cut) for cut in savings.cuts],
+        "modules": [asdict(module) for module in savings.modules],
+        "weights_eliminated": savings.weights_eliminated,
+        "table_bytes": savings.table_bytes,
         "layouts": {
-            name: {"row_width": width, "bytes": rows * width * itemsize} for name, width in worth.layouts.items()
+            name: {"row_width": width, "bytes": rows * width * itemsize} for name, width in savings.layouts.items()
         },
-        "checkpoint_bytes": {"before": worth.checkpoint_before, "after": worth.checkpoint_after},
-        "reads": [reads_json(reads, itemsize) for reads in worth.reads],
-        "break_even_batch": worth.break_even_batch,
+        "checkpoint_bytes": {"before": savings.checkpoint_before, "after": savings.checkpoint_after},
+        "reads": [reads_json(reads, itemsize) for reads in savings.reads],
+        "break_even_batch": savings.break_even_batch,
         "paper": {
             "weights_eliminated": paper.weights_eliminated,
             "embedding_memory_increase": paper.embedding_memory_increase,
@@ -130,14 +130,14 @@ def inspect_checkpoint(model: str, *, revision: str | None = None, options: Fold
 
 def inspection_of(known: Prepared, name: str) -> Inspection:
     """Return what a prepared source is worth; of quantized weights that lie here, bytes as they lie."""
-    worth = weigh(known.study, known.kind, known.dtype, method_of(known.config))
+    savings = estimate_savings(known.study, known.resolved, known.dtype, method_of(known.config))
     if method_of(known.config) and known.source.entries:
         kept = untouched(known.source.entries, known.live, known.study.cuts, known.study.ties)
-        after = sum(entry.size for entry in kept.values()) + worth.table_bytes
-        worth = replace(
-            worth,
+        after = sum(entry.size for entry in kept.values()) + savings.table_bytes
+        savings = replace(
+            savings,
             checkpoint_before=known.source.weight_bytes,
             checkpoint_after=after,
-            note=f"{worth.note}, but for the checkpoint's bytes",
+            note=f"{savings.note}, but for the checkpoint's bytes",
         )
-    return Inspection(name, known.source.revision, [], worth)
+    return Inspection(name, known.source.revision, [], savings)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prefold.convert.fold.reads import BATCHES, Census
+from prefold.convert.fold.reads import BATCHES, ParameterReads
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PaperFigures:
     relative_to_total: float
 
 
-def paper_figures(census: Census) -> PaperFigures:
+def paper_figures(census: ParameterReads) -> PaperFigures:
     """Count a census the paper's way."""
     matrices = [p for p in census.folded if len(p.shape) > 1 and not census.is_router(p)]
     eliminated = sum(parameter.values for parameter in matrices)

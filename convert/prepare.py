@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from prefold.convert.checkpoint.side_files import SideFiles, find_side_files
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.checkpoint.tensor_names import live_names
-from prefold.convert.model.load import Kind, load_config, load_kind, require_text, resolve_dtype
+from prefold.convert.model.load import ResolvedModel, load_config, load_kind, require_text, resolve_dtype
 from prefold.convert.model.skeleton import build_on_meta
 from prefold.convert.options import FoldOptions
 from prefold.convert.study import Study, study_model
@@ -23,7 +23,7 @@ class Prepared:
         source: the checkpoint, with or without its weights.
         options: how it is to be folded.
         config: its config.
-        kind: what it is loaded as.
+        resolved: the class that it is loaded as.
         dtype: the type that it runs in.
         study: what folds.
     """
@@ -31,14 +31,14 @@ class Prepared:
     source: Source
     options: FoldOptions
     config: PreTrainedConfig
-    kind: Kind
+    resolved: ResolvedModel
     dtype: torch.dtype
     study: Study
 
     @cached_property
     def live(self) -> dict[str, str]:
         """The parameters that its tensors become, as ``live_names`` finds them."""
-        return live_names(build_on_meta(self.kind.model_class, self.config, self.dtype), self.source.entries)
+        return live_names(build_on_meta(self.resolved.model_class, self.config, self.dtype), self.source.entries)
 
     @cached_property
     def side(self) -> SideFiles:

@@ -13,11 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prefold.common.errors import UsageError
 from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.experiment.discover import DEEPEST, Discovery, discover
-from prefold.convert.experiment.explain import Seen
+from prefold.convert.experiment.explain import ModuleDependency
 from prefold.convert.experiment.tokens import experiment_tokens
-from prefold.convert.fold.check import try_fold
-from prefold.convert.fold.layout import Column, Cut, Place, lay_out
-from prefold.convert.fold.reads import Census, take_census
+from prefold.convert.fold.check import check_fold_on_skeleton
+from prefold.convert.fold.layout import Column, Cut, EmbeddingSite, lay_out_row
+from prefold.convert.fold.reads import ParameterReads, measure_parameter_reads
 from prefold.convert.fold.unreached import find_unreached
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
 from prefold.convert.model.running import hooks, run_side
@@ -27,7 +27,7 @@ from prefold.convert.model.ties import Ties, find_ties, tied_modules
 from prefold.convert.options import AUTO, FoldOptions
 
 _ROWS = 64
-LayOut = Callable[[Discovery, Place], Cut]
+LayOut = Callable[[Discovery, EmbeddingSite], Cut]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Choice:
     cut: Cut
     saved: float
     values: int
-    seen: list[Seen]
+    seen: list[ModuleDependency]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Study:
     choices: list[Choice]
     unfolded: list[str]
     unreached: list[str]
-    census: Census
+    census: ParameterReads
     ties: Ties
     mergeable_width: int
 
@@ -104,7 +104,7 @@ def _study(
     found = [fold for side in sides for fold in side]
     ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries))
     routers = [router for side in sides for router in side[0].found.routers]
-    census = take_census(shapes, model, stacks, [fold.cut for fold in found], routers, ties)
+    census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties)
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
@@ -136,7 +136,7 @@ def _check(model: PreTrainedModel, folds: list["_Fold"]) -> None:
     """Fold the skeleton, and require that it returns the same."""
     for fold in folds:
         plain = replace(fold.cut, table=replace(fold.cut.table, encoding=None))
-        try_fold(model, fold.first_block, plain, fold.found, fold.ids)
+        check_fold_on_skeleton(model, fold.first_block, plain, fold.found, fold.ids)
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ class _Fold:
     cut: Cut
 
 
-def _choices(census: Census, found: list[_Fold]) -> list[Choice]:
+def _choices(census: ParameterReads, found: list[_Fold]) -> list[Choice]:
     """Return the deepest cut of each side, and those others that save reads."""
     choices = [_choice(census, fold) for fold in found]
     return [choice for choice in choices if choice.saved > 0 or choice.cut.name == DEEPEST]
 
 
-def _choice(census: Census, fold: _Fold) -> Choice:
+def _choice(census: ParameterReads, fold: _Fold) -> Choice:
     alone = replace(census, cuts=[fold.cut])
     return Choice(fold.cut, alone.read_before(1) - alone.read_after(1), alone.made, fold.found.seen)
 
@@ -223,20 +223,20 @@ def _side(
     if held != ["weight"]:
         raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
     rows = model.get_parameter(f"{embedding}.weight").shape[0]
-    place = Place(
+    place = EmbeddingSite(
         side, embedding, rows, _entered_before(embedding, entries), _idle_look_ups(model, side, embedding, entries)
     )
     return [_Fold(stack.first_block, ids, each, laid_out(each, place)) for each in found]
 
 
-def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: Place) -> Cut:
+def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: EmbeddingSite) -> Cut:
     """Lay out what was found, in rows as the options ask for them."""
-    return lay_out(found, place, merge_residual=options.merge_residual).encoded(dtype, options)
+    return lay_out_row(found, place, merge_residual=options.merge_residual).encoded(dtype, options)
 
 
 def _with_idle(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:
     """Drop modules that do nothing but share a weight with the embeddings, where nobody needs that any more."""
-    if ties.heirs:
+    if ties.remaining_owners:
         return cuts
     names = {name.rpartition(".")[0] for name in ties.shared} - {cut.embedding for cut in cuts}
     idle = [Column(name, 0, [model.get_parameter(f"{name}.weight").shape[1]]) for name in sorted(names)]

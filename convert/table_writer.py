@@ -13,7 +13,7 @@ from prefold.convert.checkpoint.safetensors_file import Outgoing, as_bytes, dtyp
 from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.fold.first_layer import load_first_layer
 from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.prefetch import ahead
+from prefold.convert.fold.prefetch import prefetched
 from prefold.convert.fold.quantized import method_of, require_token_pure
 from prefold.convert.fold.table import added_tensors, chunk_size, table_rows
 from prefold.convert.fold.tensors import WeightPlan
@@ -59,7 +59,7 @@ class TableWriter:
         known, study = self._known, self._known.study
         model = load_first_layer(
             known.source,
-            known.kind.model_class,
+            known.resolved.model_class,
             known.config,
             study.stacks,
             study.unreached,
@@ -74,7 +74,7 @@ class TableWriter:
         return model
 
     def _table(self, cut: Cut, chunk_tokens: int) -> Iterator[torch.Tensor]:
-        return ahead(self._rows(cut, chunk_tokens))
+        return prefetched(self._rows(cut, chunk_tokens))
 
     def _rows(self, cut: Cut, chunk_tokens: int) -> Iterator[torch.Tensor]:
         dtype = self._known.dtype

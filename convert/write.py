@@ -33,9 +33,9 @@ def folded_config(
     # Importing the runtime registers folded types with transformers; only who folds should cause that.
     from prefold.runtime.modeling_prefold import FORMAT, folded_name
 
-    source, config, kind, study = known.source, known.config, known.kind, known.study
-    architecture = folded_name(kind.model_class, type(config))
-    module = (RUNTIME if is_native(kind.model_class) else REMOTE_RUNTIME).removesuffix(".py")
+    source, config, resolved, study = known.source, known.config, known.resolved, known.study
+    architecture = folded_name(resolved.model_class, type(config))
+    module = (RUNTIME if is_native(resolved.model_class) else REMOTE_RUNTIME).removesuffix(".py")
     tensors = made_tensors(known.live, study.cuts)
     untied = {} if study.ties.others else {"tie_word_embeddings": False}
     kept: dict[str, Any] = plain(source.config, ["custom_pipelines"])
@@ -45,7 +45,7 @@ def folded_config(
         "auto_map": _reached(source, code)
         | {
             "AutoConfig": f"{module}.Prefold{type(config).__name__}",
-            kind.auto_class: f"{module}.{architecture}",
+            resolved.auto_class: f"{module}.{architecture}",
         },
         **untied,
         "dtype": str(known.dtype).removeprefix("torch."),
@@ -56,7 +56,7 @@ def folded_config(
             "source_model_type": config.model_type,
             "placement": known.options.placement,
             "folds": [cut.as_json(tensors[f"{cut.embedding}.weight"].name) for cut in study.cuts],
-            "refused_inputs": kind.other_inputs if known.options.text_only else [],
+            "refused_inputs": resolved.other_inputs if known.options.text_only else [],
             "tensor_sha256": made or {},
             "runtime_sha256": {name: hashlib.sha256(content).hexdigest() for name, content in code.items()},
             "computed": computed or {},

@@ -63,7 +63,7 @@ class Row:
         """Keep a norm's scale."""
         self._of_thread.scales = (*self.scales, scale)
 
-    def forget(self, *_: Any) -> None:
+    def clear(self, *_: Any) -> None:
         """Drop what an interrupted pass left; a hook that runs before every pass."""
         self._of_thread.values = self._of_thread.others = None
         self._of_thread.scales = ()
@@ -195,7 +195,7 @@ class Column(Folded):
         """Return ``[batch, seq, *shape]``; of the input only its zeros at padded positions count, if ``masked``."""
         values = self.slice()
         if self.last:
-            self.row.forget()
+            self.row.clear()
         values = values.to(self.weight.device)
         if self.masked:
             values = torch.where(hidden_states.ne(0).any(-1, keepdim=True), values, self.hidden(values))
@@ -237,7 +237,7 @@ class SumColumn(Column):
         return self.bias[-1].to(values.dtype)
 
 
-class Scale(Folded):
+class NormScale(Folded):
     """Measures the scale of a norm for the columns behind it, and stands for the norm where nobody else reads it."""
 
     def __init__(self, name: str, row: Row, eps: float, *, centred: bool) -> None:
@@ -255,7 +255,7 @@ class Scale(Folded):
         return hidden_states
 
 
-class Dropped(Folded):
+class Unread(Folded):
     """Stands for a module whose output nobody reads any more: returns something of its shape, for free."""
 
     def __init__(self, name: str, shape: list[int]) -> None:
@@ -267,7 +267,7 @@ class Dropped(Folded):
         return hidden_states.new_empty(*hidden_states.shape[:2], *self.shape)
 
 
-class Shown(Dropped):
+class PaddingMarker(Unread):
     """Stands for a dropped norm in a block that zeroes padded positions behind it: tells columns which those are."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -275,7 +275,7 @@ class Shown(Dropped):
         return hidden_states.new_ones(()).expand(*hidden_states.shape[:2], *self.shape)
 
 
-class Merged(Dropped):
+class ZeroOutput(Unread):
     """Stands for an FFN that is part of the residual slice already: adds nothing."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -22,15 +22,15 @@ from transformers.utils import logging
 
 from .columns_prefold import (
     Column,
-    Dropped,
     Folded,
     FoldedInputError,
-    Merged,
+    NormScale,
+    PaddingMarker,
     Row,
-    Scale,
-    Shown,
     SumColumn,
     Table,
+    Unread,
+    ZeroOutput,
     columns_of,
     residual_start,
     unread_of,
@@ -57,9 +57,9 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     for column in columns:
         name, last = column["module"], column is columns[-1] and not fold["sum"]
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
-    dropped = Shown if any(column["masked"] for column in columns) else Dropped
+    dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
     merged = [fold["merged"]] if fold["merged"] else []
-    for kind, entries in ((dropped, unread_of(fold)), (Merged, merged)):
+    for kind, entries in ((dropped, unread_of(fold)), (ZeroOutput, merged)):
         stand_ins |= {entry["module"]: kind(entry["module"], entry["shape"]) for entry in entries}
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
@@ -67,7 +67,7 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         _name_parts(stand_in, name, model.get_submodule(name))
         model.set_submodule(name, stand_in.train(model.training))
     for name in fold["entered_before"]:  # whichever of them a program calls, its pass begins there
-        model.get_submodule(name).register_forward_pre_hook(row.forget)
+        model.get_submodule(name).register_forward_pre_hook(row.clear)
     for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
@@ -83,7 +83,7 @@ def _sum_modules(model: nn.Module, row: Row, entry: dict[str, Any], row_width: i
     for look_up in entry["look_ups"]:
         _look_up_beside(model.get_submodule(look_up["module"]), look_up, row, row_width - first)
     for norm in entry["norms"]:
-        scale = Scale(norm["module"], row, norm["eps"], centred=norm["centred"])
+        scale = NormScale(norm["module"], row, norm["eps"], centred=norm["centred"])
         if norm["module"] in entry["live"]:
             kept = model.get_submodule(norm["module"])
             kept.add_module("prefold", scale)

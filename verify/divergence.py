@@ -12,7 +12,7 @@ import torch
 
 from prefold.verify.checks import Outcome
 from prefold.verify.compare import Distance, distance
-from prefold.verify.outputs import Three, alike, what_is_broken
+from prefold.verify.outputs import Triple, same_passes, what_is_broken
 
 # Of a mean over all positions: what is let pass whatever the source's own, and how many times the source's own.
 _LEAST, _FACTOR = 1e-4, 4
@@ -34,7 +34,7 @@ def check_divergence(
     the source may be four times the source's own between the two types, or 1e-4, whichever is more. Hidden states
     have no divergence: where there are no logits, the same holds for their NMSE.
     """
-    parts = alike(source, folded, other or source)
+    parts = same_passes(source, folded, other or source)
     for one, two, _ in parts.values():
         if broken := what_is_broken(one, two):
             return Outcome(False, broken, {"exact": False}, [broken])
@@ -58,7 +58,7 @@ def _limit(own: float) -> float:
     return max(_LEAST, _FACTOR * own) if isfinite(own) else _LEAST
 
 
-def _by_pass(parts: dict[str, Three]) -> dict[str, Any]:
+def _by_pass(parts: dict[str, Triple]) -> dict[str, Any]:
     """Return how far the folded model is from its source in every pass, and whether it is not at all."""
     apart = {name: distance(one, two) for name, (one, two, _) in parts.items()}
     steps = {"steps_compared": len(parts["step"][0])} if "step" in parts else {}

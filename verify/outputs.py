@@ -22,7 +22,7 @@ _TRUTH_FACTOR = 1.05
 # Whose positions make up a mean error, where there are such, beside cached steps.
 _PASSES = ("prefill", "padded", "text", "passages")
 
-Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
@@ -127,9 +127,9 @@ def _pairs(
     return pairs
 
 
-def alike(
+def same_passes(
     source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
-) -> dict[str, Three]:
+) -> dict[str, Triple]:
     """Return, by pass, what source and folded and a ``third`` model said of the same, ``[positions, vocab]`` each.
 
     The third model has read the source's continuation: of that it says in one pass what the others say in steps.
@@ -147,7 +147,7 @@ def _against_truth(
     source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]
 ) -> tuple[dict[str, Any], str, list[str]]:
     """Measure how far both are from float64 over all passes, cached steps among them, and from each other."""
-    parts = alike(source, folded, truth)
+    parts = same_passes(source, folded, truth)
     for one, two, _ in parts.values():
         if broken := what_is_broken(one, two):
             return {"error_ratio": torch.inf}, broken, [broken]

@@ -6,12 +6,12 @@ the folded modules are measured, and what the fold saves is compared with those.
 
 from typing import Any
 
-from prefold.convert.fold import Census, count_reads
+from prefold.convert.fold import ParameterReads, count_reads
 from prefold.verify.checks import Outcome
 from prefold.verify.probe.job import READ_BATCHES
 
 
-def check_reads(source: dict[str, int], folded: dict[str, int], census: Census, itemsize: int) -> Outcome:
+def check_reads(source: dict[str, int], folded: dict[str, int], census: ParameterReads, itemsize: int) -> Outcome:
     """Compare the measured reads of both models with the formula, to the byte.
 
     With experts, how much a step reads depends on what its tokens choose; then the difference must agree.
@@ -35,14 +35,14 @@ def check_reads(source: dict[str, int], folded: dict[str, int], census: Census, 
     )
 
 
-def is_packed(folded: dict[str, Any], census: Census, itemsize: int) -> bool:
+def is_packed(folded: dict[str, Any], census: ParameterReads, itemsize: int) -> bool:
     """Say whether parameters take other memory than ``itemsize`` for each of their values."""
     packed: bool = folded["parameter_bytes"] != census.total * itemsize
     return packed
 
 
 def check_packed_reads(
-    source: dict[str, int], after: dict[str, int], folded: dict[str, Any], census: Census, itemsize: int
+    source: dict[str, int], after: dict[str, int], folded: dict[str, Any], census: ParameterReads, itemsize: int
 ) -> Outcome:
     """Compare the bytes saved with those that the source reads of what is folded, less the table's, to the byte.
 

@@ -27,7 +27,7 @@ from prefold.convert.checkpoint import (
     own_file,
     passed_through,
 )
-from prefold.convert.fold import Made, made_tensors, untouched
+from prefold.convert.fold import ComputedTensor, made_tensors, untouched
 from prefold.verify.checks import Outcome
 
 # What the section may say otherwise, and as what: where the source was found, and what wrote the table when.
@@ -47,7 +47,7 @@ _KEPT_BY_CLIENTS = re.compile(r"\.git/.*|\.gitattributes|\.gitignore|\.cache/hug
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ExpectedCheckpoint:
     """What a folded checkpoint should be, derived anew from its source.
 
     Attributes:
@@ -63,7 +63,7 @@ class Blueprint:
     adapter: dict[str, bytes] = field(default_factory=dict)
 
     @property
-    def made(self) -> dict[str, Made]:
+    def made(self) -> dict[str, ComputedTensor]:
         """The computed tensors, by their parameters."""
         return made_tensors(self.known.live, self.known.study.cuts)
 
@@ -91,7 +91,7 @@ def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
         yield from _leaves(part, (*path, key))
 
 
-def _config_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+def _config_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     said, expected = dict(_leaves(folded.config)), dict(_leaves(blueprint.config))
     for path in sorted(said.keys() | expected.keys(), key=str):
         # As JSON spells them: in Python true is 1, and 1 is 1.0.
@@ -109,7 +109,7 @@ def _is_free(path: tuple[Any, ...]) -> bool:
     return path[0] == "prefold" and len(path) > 1 and path[1] in _FREE
 
 
-def _free_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+def _free_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     for key, form in _FREE.items():
         if key in folded.config["prefold"] and not isinstance(folded.config["prefold"][key], form):
             yield f"{CONFIG}: prefold.{key} is no {getattr(form, '__name__', form)}"
@@ -128,7 +128,7 @@ def _dict(folded: Source, key: str) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _code_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+def _code_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     said = _dict(folded, "runtime_sha256")
     for name, ours in blueprint.code.items():
         path = folded.folder / name
@@ -144,7 +144,7 @@ def _code_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             yield f"{name}: not the {what}"
 
 
-def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+def _file_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     """Find files that neither this version would write nor the source has: none of them is ever loaded."""
     side, written = blueprint.known.side, blueprint.known.side.edited | blueprint.adapter
     files = {entry.file.relative_to(folded.folder).as_posix() for entry in folded.entries.values()}
@@ -161,7 +161,7 @@ def _file_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
         yield from _content_problems(blueprint, name, path, written)
 
 
-def _content_problems(blueprint: Blueprint, name: str, path: Path, written: dict[str, bytes]) -> Iterator[str]:
+def _content_problems(blueprint: ExpectedCheckpoint, name: str, path: Path, written: dict[str, bytes]) -> Iterator[str]:
     copied = blueprint.known.side.copied
     if name in copied and not filecmp.cmp(path, copied[name], shallow=False):
         yield f"{name}: not the source's bytes"
@@ -169,7 +169,7 @@ def _content_problems(blueprint: Blueprint, name: str, path: Path, written: dict
         yield f"{name}: not {'what remains of the adapter' if name in blueprint.adapter else 'as it was written'}"
 
 
-def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+def _table_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     for made in blueprint.made.values():
         table, dtype = folded.entries.get(made.name), dtype_name(made.kind(blueprint.known.dtype))
         if table is None:
@@ -178,7 +178,7 @@ def _table_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             yield f"{made.name}: the table is {table.dtype} {table.shape}, should be {dtype} {made.shape}"
 
 
-def find_refusals(blueprint: Blueprint, folded: Source) -> list[str]:
+def find_refusals(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
     """Return why a folded checkpoint must not even be loaded: its config, code, files or table are not what they were.
 
     What tensors hold is looked at later: it is data.
@@ -204,7 +204,7 @@ def _is_untouched(source: Entry, folded: Entry, dtype: torch.dtype) -> bool:
     return _same_bytes(cast(source, dtype), folded)
 
 
-def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+def _tensor_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     expected, made = blueprint.untouched, [made.name for made in blueprint.made.values()]
     for name, entry in expected.items():
         if name not in folded.entries:
@@ -218,13 +218,13 @@ def _tensor_problems(blueprint: Blueprint, folded: Source) -> Iterator[str]:
             yield f"{name}: not the table that was written (its hash differs)"
 
 
-def _missing(blueprint: Blueprint, folded: Source) -> Iterator[str]:
+def _missing(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     for name in [*blueprint.known.side.copied, *blueprint.known.side.edited, *blueprint.adapter]:
         if not (folded.folder / name).is_file():
             yield f"{name}: missing"
 
 
-def find_differences(blueprint: Blueprint, folded: Source) -> list[str]:
+def find_differences(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
     """Return which tensors are not the source's, which files are missing, and whether the table is the written one."""
     return [*_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
 
@@ -240,7 +240,7 @@ def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[s
 
 
 def check_structure(
-    blueprint: Blueprint, differences: list[str], loading: dict[str, Any], before: dict[str, Any]
+    blueprint: ExpectedCheckpoint, differences: list[str], loading: dict[str, Any], before: dict[str, Any]
 ) -> Outcome:
     """Judge what was found in the files, and which keys transformers missed or did not expect.
 

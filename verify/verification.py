@@ -33,7 +33,7 @@ from prefold.verify.probe.apart import first_apart
 from prefold.verify.probe.job import NEW_TOKENS, Job
 from prefold.verify.prompts import LONGEST, LONGEST_PASSAGE, token_passages, token_prompts
 from prefold.verify.reads import check_packed_reads, check_reads, is_packed
-from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals, told
+from prefold.verify.structure import ExpectedCheckpoint, check_structure, find_differences, find_refusals, told
 
 Progress = Callable[[str], None]
 Outputs = dict[str, torch.Tensor]
@@ -175,12 +175,12 @@ class _Comparison:
         self.is_quantized = method_of(known.config) is not None
         self.dtype = str(known.dtype).removeprefix("torch.")
         source, config, study = known.source, known.config, known.study
-        code = runtime_code(config, known.kind.model_class) | known.side.code
+        code = runtime_code(config, known.resolved.model_class) | known.side.code
         expected = folded_config(known, code)
         expected.pop("torch_dtype", None)
         adapter = known.options.adapter
         rest = _remaining(adapter, study)
-        self.blueprint = Blueprint(known, expected, code, rest)
+        self.blueprint = ExpectedCheckpoint(known, expected, code, rest)
         self.adapters = {source.folder: adapter, folded.folder: folded.folder / ADAPTER_FOLDER if rest else None}
         context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or LONGEST + NEW_TOKENS
         self.new_tokens = min(NEW_TOKENS, context // 2)
@@ -245,7 +245,7 @@ class _Comparison:
     def _check_logits(self, before: Measured, after: Outputs) -> tuple[Outcome, Outputs | None]:
         """Return the check, and what the source says in float64 where that is of use."""
         if self.is_smaller:
-            kind = {"has_logits": self.known.kind.auto_class != "AutoModel"}
+            kind = {"has_logits": self.known.resolved.auto_class != "AutoModel"}
             return check_divergence(before.outputs, after, self._other(before), self.dtype, **kind), None
         truth = self._source_in("float64", before) if any(cut.sum for cut in self.known.study.cuts) else None
         return check_logits(before.outputs, after, self.dtype, truth), truth
@@ -281,7 +281,7 @@ class _Comparison:
             "with_text": self.is_smaller or any(cut.sum for cut in self.known.study.cuts),
             "passages": self.passages,
         }
-        folder, auto_class = str(checkpoint.folder.absolute()), self.known.kind.auto_class
+        folder, auto_class = str(checkpoint.folder.absolute()), self.known.resolved.auto_class
         return Job(folder, auto_class=auto_class, prompts=self.prompts, **(common | more))
 
 

@@ -1,6 +1,6 @@
 """Trees of several levels as stretches of one pool: the shapes of FastTree's benchmark (arXiv 2502.20964)."""
 
-from prefold.tree.cache.blocks import Stretch
+from prefold.tree.cache.blocks import SlotRange
 
 # Nodes and tokens of each level: run_benchmark.sh of FastTree's artifact.
 FORESTS = [
@@ -15,7 +15,7 @@ FORESTS = [
 ]
 
 
-def forest(nodes: list[int], tokens: list[int]) -> list[Stretch]:
+def forest(nodes: list[int], tokens: list[int]) -> list[SlotRange]:
     """Return where the tokens lie: child ``j`` of a level hangs under parent ``j * parents // nodes``.
 
     A leaf is a query.
@@ -24,7 +24,7 @@ def forest(nodes: list[int], tokens: list[int]) -> list[Stretch]:
     for count, length in zip(nodes, tokens, strict=True):
         for node in range(count):
             low, high = (-(-leaves * at // count) for at in (node, node + 1))
-            found.append(Stretch(slot, length, low, high, position))
+            found.append(SlotRange(slot, length, low, high, position))
             slot += length
         position += length
     return found

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from prefold.convert import FoldedSide, Inspection, Worth
+    from prefold.convert import FoldedSide, Inspection, Savings
     from prefold.verify import Verification
 
 # A pipe has no width; tables must not be cut to fit one.
@@ -65,39 +65,41 @@ def _gigabytes(size: float) -> str:
 
 def show_inspection(inspection: "Inspection") -> None:
     """Print what folds, what it costs and what it saves."""
-    if inspection.worth is None:
+    if inspection.savings is None:
         say(f"{inspection.model} does not fold:", "bold red")
         for reason in inspection.reasons:
             say(f"  {reason}")
         return
-    worth = inspection.worth
-    for remark in _remarks(worth):
+    savings = inspection.savings
+    for remark in _remarks(savings):
         say(remark, "yellow")
-    for side in worth.sides:
+    for side in savings.sides:
         if side.side:
             say(side.side, "bold")
         out.print(_modules_table(side))
         say(f"table       {side.rows:,} rows x {side.row_width:,} values{_look_ups(side)}")
-    for reason in worth.unfolded:
+    for reason in savings.unfolded:
         say(f"does not fold: {reason}", "yellow")
-    say(f"stored      {_gigabytes(worth.table_bytes)} ({_layouts(worth)})")
-    if len(worth.cuts) > len(worth.sides):
-        out.print(_cuts_table(worth))
-    out.print(_explained_table(worth))
-    growth = worth.checkpoint_after - worth.checkpoint_before
-    before, after = _gigabytes(worth.checkpoint_before), _gigabytes(worth.checkpoint_after)
-    say(f"checkpoint  {before} before, {after} after ({growth / worth.checkpoint_before:+.1%})")
-    out.print(_first_layer_table(worth))
-    out.print(_model_table(worth))
-    limit = worth.break_even_batch
+    say(f"stored      {_gigabytes(savings.table_bytes)} ({_layouts(savings)})")
+    if len(savings.cuts) > len(savings.sides):
+        out.print(_cuts_table(savings))
+    out.print(_explained_table(savings))
+    growth = savings.checkpoint_after - savings.checkpoint_before
+    before, after = _gigabytes(savings.checkpoint_before), _gigabytes(savings.checkpoint_after)
+    say(f"checkpoint  {before} before, {after} after ({growth / savings.checkpoint_before:+.1%})")
+    out.print(_first_layer_table(savings))
+    out.print(_model_table(savings))
+    limit = savings.break_even_batch
     say("break-even  none: every batch gains" if limit is None else f"break-even  up to a batch of {limit:,} tokens")
     say(inspection.verdict, "bold")
 
 
-def _remarks(worth: "Worth") -> list[str]:
+def _remarks(savings: "Savings") -> list[str]:
     """Tell what the figures are not."""
-    smaller = f"rows are stored smaller: one counts as the {worth.dtype} values that are as long".replace("torch.", "")
-    told = [worth.note, smaller if worth.table_dtype else None]
+    smaller = f"rows are stored smaller: one counts as the {savings.dtype} values that are as long".replace(
+        "torch.", ""
+    )
+    told = [savings.note, smaller if savings.table_dtype else None]
     return [remark for remark in told if remark]
 
 
@@ -106,16 +108,16 @@ def _look_ups(side: "FoldedSide") -> str:
     return "".join(f", {values:,} values beside {module}" for module, values in side.look_ups.items())
 
 
-def _layouts(worth: "Worth") -> str:
-    if worth.table_dtype:
-        native = sum(side.rows * side.row_width for side in worth.sides) * worth.dtype.itemsize
-        return f"columns as {worth.table_dtype}: not equal, within a measured error; equal rows {_gigabytes(native)}"
-    if not worth.exact:
+def _layouts(savings: "Savings") -> str:
+    if savings.table_dtype:
+        native = sum(side.rows * side.row_width for side in savings.sides) * savings.dtype.itemsize
+        return f"columns as {savings.table_dtype}: not equal, within a measured error; equal rows {_gigabytes(native)}"
+    if not savings.exact:
         return "a sum of look-ups: as accurate as the source, not equal to the bit"
-    if not worth.merged_width:
+    if not savings.merged_width:
         return "no FFN to merge into the residual"
-    rows, itemsize = worth.sides[0].rows, worth.dtype.itemsize
-    sizes = [_gigabytes(rows * width * itemsize) for width in worth.layouts.values()]
+    rows, itemsize = savings.sides[0].rows, savings.dtype.itemsize
+    sizes = [_gigabytes(rows * width * itemsize) for width in savings.layouts.values()]
     return f"exact {sizes[0]}, with --merge-residual {sizes[1]}"
 
 
@@ -130,17 +132,17 @@ def _modules_table(side: "FoldedSide") -> Table:
     return table
 
 
-def _cuts_table(worth: "Worth") -> Table:
+def _cuts_table(savings: "Savings") -> Table:
     table = _table("cut", "side", "reads saved per token, values", "stores", "")
-    for cut in worth.cuts:
+    for cut in savings.cuts:
         chosen = "chosen" if cut.chosen else ""
         table.add_row(cut.name, cut.side, f"{cut.reads_saved:,}", _gigabytes(cut.table_bytes), chosen)
     return table
 
 
-def _explained_table(worth: "Worth") -> Table:
+def _explained_table(savings: "Savings") -> Table:
     table = Table("module of the first layer", "sees", "becomes", box=None, pad_edge=False)
-    for module in worth.modules:
+    for module in savings.modules:
         table.add_row(module.module, module.sees, module.becomes)
     return table
 
@@ -152,17 +154,17 @@ def _table(first: str, *numbers: str) -> Table:
     return table
 
 
-def _first_layer_table(worth: "Worth") -> Table:
+def _first_layer_table(savings: "Savings") -> Table:
     table = _table("first layer reads, values", "source", "folded", "fewer", "as the paper counts")
-    for reads, paper in zip(worth.reads, worth.paper.reads, strict=True):
+    for reads, paper in zip(savings.reads, savings.paper.reads, strict=True):
         before, after = f"{reads.first_layer_before:,.0f}", f"{reads.first_layer_after:,.0f}"
         table.add_row(f"batch {reads.batch:,}", before, after, f"{reads.first_layer_ratio:,.0f}x", f"{paper.ratio:,}x")
     return table
 
 
-def _model_table(worth: "Worth") -> Table:
+def _model_table(savings: "Savings") -> Table:
     table = _table("whole model reads, values", "source", "folded", "saved")
-    for reads in worth.reads:
+    for reads in savings.reads:
         before, after = f"{reads.model_before:,.0f}", f"{reads.model_after:,.0f}"
         table.add_row(f"batch {reads.batch:,}", before, after, f"{reads.model_saving:.2%}")
     return table

@@ -11,11 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.experiment.explain import Seen, explain
-from prefold.convert.experiment.hypotheses import unread_and_mergeable
+from prefold.convert.experiment.explain import ModuleDependency, explain
+from prefold.convert.experiment.hypotheses import find_unread_and_mergeable
 from prefold.convert.experiment.reasons import reasons
 from prefold.convert.experiment.separable import Separable, find_separable
-from prefold.convert.experiment.token_pure import Passes, Pure, pure_modules, run_passes
+from prefold.convert.experiment.token_pure import Passes, TokenPureModule, pure_modules, run_passes
 from prefold.convert.experiment.trace import Overrides, trace
 from prefold.convert.model.inputs import Side
 
@@ -39,12 +39,12 @@ class Discovery:
     """
 
     name: str
-    columns: list[Pure]
-    dropped: list[Pure]
+    columns: list[TokenPureModule]
+    dropped: list[TokenPureModule]
     routers: list[str]
     mergeable: str | None
     separable: Separable | None
-    seen: list[Seen]
+    seen: list[ModuleDependency]
     block_output: torch.Tensor | None
     padded_output: torch.Tensor | None
 
@@ -76,17 +76,17 @@ def discover(
         if separable is None:
             raise UnsupportedModel(reasons(model, first_block, passes, again))
     experiment = _Experiment(model, side, first_block, ids, passes, explain(model, first_block, passes))
-    deepest = experiment.sorted_out(DEEPEST, pure, separable)
+    deepest = experiment.split_read_from_unread(DEEPEST, pure, separable)
     return [deepest, *([] if separable else _shallower(experiment, pure, deepest))]
 
 
-def _shallower(experiment: "_Experiment", pure: list[Pure], deepest: Discovery) -> list[Discovery]:
+def _shallower(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Discovery) -> list[Discovery]:
     """Return the cuts that leave one chain of projections off where the deepest cut drops a module of it."""
     found = [deepest]
     for module in deepest.dropped:
         live = experiment.behind(module, pure)
         name = module.name.removeprefix(f"{experiment.first_block}.")
-        shallow = experiment.sorted_out(name, [each for each in pure if each.name not in live], None)
+        shallow = experiment.split_read_from_unread(name, [each for each in pure if each.name not in live], None)
         known = [{column.name for column in each.columns} for each in found]
         if len(shallow.columns) > 1 and {column.name for column in shallow.columns} not in known:
             found.append(shallow)
@@ -102,16 +102,16 @@ class _Experiment:
     first_block: str
     ids: torch.Tensor
     passes: Passes
-    seen: list[Seen]
+    seen: list[ModuleDependency]
 
-    def behind(self, module: Pure, pure: list[Pure]) -> set[str]:
+    def behind(self, module: TokenPureModule, pure: list[TokenPureModule]) -> set[str]:
         """Name the token-pure modules whose output depends on a module's."""
         poison: Overrides = {module.name: lambda output: torch.full_like(output, torch.nan)}
         calls = trace(self.model, self.side, self.first_block, self.ids, poison).calls
         outputs = {each.name: calls[each.name][0].tensor for each in pure if each.name in calls}
         return {name for name, output in outputs.items() if output is not None and output.isnan().any()} - {module.name}
 
-    def _superseded(self, stored: list[Pure], unread: set[str]) -> set[str]:
+    def _superseded(self, stored: list[TokenPureModule], unread: set[str]) -> set[str]:
         """Name those that nobody reads since all who would are stored.
 
         Others are unread in so short a sequence alone, as what chooses among more keys than there are here: they stay.
@@ -124,14 +124,14 @@ class _Experiment:
                 kept.add(module.name)
         return gone
 
-    def sorted_out(self, name: str, pure: list[Pure], separable: Separable | None) -> Discovery:
+    def split_read_from_unread(self, name: str, pure: list[TokenPureModule], separable: Separable | None) -> Discovery:
         """Split the token-pure modules into those that the block still reads and those that become redundant."""
         if separable is None:
-            unread, mergeable = unread_and_mergeable(self.model, self.side, self.first_block, self.ids, pure)
+            unread, mergeable = find_unread_and_mergeable(self.model, self.side, self.first_block, self.ids, pure)
             kept, dropped = _split(pure, self._superseded(pure, unread))
             return self._discovery(name, kept, dropped, mergeable, None)
         stored = [*pure, *separable.normed, *separable.columns]
-        unread, _ = unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
+        unread, _ = find_unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
         unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
         live, silent = _split(separable.normed, unread)
         unread = {module.name for module in silent} | self._superseded([*pure, *separable.columns], unread)
@@ -140,9 +140,14 @@ class _Experiment:
         return self._discovery(name, kept, [*dropped, *gone], None, separable)
 
     def _discovery(
-        self, name: str, kept: list[Pure], dropped: list[Pure], mergeable: str | None, separable: Separable | None
+        self,
+        name: str,
+        kept: list[TokenPureModule],
+        dropped: list[TokenPureModule],
+        mergeable: str | None,
+        separable: Separable | None,
     ) -> Discovery:
-        calls = self.passes.here.calls
+        calls = self.passes.original.calls
         return Discovery(
             name=name,
             columns=kept,
@@ -151,12 +156,12 @@ class _Experiment:
             mergeable=mergeable,
             separable=separable,
             seen=self.seen,
-            block_output=self.passes.here.block_output,
+            block_output=self.passes.original.block_output,
             padded_output=self.passes.padded.block_output,
         )
 
 
-def _split(modules: list[Pure], unread: set[str]) -> tuple[list[Pure], list[Pure]]:
+def _split(modules: list[TokenPureModule], unread: set[str]) -> tuple[list[TokenPureModule], list[TokenPureModule]]:
     """Return the modules that are read, and those that are not."""
     read = [module for module in modules if module.name not in unread]
     return read, [module for module in modules if module.name in unread]

@@ -15,7 +15,7 @@ NEITHER = "neither its token nor its position"
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModuleDependency:
     """A module of the first layer that has weights of its own, and what its output depends on.
 
     Attributes:
@@ -27,23 +27,23 @@ class Seen:
     sees: str
 
 
-def explain(model: nn.Module, first_block: str, passes: Passes) -> list[Seen]:
+def explain(model: nn.Module, first_block: str, passes: Passes) -> list[ModuleDependency]:
     """Say of every module with weights up to the end of the first block what it sees, in the order of entry."""
-    return [Seen(name, _sees(name, passes)) for _, name in sorted(_ran(model, first_block, passes))]
+    return [ModuleDependency(name, _sees(name, passes)) for _, name in sorted(_ran(model, first_block, passes))]
 
 
 def _ran(model: nn.Module, first_block: str, passes: Passes) -> Iterator[tuple[int, str]]:
-    inside = [calls[0] for name, calls in passes.here.calls.items() if f"{name}.".startswith(f"{first_block}.")]
+    inside = [calls[0] for name, calls in passes.original.calls.items() if f"{name}.".startswith(f"{first_block}.")]
     begun = min(call.order for call in inside)
     for name, module in model.named_modules():
-        if name in passes.here.calls and next(module.parameters(recurse=False), None) is not None:
+        if name in passes.original.calls and next(module.parameters(recurse=False), None) is not None:
             outside = not name.startswith(f"{first_block}.")
-            if not outside or passes.here.calls[name][0].order < begun:
-                yield passes.here.calls[name][0].order, name
+            if not outside or passes.original.calls[name][0].order < begun:
+                yield passes.original.calls[name][0].order, name
 
 
 def _sees(name: str, passes: Passes) -> str:
-    calls = (_only(seen.calls.get(name, [])) for seen in (passes.here, passes.there, passes.near))
+    calls = (_only(seen.calls.get(name, [])) for seen in (passes.original, passes.mirrored, passes.neighbours_changed))
     return seen_in(*(None if call is None else call.tensor for call in calls))
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.experiment.token_pure import Pure
+from prefold.convert.experiment.token_pure import TokenPureModule
 from prefold.convert.experiment.tokens import BATCH, same_rows
 from prefold.convert.experiment.trace import Override, trace
 from prefold.convert.model.inputs import Side
@@ -16,15 +16,15 @@ from prefold.convert.model.inputs import Side
 class _Hypothesis:
     """What would happen if one module's output were something else: unreadable, or zero and part of the residual."""
 
-    module: Pure
-    merged_into: Pure | None = None
+    module: TokenPureModule
+    merged_into: TokenPureModule | None = None
 
     def joins(self, name: str) -> bool:
         """Return whether it is that of a module that becomes part of another."""
         return self.merged_into is not None and self.merged_into.name == name
 
 
-def _replayed(module: Pure, hypotheses: list[_Hypothesis]) -> Override:
+def _replayed(module: TokenPureModule, hypotheses: list[_Hypothesis]) -> Override:
     """Return the module's rows once as they are and once more as each hypothesis has them, stacked along the batch."""
     variants = [module.rows]
     for hypothesis in hypotheses:
@@ -43,7 +43,7 @@ def _try_all(
     side: Side,
     first_block: str,
     ids: torch.Tensor,
-    modules: list[Pure],
+    modules: list[TokenPureModule],
     hypotheses: list[_Hypothesis],
 ) -> list[bool]:
     """Run all hypotheses side by side in one pass, and say which leave the block's output as it was.
@@ -62,8 +62,8 @@ def _try_all(
     return [same_rows(unchanged, other) for other in others]
 
 
-def unread_and_mergeable(
-    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, modules: list[Pure]
+def find_unread_and_mergeable(
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, modules: list[TokenPureModule]
 ) -> tuple[set[str], str | None]:
     """Name the modules whose output nobody reads, and the one that may be added to the residual beforehand."""
     poisoned = [_Hypothesis(module) for module in modules]
@@ -77,7 +77,7 @@ def unread_and_mergeable(
     return unread, next((name for name in holds if name in read), None)
 
 
-def _merged(modules: list[Pure]) -> list[_Hypothesis]:
+def _merged(modules: list[TokenPureModule]) -> list[_Hypothesis]:
     """Return the hypotheses that a module may be added to one that runs before it."""
     pairs = [(module, into) for module in modules for into in modules if into.order < module.order]
     return [_Hypothesis(module, into) for module, into in pairs if into.shape == module.shape]

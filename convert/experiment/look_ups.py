@@ -69,5 +69,5 @@ def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torc
 
 def _holds(values: torch.Tensor, row: torch.Tensor) -> bool:
     """Say whether a row is among ``values``; those that begin as it does are compared whole."""
-    alike = values[values[:, 0] == row[0]]
-    return bool((alike == row).all(1).any())
+    same_passes = values[values[:, 0] == row[0]]
+    return bool((same_passes == row).all(1).any())

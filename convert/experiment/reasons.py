@@ -33,7 +33,7 @@ def _repeated(model: nn.Module, first_block: str, again: Collection[str]) -> str
 
 def _shaped(first_block: str, passes: Passes) -> str | None:
     """Tell of a block that is given other positions than the tokens', or in another order."""
-    given = _taken(first_block, passes.here)
+    given = _taken(first_block, passes.original)
     if given is None or given.dim() < 2:
         return f"its first block, {first_block}, is given no tensor to begin with"
     shape = tuple(given.shape[:2])
@@ -46,7 +46,9 @@ def _shaped(first_block: str, passes: Passes) -> str | None:
 
 def _given(model: nn.Module, first_block: str, passes: Passes) -> str:
     """Tell of what reaches a block: a token alone, its position too, or other tokens."""
-    sees = seen_in(*(_taken(first_block, each) for each in (passes.here, passes.there, passes.near)))
+    sees = seen_in(
+        *(_taken(first_block, each) for each in (passes.original, passes.mirrored, passes.neighbours_changed))
+    )
     if sees == TOKEN:
         return _inside(model, first_block, passes)
     if sees == PLACED:
@@ -60,9 +62,9 @@ def _given(model: nn.Module, first_block: str, passes: Passes) -> str:
 
 def _inside(model: nn.Module, first_block: str, passes: Passes) -> str:
     """Tell of a block that is given the token alone, and whose modules are no columns all the same."""
-    names = [name for name in passes.here.calls if name.startswith(f"{first_block}.") and _is_part(model, name)]
+    names = [name for name in passes.original.calls if name.startswith(f"{first_block}.") and _is_part(model, name)]
     follow = [name for name in names if _of(name, passes) == TOKEN]
-    several = [name for name in follow if passes.here.calls[name][0].output is None]
+    several = [name for name in follow if passes.original.calls[name][0].output is None]
     if several:
         return f"{several[0]} returns more than one tensor, and a column is one"
     if follow:
@@ -75,7 +77,7 @@ def _placed(model: nn.Module, first_block: str, passes: Passes) -> str:
     begin = "its first block is given a token and its position at once, "
     look_ups = [look_up.module for look_up in passes.look_ups]
     before = _before(first_block, passes)
-    several = [name for name in before if _is_part(model, name) and passes.here.calls[name][0].output is None]
+    several = [name for name in before if _is_part(model, name) and passes.original.calls[name][0].output is None]
     computed = [name for name in before if _of(name, passes) == PLACE and name not in look_ups]
     if several:
         return f"{begin}and {several[0]} returns more than one tensor, which no sum of look-ups can be taken from"
@@ -93,14 +95,14 @@ def _taken(name: str, seen: Trace) -> torch.Tensor | None:
 
 
 def _of(name: str, passes: Passes) -> str:
-    calls = [each.calls.get(name, []) for each in (passes.here, passes.there, passes.near)]
+    calls = [each.calls.get(name, []) for each in (passes.original, passes.mirrored, passes.neighbours_changed)]
     return seen_in(*(each[0].tensor if len(each) == 1 else None for each in calls))
 
 
 def _before(first_block: str, passes: Passes) -> list[str]:
     """Name the modules that a pass has entered and left before the first block, in the order of entry."""
-    begun = passes.here.calls[first_block][0].order
-    entered = sorted((calls[0].order, name) for name, calls in passes.here.calls.items() if calls[0].order < begun)
+    begun = passes.original.calls[first_block][0].order
+    entered = sorted((calls[0].order, name) for name, calls in passes.original.calls.items() if calls[0].order < begun)
     return [name for _, name in entered if not first_block.startswith(f"{name}.")]
 
 

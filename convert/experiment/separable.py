@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from prefold.convert.experiment.look_ups import LookUp
 from prefold.convert.experiment.norm import Norm, find_norm
-from prefold.convert.experiment.token_pure import Passes, Pure, cached_step, same_in_a_step
+from prefold.convert.experiment.token_pure import Passes, TokenPureModule, cached_step, same_in_a_step
 from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
 from prefold.convert.experiment.trace import Call, Overrides, Trace, trace
 from prefold.convert.model.inputs import Side
@@ -45,8 +45,8 @@ class Separable:
     factor: float
     look_ups: list[LookUp]
     norms: list[Norm] = field(default_factory=list)
-    normed: list[Pure] = field(default_factory=list)
-    columns: list[Pure] = field(default_factory=list)
+    normed: list[TokenPureModule] = field(default_factory=list)
+    columns: list[TokenPureModule] = field(default_factory=list)
 
 
 def find_separable(
@@ -55,7 +55,7 @@ def find_separable(
     first_block: str,
     ids: torch.Tensor,
     passes: Passes,
-    pure: list[Pure],
+    pure: list[TokenPureModule],
     again: Collection[str] = (),
 ) -> Separable | None:
     """Find the sum of look-ups that reaches the first block, and what is linear behind it; None where it is none.
@@ -70,10 +70,10 @@ def find_separable(
     return next(iter([*inside, *(sum_ for sum_ in found if sum_.columns)]), None)
 
 
-def _sums(model: PreTrainedModel, passes: Passes, pure: list[Pure]) -> Iterator[Separable]:
+def _sums(model: PreTrainedModel, passes: Passes, pure: list[TokenPureModule]) -> Iterator[Separable]:
     """Yield what the first block may see of a sum: through norms, one or two, or bare."""
-    calls = sorted((calls[0].order, name) for name, calls in passes.here.calls.items() if len(calls) == 1)
-    once = {name: passes.here.calls[name][0] for _, name in calls}
+    calls = sorted((calls[0].order, name) for name, calls in passes.original.calls.items() if len(calls) == 1)
+    once = {name: passes.original.calls[name][0] for _, name in calls}
     fits = {name: fitted for name in once if (fitted := _fit(name, passes, pure))}
     for name, fitted in fits.items():
         norm = find_norm(model.get_submodule(name), name, once[name])
@@ -96,24 +96,28 @@ def _through_second(model: PreTrainedModel, once: dict[str, Call], first: Separa
             yield replace(first, norms=[*first.norms, norm], normed=[*first.normed, _seen(name, call)])
 
 
-def _seen(name: str, call: Call) -> Pure:
+def _seen(name: str, call: Call) -> TokenPureModule:
     rows: torch.Tensor = call.output  # type: ignore[assignment]  # a norm returns one tensor
-    return Pure(name, list(rows.shape[2:]), call.order, rows)
+    return TokenPureModule(name, list(rows.shape[2:]), call.order, rows)
 
 
-def _fit(name: str, passes: Passes, pure: list[Pure]) -> Separable | None:
+def _fit(name: str, passes: Passes, pure: list[TokenPureModule]) -> Separable | None:
     """Say how a module's input is the sum of a token's part and of look-ups, whatever these return, if it is."""
-    taken = passes.here.calls[name][0].taken
+    taken = passes.original.calls[name][0].taken
     if taken is None or not are_rows(taken):
         return None
-    parts = [(look_up, _returned(look_up, passes.here)) for look_up in passes.look_ups]
+    parts = [(look_up, _returned(look_up, passes.original)) for look_up in passes.look_ups]
     added = [(look_up, rows.expand_as(taken)) for look_up, rows in parts if _broadcasts(rows, taken)]
-    fits = (_fit_token(name, taken, token, added, passes.shaken) for token in reversed(pure))
+    fits = (_fit_token(name, taken, token, added, passes.look_ups_changed) for token in reversed(pure))
     return next((fit for fit in fits if fit), None)
 
 
 def _fit_token(
-    name: str, taken: torch.Tensor, token: Pure, added: list[tuple[LookUp, torch.Tensor]], shaken: Trace | None
+    name: str,
+    taken: torch.Tensor,
+    token: TokenPureModule,
+    added: list[tuple[LookUp, torch.Tensor]],
+    shaken: Trace | None,
 ) -> Separable | None:
     """Return how the input of a module is the sum of one token-pure module's output and of look-ups, if it is."""
     if token.rows.shape != taken.shape:
@@ -179,9 +183,9 @@ def _linear_modules(
     passes: Passes,
     sum_: Separable,
     again: Collection[str],
-) -> list[Pure]:
+) -> list[TokenPureModule]:
     """Return the outermost modules with weights that are linear, up to a constant, in what comes out of the norm."""
-    width = passes.here.calls[sum_.token][0].tensor.shape[-1]  # type: ignore[union-attr]  # the sum was fitted to it
+    width = passes.original.calls[sum_.token][0].tensor.shape[-1]  # type: ignore[union-attr]  # the sum was fitted to it
     one, two = torch.randn(2, BATCH, SEQ, width, generator=torch.Generator().manual_seed(0))
     variants = torch.cat([one, two, one + two, torch.zeros_like(one), mirrored(one)])
     tokens, mask = ids.repeat(_VARIANTS, 1), padding_mask().repeat(_VARIANTS, 1)
@@ -189,25 +193,25 @@ def _linear_modules(
     padded = trace(model, side, first_block, tokens, fed(sum_, variants), mask)
     stepped = cached_step(model, side, first_block, ids, fed(sum_, one))
     sources = [sum_.token, *(look_up.module for look_up in sum_.look_ups), *(norm.module for norm in sum_.norms)]
-    found: list[Pure] = []
+    found: list[TokenPureModule] = []
     for name, module in model.named_modules():
         inside = name in again or any(name.startswith(f"{outer.name}.") for outer in found)
         if inside or any(f"{source}.".startswith(f"{name}.") for source in sources):
             continue
         if _has_weights(module) and _is_linear(seen, name):
-            pure = _linear(name, passes.here.calls[name][0], seen, padded, stepped)
+            pure = _linear(name, passes.original.calls[name][0], seen, padded, stepped)
             found += [pure] if pure else []
     return sorted(found, key=lambda pure: pure.order)
 
 
-def _linear(name: str, call: Call, seen: Trace, padded: Trace, stepped: Trace | None) -> Pure | None:
+def _linear(name: str, call: Call, seen: Trace, padded: Trace, stepped: Trace | None) -> TokenPureModule | None:
     """Return a linear module as one that could be stored, if what it returns are rows, in a cached step, too."""
     masked = _is_masked(seen, padded, name)
     if call.output is None or not are_rows(call.output) or masked is None:
         return None
     if not same_in_a_step(name, seen.calls[name][0].output[:BATCH], stepped):  # type: ignore[index]  # it is linear
         return None
-    return Pure(name, list(call.output.shape[2:]), call.order, call.output, masked)
+    return TokenPureModule(name, list(call.output.shape[2:]), call.order, call.output, masked)
 
 
 def _is_masked(seen: Trace, padded: Trace, name: str) -> bool | None:

@@ -26,7 +26,7 @@ from prefold.convert.model.inputs import Side, accepted
 
 
 @dataclass(frozen=True)
-class Pure:
+class TokenPureModule:
     """A token-pure module that has weights.
 
     Attributes:
@@ -54,35 +54,36 @@ class Passes:
     """The same tokens, run in several ways up to the end of the first block.
 
     Attributes:
-        here: as they are.
-        there: in another order, at other positions.
-        near: every second of them in the other sequence: the same positions, other neighbours.
+        original: as they are.
+        mirrored: in another order, at other positions.
+        neighbours_changed: every second of them in the other sequence: the same positions, other neighbours.
         padded: some of them as padding.
-        shaken: with other look-ups than the token's returning something else; None where there are none.
-        stepped: the last of them in a cached step behind the others; None where the model has no such steps.
+        look_ups_changed: with other look-ups than the token's returning something else; None where there are none.
+        cached: the last of them in a cached step behind the others; None where the model has no such steps.
         look_ups: the other look-ups.
     """
 
-    here: Trace
-    there: Trace
-    near: Trace
+    original: Trace
+    mirrored: Trace
+    neighbours_changed: Trace
     padded: Trace
-    shaken: Trace | None
-    stepped: Trace | None
+    look_ups_changed: Trace | None
+    cached: Trace | None
     look_ups: list[LookUp]
 
 
 def run_passes(model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor) -> Passes:
     """Run the experiment's passes."""
     orders = (ids, mirrored(ids), neighbours_changed(ids))
-    here, there, near = (trace(model, side, first_block, tokens) for tokens in orders)
-    look_ups = find_look_ups(model, here, there)
-    shaken = None
+    original, mirrored_, neighbours = (trace(model, side, first_block, tokens) for tokens in orders)
+    look_ups = find_look_ups(model, original, mirrored_)
+    changed = None
     if look_ups:
         others: Overrides = {look_up.module: _changed() for look_up in look_ups}
-        shaken = trace(model, side, first_block, ids, others)
+        changed = trace(model, side, first_block, ids, others)
     padded = trace(model, side, first_block, ids, attention_mask=padding_mask())
-    return Passes(here, there, near, padded, shaken, cached_step(model, side, first_block, ids), look_ups)
+    cached = cached_step(model, side, first_block, ids)
+    return Passes(original, mirrored_, neighbours, padded, changed, cached, look_ups)
 
 
 def _changed() -> Override:
@@ -124,9 +125,9 @@ def _filled_cache(
     return kept | accepted(model, {"use_cache": True}) if kept else {}
 
 
-def pure_modules(model: nn.Module, passes: Passes, again: Collection[str] = ()) -> list[Pure]:
+def pure_modules(model: nn.Module, passes: Passes, again: Collection[str] = ()) -> list[TokenPureModule]:
     """Return the outermost token-pure modules with weights, in the order of entry, but those that run ``again``."""
-    found: list[Pure] = []
+    found: list[TokenPureModule] = []
     for name, module in model.named_modules():
         if (
             name in again
@@ -140,22 +141,26 @@ def pure_modules(model: nn.Module, passes: Passes, again: Collection[str] = ()) 
     return sorted(found, key=lambda pure: pure.order)
 
 
-def _as_pure(name: str, passes: Passes) -> Pure | None:
-    calls, moved = passes.here.calls.get(name, []), passes.there.calls.get(name, [])
+def _as_pure(name: str, passes: Passes) -> TokenPureModule | None:
+    calls, moved = passes.original.calls.get(name, []), passes.mirrored.calls.get(name, [])
     if len(calls) != 1 or len(moved) != 1:
         return None
     output = calls[0].output
     if output is None or not follows_tokens(output, moved[0].output):
         return None
     masked = _at_padding(output, _first_output(name, passes.padded))
-    if masked is None or not _unshaken(name, output, passes.shaken) or not same_in_a_step(name, output, passes.stepped):
+    if (
+        masked is None
+        or not _unshaken(name, output, passes.look_ups_changed)
+        or not same_in_a_step(name, output, passes.cached)
+    ):
         return None
-    return Pure(name, list(output.shape[2:]), calls[0].order, output, masked)
+    return TokenPureModule(name, list(output.shape[2:]), calls[0].order, output, masked)
 
 
 def _holds_embedding(name: str, passes: Passes) -> bool:
     """Say whether the embedding is a part of a module: then that part becomes the table."""
-    parts = [calls[0] for other, calls in passes.here.calls.items() if other.startswith(f"{name}.")]
+    parts = [calls[0] for other, calls in passes.original.calls.items() if other.startswith(f"{name}.")]
     return any(call.taken is not None and not call.taken.is_floating_point() for call in parts)
 
 

@@ -6,17 +6,17 @@ from prefold.convert.fold.layout import Cut, read_cuts
 from prefold.convert.fold.linear import Linear
 from prefold.convert.fold.meter import Meter, metered
 from prefold.convert.fold.quantized import method_of, require_loadable
-from prefold.convert.fold.reads import Census, count_reads
+from prefold.convert.fold.reads import ParameterReads, count_reads
 from prefold.convert.fold.table import added_tensors, compute_rows
-from prefold.convert.fold.tensors import Made, made_tensors, untouched
+from prefold.convert.fold.tensors import ComputedTensor, made_tensors, untouched
 
 __all__ = [
-    "Census",
+    "ComputedTensor",
     "Cut",
     "Encoding",
     "Linear",
-    "Made",
     "Meter",
+    "ParameterReads",
     "Slice",
     "added_tensors",
     "compute_rows",

@@ -12,7 +12,9 @@ from prefold.convert.fold.layout import Cut
 from prefold.convert.fold.linear import Linear
 
 
-def try_fold(model: PreTrainedModel, first_block: str, cut: Cut, found: Discovery, ids: torch.Tensor) -> None:
+def check_fold_on_skeleton(
+    model: PreTrainedModel, first_block: str, cut: Cut, found: Discovery, ids: torch.Tensor
+) -> None:
     """Replace the skeleton's modules by columns that hold the experiment's rows, and compare the block's output.
 
     Raises:

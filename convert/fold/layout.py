@@ -10,7 +10,7 @@ from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.experiment.discover import Discovery
 from prefold.convert.experiment.look_ups import LookUp
 from prefold.convert.experiment.norm import Norm
-from prefold.convert.experiment.token_pure import Pure
+from prefold.convert.experiment.token_pure import TokenPureModule
 from prefold.convert.fold.encoding import Encoding, encoding_of
 from prefold.convert.model.inputs import Side
 from prefold.convert.options import FoldOptions
@@ -81,7 +81,7 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Place:
+class EmbeddingSite:
     """Where the tokens of a side are looked up.
 
     Attributes:
@@ -242,7 +242,7 @@ class _Row:
 
     width: int = 0
 
-    def lay(self, modules: list[Pure]) -> list[Column]:
+    def lay(self, modules: list[TokenPureModule]) -> list[Column]:
         """Put modules one behind the other, and return their columns."""
         placed = []
         for module in modules:
@@ -251,7 +251,7 @@ class _Row:
         return placed
 
 
-def lay_out(discovery: Discovery, place: Place, *, merge_residual: bool = False) -> Cut:
+def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: bool = False) -> Cut:
     """Store every column that was found; with ``merge_residual`` the FFN in the residual (Graef 2024, section 1).
 
     Where no column can be added to the residual, as in a serial block, ``merge_residual`` changes nothing.

@@ -62,7 +62,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Census:
+class ParameterReads:
     """Every parameter of a model, and which of them the cuts eliminate.
 
     Attributes:
@@ -154,14 +154,14 @@ class Reads:
         return 1 - self.model_after / self.model_before
 
 
-def count_reads(census: Census, batch: int) -> Reads:
+def count_reads(census: ParameterReads, batch: int) -> Reads:
     """Count the reads of the first layer's folded part and of the whole model for one decode step."""
     before, after = census.read_before(batch), census.read_after(batch)
     model = sum(parameter.reads(batch) for parameter in census.parameters.values())
     return Reads(batch, before, after, model, model - before + after)
 
 
-def break_even_batch(census: Census) -> int | None:
+def break_even_batch(census: ParameterReads) -> int | None:
     """Return the largest batch at which folding does not read more than it saves; None where it never does."""
     low, high = 0, 1
     while _saves(census, high):
@@ -174,7 +174,7 @@ def break_even_batch(census: Census) -> int | None:
     return low
 
 
-def _saves(census: Census, batch: int) -> bool:
+def _saves(census: ParameterReads, batch: int) -> bool:
     return census.read_before(batch) >= census.read_after(batch)
 
 
@@ -196,14 +196,14 @@ def _step(model: PreTrainedModel, batch: int, look_ups: list[str]) -> tuple[Mete
     return meter, rows
 
 
-def take_census(
+def measure_parameter_reads(
     shapes: dict[str, tuple[int, ...]],
     skeleton: PreTrainedModel,
     stacks: list[Stack],
     cuts: list[Cut],
     routers: list[str],
     ties: Ties,
-) -> Census:
+) -> ParameterReads:
     """Measure one step of the skeleton and apply what was found to every parameter of the whole model.
 
     ``shapes`` are the whole model's; the skeleton has one block of each kind of the ``stacks``.
@@ -223,7 +223,7 @@ def take_census(
     looked_up = {
         name: (float(rows_of_two[name] - n), float(2 * n - rows_of_two[name])) for name, n in rows_of_one.items()
     }
-    return Census(parameters, cuts, routers, looked_up, [] if ties.heirs else ties.shared)
+    return ParameterReads(parameters, cuts, routers, looked_up, [] if ties.remaining_owners else ties.shared)
 
 
 def _twin(name: str, stacks: list[Stack]) -> str:

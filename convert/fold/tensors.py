@@ -24,7 +24,7 @@ from prefold.convert.options import FoldOptions
 
 
 @dataclass(frozen=True)
-class Made:
+class ComputedTensor:
     """A tensor that is computed: its name, its shape, and whether it holds bytes and not the model's own values."""
 
     name: str
@@ -46,7 +46,7 @@ class WeightPlan:
     """
 
     shards: dict[str, dict[str, Outgoing]]
-    made: dict[str, Made]
+    made: dict[str, ComputedTensor]
 
     @property
     def shard_bytes(self) -> int:
@@ -64,19 +64,21 @@ def untouched(entries: dict[str, Entry], live: dict[str, str], cuts: list[Cut], 
     gone = tuple(f"{module}." for cut in cuts for module in cut.eliminated)
     kept = {name: entry for name, entry in entries.items() if not live[name].startswith(gone)}
     own = next((entry for name, entry in entries.items() if live[name] in ties.shared), None)
-    return kept | {heir: own for heir in ties.heirs if own and heir not in live.values()}
+    return kept | {heir: own for heir in ties.remaining_owners if own and heir not in live.values()}
 
 
-def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, Made]:
+def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, ComputedTensor]:
     """Return the tensors that are computed, by the names of their parameters.
 
     What takes the place of a tensor of the source takes its name, too.
     """
-    named, made = {parameter: name for name, parameter in live.items()}, dict[str, Made]()
+    named, made = {parameter: name for name, parameter in live.items()}, dict[str, ComputedTensor]()
     for cut in cuts:
         table, width = f"{cut.embedding}.weight", cut.encoding.row_bytes if cut.encoding else cut.row_width
-        made[table] = Made(named.get(table, table), [cut.rows, width], cut.encoding is not None)
-        made |= {parameter: Made(named.get(parameter, parameter), shape) for parameter, shape in cut.added.items()}
+        made[table] = ComputedTensor(named.get(table, table), [cut.rows, width], cut.encoding is not None)
+        made |= {
+            parameter: ComputedTensor(named.get(parameter, parameter), shape) for parameter, shape in cut.added.items()
+        }
     return made
 
 

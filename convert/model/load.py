@@ -89,7 +89,7 @@ def _is_known(raw: dict[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ResolvedModel:
     """What a checkpoint is loaded as.
 
     Attributes:
@@ -108,7 +108,7 @@ class Kind:
         return [name for name in inspect.signature(self.model_class.forward).parameters if _NOT_TEXT.search(name)]
 
 
-def require_text(kind: Kind, *, text_only: bool) -> None:
+def require_text(kind: ResolvedModel, *, text_only: bool) -> None:
     """Refuse a model that takes more than tokens, unless it will be given tokens alone.
 
     Raises:
@@ -123,7 +123,7 @@ def require_text(kind: Kind, *, text_only: bool) -> None:
         )
 
 
-def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Kind:
+def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> ResolvedModel:
     """Return what ``architectures`` names, or else the first class that an auto class takes for a config.
 
     Without trust no code of the source is asked, whatever class its config has come to be loaded as.
@@ -132,7 +132,7 @@ def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bo
         UnsupportedModel: there is none.
     """
     own = _own_kind(source, config) if trust_remote_code else []
-    kinds = [Kind(each, auto.__name__) for auto in _AUTO_CLASSES for each in _classes(auto, config)]
+    kinds = [ResolvedModel(each, auto.__name__) for auto in _AUTO_CLASSES for each in _classes(auto, config)]
     named = [kind for kind in kinds if kind.model_class.__name__ in (source.config.get("architectures") or [])]
     for other in _known(source.config.get("architectures") or []) if not (own or named) else []:
         raise UnsupportedModel([f"it is a {other}: prefold folds language models and encoders without another head"])
@@ -147,13 +147,13 @@ def _known(architectures: list[str]) -> list[str]:
     return [name for name in architectures if hasattr(transformers, name)]
 
 
-def _own_kind(source: Source, config: PreTrainedConfig) -> list[Kind]:
+def _own_kind(source: Source, config: PreTrainedConfig) -> list[ResolvedModel]:
     """Return what a source that brings its own code says that it is."""
     if type(config).__module__.startswith("transformers."):
         return []
     references = getattr(config, "auto_map", {})
     names = [auto.__name__ for auto in _AUTO_CLASSES if auto.__name__ in references]
-    return [Kind(get_class_from_dynamic_module(references[name], source.folder), name) for name in names]
+    return [ResolvedModel(get_class_from_dynamic_module(references[name], source.folder), name) for name in names]
 
 
 def _classes(auto_class: Any, config: PreTrainedConfig) -> list[type[PreTrainedModel]]:

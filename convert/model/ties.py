@@ -17,7 +17,7 @@ class Ties:
     """
 
     shared: list[str]
-    heirs: list[str]
+    remaining_owners: list[str]
     others: bool
 
 
@@ -31,8 +31,8 @@ def find_ties(model: PreTrainedModel, declared: dict[str, str], embeddings: list
     shared = [name for name, each in model.named_parameters(remove_duplicate=False) if id(each) in weights]
     ties = {one: other for one, other in declared.items() if not {one, other} & set(tables)}
     needed = [name for name in shared if name not in tables and name.rpartition(".")[0] in called]
-    heirs = list(dict.fromkeys(ties.get(name, name) for name in needed))
-    return Ties(shared, heirs, others=bool(ties))
+    remaining_owners = list(dict.fromkeys(ties.get(name, name) for name in needed))
+    return Ties(shared, remaining_owners, others=bool(ties))
 
 
 def tied_modules(model: PreTrainedModel) -> set[str]:

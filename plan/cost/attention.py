@@ -90,7 +90,7 @@ def moves(shape: Shape, sharding: Sharding, layout: Layout, mesh: Mesh, tokens: 
 def score_flops(shape: Shape, workload: Workload) -> float:
     """Operations of the scores and of the values' sum: 2 for each key, query and value; the paper leaves them out."""
     if shape.latent and workload.phase == "decode":
-        per_head = 2 * shape.latent.rank + shape.latent.turned_dim
+        per_head = 2 * shape.latent.kv_lora_rank + shape.latent.qk_rope_head_dim
     else:
         per_head = (shape.query_width + shape.value_width) // shape.num_attention_heads
     per_key = 2 * shape.num_attention_heads * per_head * shape.num_layers

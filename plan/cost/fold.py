@@ -64,7 +64,7 @@ def columns(shape: Shape) -> list[Column]:
 
 def attention_columns(shape: Shape) -> list[Column]:
     """Return the slices that come of attention's matrices."""
-    compressed = shape.latent.query_rank if shape.latent else None
+    compressed = shape.latent.q_lora_rank if shape.latent else None
     queries = compressed or shape.query_width
     return [
         Column("queries", queries, shape.hidden_size * queries, shape.hidden_size * queries),
@@ -84,9 +84,9 @@ def _first_ffn(shape: Shape) -> tuple[float, float]:
         weights = shape.ffn_weights(shape.intermediate_size)
         return weights, weights
     experts = shape.experts
-    common = shape.hidden_size * experts.count + shape.ffn_weights(experts.shared_width)
-    each = shape.ffn_weights(experts.width)
-    return common + experts.count * each, common + experts.active * each
+    common = shape.hidden_size * experts.num_experts + shape.ffn_weights(experts.shared_intermediate_size)
+    each = shape.ffn_weights(experts.moe_intermediate_size)
+    return common + experts.num_experts * each, common + experts.num_experts_per_tok * each
 
 
 def row_width(shape: Shape) -> int:
@@ -109,8 +109,8 @@ def reads_gone(shape: Shape, tokens: float) -> float:
     gone = weights_gone(shape)
     if not shape.parallel or not shape.experts or shape.dense_layers:
         return gone
-    unread = shape.experts.count - shape.experts_read(tokens)
-    return gone - unread * shape.ffn_weights(shape.experts.width)
+    unread = shape.experts.num_experts - shape.experts_read(tokens)
+    return gone - unread * shape.ffn_weights(shape.experts.moe_intermediate_size)
 
 
 def modules_gone(shape: Shape) -> int:

@@ -27,8 +27,9 @@ def ffn_part(shape: Shape, tokens: float, *, expert: bool) -> Part:
     if not expert or not shape.experts:
         return ffn(shape.hidden_size, shape.intermediate_size, gated=shape.gated)
     experts = shape.experts
-    active = ffn(shape.hidden_size, experts.active * experts.width + experts.shared_width, gated=shape.gated)
-    read = shape.experts_read(tokens) * shape.ffn_weights(experts.width) + shape.ffn_weights(experts.shared_width)
+    width, shared = experts.moe_intermediate_size, experts.shared_intermediate_size
+    active = ffn(shape.hidden_size, experts.num_experts_per_tok * width + shared, gated=shape.gated)
+    read = shape.experts_read(tokens) * shape.ffn_weights(width) + shape.ffn_weights(shared)
     return Part(active.entering, active.leaving, read)
 
 
@@ -64,7 +65,7 @@ def _folded(shape: Shape, attention: Part) -> Part:
     Compressed queries are still to be expanded; what is sent for that is counted as if they were as wide as the
     residual.
     """
-    entering = shape.query_width if shape.latent and shape.latent.query_rank else 0
+    entering = shape.query_width if shape.latent and shape.latent.q_lora_rank else 0
     gone = sum(column.weights for column in attention_columns(shape))
     return Part(entering, attention.leaving, attention.weights - gone)
 

@@ -118,7 +118,7 @@ def sent_bytes(case: Case, *, exact: bool = False) -> float:
 def ffn_bytes(case: Case) -> float:
     """Bytes that a chip sends for one FFN as the paper counts it: two matmuls, without a gate, a head or an expert."""
     shape = case.shape
-    width = shape.intermediate_size if shape.dense_layers or not shape.experts else shape.experts.width
+    width = shape.intermediate_size if shape.dense_layers or not shape.experts else shape.experts.moe_intermediate_size
     part = ffn(shape.hidden_size, width)
     return _bytes(case, collectives(case.layout, case.mesh, case.workload.tokens, shape.hidden_size, part))
 

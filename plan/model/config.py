@@ -75,7 +75,7 @@ def shape_from_config(
 
 def _shape(fields: Fields, name: str) -> Shape:
     heads, latent = fields.size("num_attention_heads"), _latent(fields)
-    head = latent.plain_dim + latent.turned_dim if latent else fields.size("head_dim")
+    head = latent.qk_nope_head_dim + latent.qk_rope_head_dim if latent else fields.size("head_dim")
     return Shape(
         name=name or str(fields.told.get("model_type", "config")),
         num_layers=fields.size("num_hidden_layers"),

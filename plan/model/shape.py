@@ -11,18 +11,18 @@ class Experts:
     """The experts of a layer.
 
     Attributes:
-        count: that there are.
-        active: that a token goes through.
-        width: of one expert's inner layer.
-        shared_width: of the inner layer that all tokens go through beside them; 0 where there is none.
-        dense_layers: layers, the first ones, that have one ordinary FFN instead.
+        num_experts: that there are.
+        num_experts_per_tok: that a token goes through.
+        moe_intermediate_size: F of one expert.
+        shared_intermediate_size: F of the FFN that all tokens go through beside them; 0 where there is none.
+        first_k_dense_replace: layers, the first ones, that have one ordinary FFN instead.
     """
 
-    count: int
-    active: int
-    width: int
-    shared_width: int = 0
-    dense_layers: int = 0
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    shared_intermediate_size: int = 0
+    first_k_dense_replace: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Latent:
 
     Attributes:
         query_rank: of the queries' compression; None where they are not compressed.
-        rank: of the compressed keys and values.
+        kv_lora_rank: of the compressed keys and values.
         plain_dim: of a head's key that does not turn with its position.
         turned_dim: of the key that does, which all heads share.
-        value_dim: of a head's value.
+        v_head_dim: of a head's value.
     """
 
-    query_rank: int | None
-    rank: int
-    plain_dim: int
-    turned_dim: int
-    value_dim: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
 
 
 @dataclass(frozen=True)
@@ -87,26 +87,26 @@ class Shape:
     @property
     def query_width(self) -> int:
         """Values of all queries of a token."""
-        per_head = self.latent.plain_dim + self.latent.turned_dim if self.latent else self.head_dim
+        per_head = self.latent.qk_nope_head_dim + self.latent.qk_rope_head_dim if self.latent else self.head_dim
         return self.num_attention_heads * per_head
 
     @property
     def value_width(self) -> int:
         """Values that attention returns for a token, of all heads."""
-        return self.num_attention_heads * (self.latent.value_dim if self.latent else self.head_dim)
+        return self.num_attention_heads * (self.latent.v_head_dim if self.latent else self.head_dim)
 
     @property
     def key_value_width(self) -> int:
         """Values that one layer of the KV cache keeps of a token."""
         if self.latent:
-            return self.latent.rank + self.latent.turned_dim
+            return self.latent.kv_lora_rank + self.latent.qk_rope_head_dim
         return 2 * self.num_key_value_heads * self.head_dim
 
     @property
     def query_weights(self) -> int:
         """Weights of one layer that make queries."""
-        if self.latent and self.latent.query_rank:
-            return self.latent.query_rank * (self.hidden_size + self.query_width)
+        if self.latent and self.latent.q_lora_rank:
+            return self.latent.q_lora_rank * (self.hidden_size + self.query_width)
         return self.hidden_size * self.query_width
 
     @property
@@ -119,7 +119,11 @@ class Shape:
         """Weights of one layer that make keys and values of what is kept compressed; 0 where nothing is."""
         if self.latent is None:
             return 0
-        return self.latent.rank * self.num_attention_heads * (self.latent.plain_dim + self.latent.value_dim)
+        return (
+            self.latent.kv_lora_rank
+            * self.num_attention_heads
+            * (self.latent.qk_nope_head_dim + self.latent.v_head_dim)
+        )
 
     @property
     def attention_weights(self) -> int:
@@ -144,7 +148,7 @@ class Shape:
     @property
     def dense_layers(self) -> int:
         """Layers whose FFN is not made of experts."""
-        return self.experts.dense_layers if self.experts else self.num_layers
+        return self.experts.first_k_dense_replace if self.experts else self.num_layers
 
     @property
     def expert_layers(self) -> int:
@@ -157,24 +161,28 @@ class Shape:
         dense = self.dense_layers * self.ffn_weights(self.intermediate_size)
         shared = 0
         if self.experts:
-            routed = self.hidden_size * self.experts.count
-            shared = self.expert_layers * (self.ffn_weights(self.experts.shared_width) + routed)
+            routed = self.hidden_size * self.experts.num_experts
+            shared = self.expert_layers * (self.ffn_weights(self.experts.shared_intermediate_size) + routed)
         return self.num_layers * (self.attention_weights + self.cross_weights) + dense + shared
 
     def expert_weights(self, experts: float) -> float:
         """Weights of so many experts in each layer that has them."""
-        return self.expert_layers * experts * self.ffn_weights(self.experts.width) if self.experts else 0
+        return (
+            self.expert_layers * experts * self.ffn_weights(self.experts.moe_intermediate_size) if self.experts else 0
+        )
 
     def experts_read(self, tokens: float) -> float:
         """Experts of a layer that a step of ``tokens`` reads: the mean over tokens that choose evenly."""
         if self.experts is None:
             return 0
-        return self.experts.count * (1 - float((1 - self.experts.active / self.experts.count) ** tokens))
+        return self.experts.num_experts * (
+            1 - float((1 - self.experts.num_experts_per_tok / self.experts.num_experts) ** tokens)
+        )
 
     @property
     def layer_weights(self) -> float:
         """Weights of all layers."""
-        every_expert = self.expert_weights(self.experts.count if self.experts else 0)
+        every_expert = self.expert_weights(self.experts.num_experts if self.experts else 0)
         return self.fixed_weights + every_expert + self.num_layers * self.cross_weights
 
     @property
@@ -190,7 +198,11 @@ class Shape:
     @property
     def active_weights(self) -> float:
         """Weights that one token is multiplied by."""
-        return self.fixed_weights + self.expert_weights(self.experts.active if self.experts else 0) + self.head_weights
+        return (
+            self.fixed_weights
+            + self.expert_weights(self.experts.num_experts_per_tok if self.experts else 0)
+            + self.head_weights
+        )
 
     def weights_read(self, tokens: float) -> float:
         """Weights that a step of ``tokens`` reads, the rows of the embedding aside."""

@@ -39,7 +39,7 @@ class CountedRow(Row):
 
     def begin(self, values: torch.Tensor) -> None:
         """Keep the rows of a new pass; what one that was interrupted left is dropped."""
-        self.forget()
+        self.clear()
         self._of_thread.left = self._readers
         self.add(values)
 
@@ -48,7 +48,7 @@ class CountedRow(Row):
         values = self.read()[..., begin:end].contiguous()
         self._of_thread.left -= 1
         if not self._of_thread.left:
-            self.forget()
+            self.clear()
         return values
 
 

@@ -27,7 +27,7 @@ def settle_residual(model: Any, name: str, fold: dict[str, Any]) -> None:
     ids = torch.arange(min(fold["table"]["rows"], _PROBED), device=next(model.parameters()).device)
     with embedding.row.awaited():
         looked_up, seen = embedding(ids), parent.embed_input_ids(ids)
-    embedding.row.forget()
+    embedding.row.clear()
     if torch.equal(looked_up, seen) or _is_plain(model.config, fold["table"]["module"]):
         return
     if not _is_scaled(looked_up.double(), seen.double()):

@@ -317,5 +317,5 @@ def test_shapes_lists_every_preset_and_its_source(prefold):
     listed, told = prefold("shapes").out, json.loads(prefold("shapes", "--json").out)["shapes"]
     assert all(shape["name"] in listed for shape in told)
     one = json.loads(prefold("shapes", "deepseek-v3", "--json").out)
-    assert one["experts"]["count"] == 256
+    assert one["experts"]["num_experts"] == 256
     assert one["source"] in prefold("shapes", "deepseek-v3").out

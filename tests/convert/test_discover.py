@@ -13,8 +13,8 @@ from benchmarks.small import small_config as coverage_config
 from prefold.convert import BrokenCheckpoint, FoldOptions, UnsupportedModel
 from prefold.convert.experiment.discover import Discovery, discover
 from prefold.convert.experiment.tokens import experiment_tokens
-from prefold.convert.fold.check import try_fold
-from prefold.convert.fold.layout import Place, lay_out, read_cuts
+from prefold.convert.fold.check import check_fold_on_skeleton
+from prefold.convert.fold.layout import EmbeddingSite, lay_out_row, read_cuts
 from prefold.convert.model.inputs import Side
 from prefold.convert.study import study_model
 from tests.conftest import EXACT, PARALLEL, SHAPES, auto_class, small_config
@@ -117,10 +117,10 @@ def test_a_trial_that_says_something_else_is_refused():
     found = discover(model, Side(), first_block, ids)[0]
     found.columns[1].rows.mul_(1.01)
     with pytest.raises(UnsupportedModel, match="says something else"):
-        try_fold(
+        check_fold_on_skeleton(
             model,
             first_block,
-            lay_out(found, Place(Side(), "model.embed_tokens", 97, entered_before=[""], unreachable=[])),
+            lay_out_row(found, EmbeddingSite(Side(), "model.embed_tokens", 97, entered_before=[""], unreachable=[])),
             found,
             ids,
         )

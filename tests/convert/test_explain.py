@@ -7,8 +7,8 @@ from prefold.convert.experiment.explain import NEITHER, OTHERS, PLACE, PLACED, T
 
 
 def explained(checkpoint, model_type: str, **changes) -> dict[str, tuple[str, str]]:
-    worth = inspect_checkpoint(str(checkpoint(model_type, **changes))).worth
-    return {module.module: (module.sees, module.becomes) for module in worth.modules}
+    savings = inspect_checkpoint(str(checkpoint(model_type, **changes))).savings
+    return {module.module: (module.sees, module.becomes) for module in savings.modules}
 
 
 @pytest.mark.parametrize(

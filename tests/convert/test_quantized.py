@@ -188,15 +188,15 @@ def test_inspect_needs_no_library_of_the_method(checkpoint: Checkpoint):
 
 def test_the_figures_say_that_they_are_those_of_unquantized_weights(checkpoint: Checkpoint, tmp_path: Path):
     source = fp8(checkpoint("llama", **BF16))
-    inspected = inspect_checkpoint(str(source)).worth
+    inspected = inspect_checkpoint(str(source)).savings
     assert inspected.note == "weights are quantized (fp8): figures are those of unquantized ones"
     out = tmp_path / "out"
-    worth = convert_checkpoint(str(source), out).inspection.worth
-    assert worth.note.endswith("but for the checkpoint's bytes")
+    savings = convert_checkpoint(str(source), out).inspection.savings
+    assert savings.note.endswith("but for the checkpoint's bytes")
     stored = [sum(each.nbytes for file in folder.glob("*.safetensors") for each in load_file(file).values())
               for folder in (source, out)]  # fmt: skip
-    assert [worth.checkpoint_before, worth.checkpoint_after] == stored
-    assert worth.checkpoint_before < inspected.checkpoint_before
+    assert [savings.checkpoint_before, savings.checkpoint_after] == stored
+    assert savings.checkpoint_before < inspected.checkpoint_before
 
 
 def test_a_sum_of_look_ups_is_refused_where_weights_are_quantized(checkpoint: Checkpoint, tmp_path: Path):

@@ -5,7 +5,7 @@ import torch
 
 from prefold.convert.checkpoint.source import open_source
 from prefold.convert.fold.bypass import bypassed
-from prefold.convert.fold.prefetch import ahead
+from prefold.convert.fold.prefetch import prefetched
 from prefold.convert.fold.table import compute_rows, table_rows
 from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.model.running import hooks
@@ -47,7 +47,7 @@ def test_ahead_keeps_the_order_and_makes_one_at_a_time():
             made.append(number)
             yield number
 
-    for number in ahead(items()):
+    for number in prefetched(items()):
         assert len(made) <= number + 2
     assert made == [0, 1, 2, 3, 4]
 
@@ -58,4 +58,4 @@ def test_what_goes_wrong_ahead_is_raised_here():
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        list(ahead(items()))
+        list(prefetched(items()))

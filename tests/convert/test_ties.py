@@ -19,17 +19,17 @@ def test_a_tied_head_inherits():
     model = random_model(small_config("gpt2"))
     ties = tied(model, ["transformer.wte"])
     assert set(ties.shared) == {"transformer.wte.weight", "lm_head.weight"}
-    assert ties.heirs == ["lm_head.weight"]
+    assert ties.remaining_owners == ["lm_head.weight"]
     assert not ties.others
 
 
 def test_a_head_that_no_pass_calls_inherits_nothing():
-    assert tied(random_model(small_config("gpt2")), ["transformer.wte"], idle=("lm_head",)).heirs == []
+    assert tied(random_model(small_config("gpt2")), ["transformer.wte"], idle=("lm_head",)).remaining_owners == []
 
 
 def test_an_untied_embedding_has_no_heirs():
     ties = tied(random_model(small_config("llama")), ["model.embed_tokens"])
-    assert (ties.shared, ties.heirs, ties.others) == (["model.embed_tokens.weight"], [], False)
+    assert (ties.shared, ties.remaining_owners, ties.others) == (["model.embed_tokens.weight"], [], False)
 
 
 def test_where_both_sides_fold_a_shared_embedding_is_the_heads_alone():
@@ -40,13 +40,13 @@ def test_where_both_sides_fold_a_shared_embedding_is_the_heads_alone():
         idle=("model.shared",),
     )
     assert len(ties.shared) == 4
-    assert ties.heirs == ["model.shared.weight"]
+    assert ties.remaining_owners == ["model.shared.weight"]
     assert ties.others
 
 
 def test_where_one_side_folds_the_other_still_needs_a_shared_embedding():
     ties = tied(random_model(small_config("bart")), ["model.decoder.embed_tokens"], idle=("model.shared", "lm_head"))
-    assert ties.heirs == ["model.shared.weight"]
+    assert ties.remaining_owners == ["model.shared.weight"]
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bert", "bart", "t5", "opt"])

@@ -148,11 +148,11 @@ def test_every_file_of_a_folded_checkpoint_is_documented(folded: Path):
 
 def test_figures_of_the_demo_checkpoint_are_todays():
     page = PAGES["docs/how-it-works.md"].read_text(encoding="utf-8")
-    worth = inspect_checkpoint(str(CHECKPOINT)).worth
-    assert worth is not None
-    (side,) = worth.sides
+    savings = inspect_checkpoint(str(CHECKPOINT)).savings
+    assert savings is not None
+    (side,) = savings.sides
     widths = side.row_width, side.residual.width
-    assert f"`{worth.weights_eliminated:,} / ({widths[0]} - {widths[1]}) = {worth.break_even_batch}`" in page
+    assert f"`{savings.weights_eliminated:,} / ({widths[0]} - {widths[1]}) = {savings.break_even_batch}`" in page
     columns = [column.width for column in side.columns]
     assert f"{widths[1]} values of residual, {columns[0]} of Q, K and V" in page
     assert f"a row of {widths[0]}" in page

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from prefold.tree.cache.blocks import Stretch, make_blocks
+from prefold.tree.cache.blocks import SlotRange, make_blocks
 
 Found = tuple[np.ndarray, np.ndarray]
 
@@ -26,7 +26,7 @@ class Case:
     ``blind``: queries do not say where they are.
     """
 
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[SlotRange, ...]
     queries: int
     heads: int = 4
     kv_heads: int = 2
@@ -40,7 +40,7 @@ class Case:
     spread: float = 1.0
     lying: tuple[int, int, int] = (0, 1, 2)
     flip: tuple[int, int] | None = None
-    beyond: Stretch | None = None
+    beyond: SlotRange | None = None
     blind: bool = False
     seed: int = 0
 
@@ -96,7 +96,7 @@ def naive(case: Case) -> Found:
     return out.numpy(), total.numpy()
 
 
-def _sees(case: Case, stretch: Stretch, at: int, end: int) -> bool:
+def _sees(case: Case, stretch: SlotRange, at: int, end: int) -> bool:
     if case.window is None:
         return True
     kind, size = case.window
@@ -167,7 +167,7 @@ def flattened(draw: Any, most: int = 40, segments: int = 10, pools: int = 1) -> 
     sizes = [draw(st.integers(0, most) | st.just(0) | st.integers(most, 4 * most)) for _ in range(count)]
     rows = [draw(st.integers(0, 2)) for _ in range(count)]
     below = [[child for child in range(count) if above[child] == each] for each in range(count)]
-    stretches: list[Stretch] = []
+    stretches: list[SlotRange] = []
     slots, queries = [0] * pools, 0
 
     def walk(segment: int, position: int) -> None:
@@ -175,14 +175,14 @@ def flattened(draw: Any, most: int = 40, segments: int = 10, pools: int = 1) -> 
         index, low = len(stretches), queries
         runs = draw(st.integers(1, 2))
         queries += rows[segment]
-        stretches.extend([Stretch(0, 0, 0, 0)] * runs)
+        stretches.extend([SlotRange(0, 0, 0, 0)] * runs)
         for child in below[segment]:
             walk(child, position + sizes[segment])
         for run in range(runs):
             tokens = sizes[segment] // runs if run else sizes[segment] - sizes[segment] // runs * (runs - 1)
             pool = draw(st.integers(0, pools - 1))
             slots[pool] += draw(st.integers(0, 5))
-            stretches[index + run] = Stretch(slots[pool], tokens, low, queries, position, pool)
+            stretches[index + run] = SlotRange(slots[pool], tokens, low, queries, position, pool)
             slots[pool] += tokens
             position += tokens
 
@@ -193,5 +193,5 @@ def flattened(draw: Any, most: int = 40, segments: int = 10, pools: int = 1) -> 
 
 def few_shot(prompt: int, branches: int, tokens: int, **changes: Any) -> Case:
     """Return branches of one prompt, each as long."""
-    own = [Stretch(prompt + 2 + index * tokens, tokens, index, index + 1, prompt) for index in range(branches)]
-    return replace(Case((Stretch(0, prompt, 0, branches), *own), branches), **changes)
+    own = [SlotRange(prompt + 2 + index * tokens, tokens, index, index + 1, prompt) for index in range(branches)]
+    return replace(Case((SlotRange(0, prompt, 0, branches), *own), branches), **changes)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefold.tree import count_rows, few_shot, replay
-from prefold.tree.cache.blocks import Blocks, Stretch, make_blocks
+from prefold.tree.cache.blocks import Blocks, SlotRange, make_blocks
 from prefold.tree.count.segments import depth_first
 from tests.tree.flattened import Case, flattened
 from tests.tree.flattened import few_shot as branches_of
@@ -85,7 +85,7 @@ def test_blocks_have_the_tokens_and_the_pairs_that_are_counted_for_flatten(tree,
     assert blocks.read <= counts.block_tokens[step - 1]
 
 
-def _at(tree, step: int) -> tuple[list[Stretch], int]:
+def _at(tree, step: int) -> tuple[list[SlotRange], int]:
     """Return the segments that are resident at a step, and the queries that are decoded."""
     order, sizes = depth_first(tree)
     decoded = [tree.birth[each] <= step <= tree.end[each] for each in order]
@@ -97,7 +97,7 @@ def _at(tree, step: int) -> tuple[list[Stretch], int]:
         held = min(step, tree.end[each]) - tree.birth[each] + 1 if resident else 0
         held = tree.prompt if each == tree.root else held
         low, high = before[index], before[index + sizes[index]]
-        stretches.append(Stretch(slot, int(held), int(low), int(high)))
+        stretches.append(SlotRange(slot, int(held), int(low), int(high)))
         slot += int(held)
     return stretches, int(before[-1])
 
@@ -127,7 +127,7 @@ def test_tensors_begin_where_triton_need_not_compile_anew(branches: int) -> None
 
 def test_what_nobody_sees_is_not_there() -> None:
     case = branches_of(5, 2, 3)
-    unseen = (*case.stretches, Stretch(90, 7, 1, 1), Stretch(100, 0, 0, 2))
+    unseen = (*case.stretches, SlotRange(90, 7, 1, 1), SlotRange(100, 0, 0, 2))
     blocks = make_blocks(unseen, 2)
     assert blocks.slots.tolist() == make_blocks(case.stretches, 2).slots.tolist()
     assert max(pool.stop for pool in blocks.pools) == 13
@@ -144,7 +144,7 @@ def test_a_tree_without_tokens_has_no_blocks(queries: int) -> None:
     "wrong", [{"slot": -1}, {"tokens": -2}, {"low": -1}, {"high": 9}, {"low": 3, "high": 2}], ids=str
 )
 def test_a_stretch_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
-    stretch = Stretch(0, 4, 0, 2)._replace(**wrong)
+    stretch = SlotRange(0, 4, 0, 2)._replace(**wrong)
     with pytest.raises(ValueError, match="Stretch"):
         make_blocks([stretch], 3)
 

@@ -33,9 +33,12 @@ def test_a_beam_search_keeps_its_width_and_forgets_what_nobody_continues(every: 
     tree = checked(beam(20, 4, 30, every=every, seed=5))
     live = [int(((tree.birth <= step) & (step <= tree.end)).sum()) for step in range(1, 31)]
     assert set(live) == {4}
-    heirs = {int(each): tree.parent.tolist().count(each) for each in tree.parent[1:]}
-    assert all(count > 1 for count in heirs.values())
-    assert all((tree.end[each] == 30) or each in heirs or tree.end[each] % every == 0 for each in range(1, len(live)))
+    remaining_owners = {int(each): tree.parent.tolist().count(each) for each in tree.parent[1:]}
+    assert all(count > 1 for count in remaining_owners.values())
+    assert all(
+        (tree.end[each] == 30) or each in remaining_owners or tree.end[each] % every == 0
+        for each in range(1, len(live))
+    )
 
 
 def test_a_seed_makes_one_beam_search():

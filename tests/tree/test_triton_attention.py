@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefold.tree.cache.blocks import Stretch
+from prefold.tree.cache.blocks import SlotRange
 from tests.tree import flattened as flat
 from tests.tree.flattened import Case, Found, assert_equal, few_shot, naive
 
@@ -103,7 +103,7 @@ def test_more_blocks_of_a_path_than_are_merged_at_a_time(attend: Attend, seed: i
 
 
 def test_a_query_that_sees_nothing_is_given_zeros(attend: Attend) -> None:
-    case = Case((Stretch(0, 10, 1, 2), Stretch(12, 0, 2, 3)), 4)
+    case = Case((SlotRange(0, 10, 1, 2), SlotRange(12, 0, 2, 3)), 4)
     out, total = attend(case)
     assert_equal((out, total), naive(case))
     assert not out[[0, 2, 3]].any()
@@ -133,7 +133,7 @@ def test_one_wrong_bit_of_a_mask_shows(attend: Attend, flip: tuple[int, int]) ->
 
 def test_a_slot_behind_the_pool_is_refused(attend: Attend) -> None:
     with pytest.raises(ValueError, match="slots up to 2000"):
-        attend(replace(few_shot(20, 2, 3), beyond=Stretch(1990, 10, 0, 2)))
+        attend(replace(few_shot(20, 2, 3), beyond=SlotRange(1990, 10, 0, 2)))
 
 
 def test_a_window_without_positions_is_refused(attend: Attend) -> None:

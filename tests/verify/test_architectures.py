@@ -39,11 +39,11 @@ ENCODERS = {"bert", "roberta", "modernbert"}
 )
 def test_it_converts_and_verifies(model_type: str, dtype: torch.dtype, tmp_path: Path):
     random_model(small_config(model_type), dtype).save_pretrained(tmp_path / "source")
-    worth = convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded").inspection.worth
-    assert worth is not None
-    assert [side.side for side in worth.sides] == SIDES.get(model_type, [""])
-    assert worth.unfolded == []
-    assert worth.exact is (model_type not in SUMS)
+    savings = convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded").inspection.savings
+    assert savings is not None
+    assert [side.side for side in savings.sides] == SIDES.get(model_type, [""])
+    assert savings.unfolded == []
+    assert savings.exact is (model_type not in SUMS)
     verification = verify_checkpoint(str(tmp_path / "source"), tmp_path / "folded")
     assert verification.passed, verification.as_markdown()
     assert_measured(verification, model_type)

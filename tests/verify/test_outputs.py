@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefold.convert.fold.layout import Column, Cut, Table
-from prefold.convert.fold.reads import Census, Parameter
+from prefold.convert.fold.reads import Parameter, ParameterReads
 from prefold.convert.model.inputs import Side
 from prefold.verify.outputs import check_greedy, check_logits, check_rows, check_speed
 from prefold.verify.reads import check_reads
@@ -168,14 +168,16 @@ CUT = Cut(
 )
 
 
-def census(share: float = 1.0) -> Census:
+def census(share: float = 1.0) -> ParameterReads:
     """Return a model of an embedding, a folded projection, and a weight of which a token reads ``share``."""
     made = [
         Parameter("e.weight", (10, 2), per_token=2),
         Parameter("b.0.q.weight", (3, 2), share=1),
         Parameter("b.0.ffn.weight", (4, 5), share=share),
     ]
-    return Census({parameter.name: parameter for parameter in made}, [CUT], [], looked_up={}, freed=["e.weight"])
+    return ParameterReads(
+        {parameter.name: parameter for parameter in made}, [CUT], [], looked_up={}, freed=["e.weight"]
+    )
 
 
 BEFORE = {str(batch): 4 * (2 * batch + 6 + 20) for batch in (1, 16, 64)}

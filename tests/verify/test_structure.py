@@ -13,7 +13,7 @@ from prefold.convert.checkpoint.files import CARD, REPORT, RUNTIMES
 from prefold.convert.checkpoint.source import open_folder, open_source
 from prefold.convert.prepare import prepare_source
 from prefold.convert.write import folded_config
-from prefold.verify.structure import Blueprint, check_structure, find_differences, find_refusals
+from prefold.verify.structure import ExpectedCheckpoint, check_structure, find_differences, find_refusals
 from tests.verify import faults
 from tests.verify.conftest import Pair
 
@@ -23,14 +23,14 @@ Breakable = Callable[[Pair], Pair]
 
 
 @pytest.fixture(scope="module")
-def blueprint(llama: Pair) -> Blueprint:
+def blueprint(llama: Pair) -> ExpectedCheckpoint:
     """Return what the fold should be."""
     known = prepare_source(open_source(str(llama.source)))
     code = {name: (llama.folded / name).read_bytes() for name in RUNTIMES}
-    return Blueprint(known, folded_config(known, code), code)
+    return ExpectedCheckpoint(known, folded_config(known, code), code)
 
 
-def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Blueprint):
+def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: ExpectedCheckpoint):
     folded = open_folder(llama.folded)
     assert find_refusals(blueprint, folded) == []
     assert find_differences(blueprint, folded) == []
@@ -50,7 +50,7 @@ def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Blueprin
     ],
 )
 def test_a_table_that_is_not_the_one_of_the_hash_is_found(
-    fault: Callable[[Path, Path], None], llama: Pair, blueprint: Blueprint, breakable: Breakable
+    fault: Callable[[Path, Path], None], llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     fault(pair.source, pair.folded)
@@ -68,7 +68,7 @@ def test_a_table_that_is_not_the_one_of_the_hash_is_found(
     ],
 )
 def test_a_tensor_or_file_that_is_not_the_sources_is_found_by_name(
-    fault: Callable[[Path], object], line: str, llama: Pair, blueprint: Blueprint, breakable: Breakable
+    fault: Callable[[Path], object], line: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     fault(pair.folded)
@@ -77,7 +77,7 @@ def test_a_tensor_or_file_that_is_not_the_sources_is_found_by_name(
 
 @pytest.mark.parametrize("name", [CARD, REPORT])
 def test_what_prefold_itself_writes_about_a_checkpoint_may_change(
-    name: str, llama: Pair, blueprint: Blueprint, breakable: Breakable
+    name: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     (pair.folded / name).write_text("changed")
@@ -85,7 +85,9 @@ def test_what_prefold_itself_writes_about_a_checkpoint_may_change(
 
 
 @pytest.mark.parametrize("key", ["source", "revision", "versions"])
-def test_where_and_when_a_table_was_made_may_differ(key: str, llama: Pair, blueprint: Blueprint, breakable: Breakable):
+def test_where_and_when_a_table_was_made_may_differ(
+    key: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+):
     pair = breakable(llama)
     value = {"prefold": "0.0.0"} if key == "versions" else "elsewhere"
     faults.edit_config(lambda config: config["prefold"].update({key: value}))(pair.folded)
@@ -135,7 +137,7 @@ ADDED = ("a.jinja", "a.safetensors", "a.py", "custom_generate/generate.py", "sub
     ],
 )
 def test_what_this_version_would_not_write_is_refused_before_anything_is_loaded(
-    fault: Callable[[Path], object], line: str, llama: Pair, blueprint: Blueprint, breakable: Breakable
+    fault: Callable[[Path], object], line: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     fault(pair.folded)
@@ -175,7 +177,7 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_that_only_looks_like_the_right_one_is_refused(
-    name: str, llama: Pair, blueprint: Blueprint, breakable: Breakable
+    name: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     change, line = CONFIGS[name]
@@ -184,7 +186,7 @@ def test_a_config_that_only_looks_like_the_right_one_is_refused(
     assert any(problem.startswith(f"config.json: {line}") for problem in problems), problems
 
 
-def test_weights_beside_the_shards_are_refused(llama: Pair, blueprint: Blueprint, breakable: Breakable):
+def test_weights_beside_the_shards_are_refused(llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable):
     """Loaders take them for all that there is, and never look at the index."""
     pair = breakable(llama)
     (pair.folded / "model.safetensors").write_bytes((pair.folded / faults.SHARD).read_bytes())
@@ -193,7 +195,7 @@ def test_weights_beside_the_shards_are_refused(llama: Pair, blueprint: Blueprint
 
 
 def test_what_git_and_the_hubs_client_leave_in_a_folder_is_no_part_of_it(
-    llama: Pair, blueprint: Blueprint, breakable: Breakable
+    llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     for name in (".gitattributes", ".git/config", ".cache/huggingface/download/a.metadata"):
@@ -223,14 +225,18 @@ LOADING = {
         ),
     ],
 )
-def test_keys_and_module_that_transformers_did_not_find_fail(changes: dict[str, Any], line: str, blueprint: Blueprint):
+def test_keys_and_module_that_transformers_did_not_find_fail(
+    changes: dict[str, Any], line: str, blueprint: ExpectedCheckpoint
+):
     assert check_structure(blueprint, [], LOADING, LOADING).passed
     outcome = check_structure(blueprint, [], LOADING | changes, LOADING)
     assert outcome.problems == [line]
     assert outcome.summary == "1 problem"
 
 
-def test_a_cast_model_may_have_cast_tensors_and_no_others(llama: Pair, blueprint: Blueprint, breakable: Breakable):
+def test_a_cast_model_may_have_cast_tensors_and_no_others(
+    llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+):
     pair = breakable(llama)
     with faults.edited_tensors(pair.folded / faults.SHARD) as tensors:
         for name, tensor in tensors.items():
@@ -242,7 +248,7 @@ def test_a_cast_model_may_have_cast_tensors_and_no_others(llama: Pair, blueprint
     assert len(find_differences(blueprint, open_folder(pair.folded))) == len(blueprint.untouched)
 
 
-def test_what_the_source_holds_for_nobody_may_stay_unexpected(blueprint: Blueprint):
+def test_what_the_source_holds_for_nobody_may_stay_unexpected(blueprint: ExpectedCheckpoint):
     idle = LOADING | {"unexpected_keys": ["pooler.weight"]}
     assert check_structure(blueprint, [], idle, idle).passed
     assert not check_structure(blueprint, [], idle, LOADING).passed

@@ -21,7 +21,7 @@ _POOL = 5  # the column of a stretch
 _ONES = np.array([(1 << count) - 1 for count in range(BITS + 1)], np.uint64)
 
 
-class Stretch(NamedTuple):
+class SlotRange(NamedTuple):
     """Consecutive slots of a pool that hold tokens of one segment, in order, and who sees them.
 
     Attributes:
@@ -103,7 +103,7 @@ class Blocks:
 
 
 def make_blocks(
-    stretches: Iterable[Stretch],
+    stretches: Iterable[SlotRange],
     queries: int,
     *,
     size: int = BLOCK,
@@ -159,15 +159,15 @@ class _Pieces(NamedTuple):
     high: Integers
 
 
-def _checked(stretches: Iterable[Stretch], queries: int, size: int, tile: int) -> Integers:
+def _checked(stretches: Iterable[SlotRange], queries: int, size: int, tile: int) -> Integers:
     """Return the stretches that are read as a table, ``[stretches, 6]``, pool by pool."""
     if size < 1 or not 1 <= tile <= BITS:
         raise ValueError(f"blocks of {size} tokens and tiles of {tile} queries: at least 1, and at most {BITS} queries")
-    table = np.array([*stretches], np.int64).reshape(-1, len(Stretch._fields))
+    table = np.array([*stretches], np.int64).reshape(-1, len(SlotRange._fields))
     slot, tokens, low, high, *_ = table.T
     wrong = (slot < 0) | (tokens < 0) | (low < 0) | (low > high) | (high > queries)
     if wrong.any():
-        raise ValueError(f"{Stretch(*table[wrong][0].tolist())} among {queries} queries")
+        raise ValueError(f"{SlotRange(*table[wrong][0].tolist())} among {queries} queries")
     table = table[(tokens > 0) & (high > low)]
     return table[table[:, _POOL].argsort(kind="stable")]
 

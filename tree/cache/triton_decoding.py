@@ -4,7 +4,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from prefold.tree.cache.blocks import Blocks, Stretch, make_blocks
+from prefold.tree.cache.blocks import Blocks, SlotRange, make_blocks
 from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.masks import Window
 from prefold.tree.cache.partial import Scoring, add_sinks
@@ -61,11 +61,11 @@ def _prepared(part: Part, window: Window | None, device: torch.device, tile: int
     return made[key]
 
 
-def _stretches(part: Part, window: Window | None) -> list[Stretch]:
+def _stretches(part: Part, window: Window | None) -> list[SlotRange]:
     """Return what the new tokens of rows see, depth first: rows in their order, and paths from the root."""
     spans = windowed(spans_of(part.leaves, 0), part.leaves, part.new, window)
     return [
-        Stretch(span.slot, span.tokens, span.low, span.high, span.position, span.segment.run.extent)
+        SlotRange(span.slot, span.tokens, span.low, span.high, span.position, span.segment.run.extent)
         for span in sorted(spans, key=lambda span: (span.low, span.position))
         if span.segment.run is not None
     ]

@@ -48,9 +48,11 @@ def beam(prompt: int, beams: int, steps: int, every: int = 1, seed: int = 0) -> 
         chosen = [random.choice(live) for _ in live]
         live_next = []
         for segment in live:
-            heirs = chosen.count(segment)
-            end[segment] = steps if heirs == 1 else step
-            live_next += [segment] if heirs == 1 else [begin(segment, step + 1) for _ in range(heirs)]
+            remaining_owners = chosen.count(segment)
+            end[segment] = steps if remaining_owners == 1 else step
+            live_next += (
+                [segment] if remaining_owners == 1 else [begin(segment, step + 1) for _ in range(remaining_owners)]
+            )
         live = live_next
     tokens = [last - first + 1 for first, last in zip(birth, end, strict=True)]
     name = f"beam: prompt {prompt}, beams {beams}, steps {steps}, every {every}, seed {seed}"

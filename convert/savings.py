@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.reads import BATCHES, Census, Reads, break_even_batch, count_reads
-from prefold.convert.model.load import Kind
+from prefold.convert.fold.reads import BATCHES, ParameterReads, Reads, break_even_batch, count_reads
+from prefold.convert.model.load import ResolvedModel
 from prefold.convert.paper import PaperFigures, paper_figures
 from prefold.convert.study import Choice, Study
 
@@ -69,7 +69,7 @@ class FoldedSide:
 
 
 @dataclass(frozen=True)
-class Worth:
+class Savings:
     """The figures of a foldable model; values unless a name says bytes.
 
     Attributes:
@@ -129,10 +129,10 @@ class Worth:
         return {"exact": exact, "merged": exact - self.merged_width}
 
 
-def weigh(study: Study, kind: Kind, dtype: torch.dtype, quantized: str | None = None) -> Worth:
+def estimate_savings(study: Study, kind: ResolvedModel, dtype: torch.dtype, quantized: str | None = None) -> Savings:
     """Turn a study into figures for weights of ``dtype``, though the source's be ``quantized`` by some method."""
     census, itemsize = study.census, dtype.itemsize
-    return Worth(
+    return Savings(
         dtype=dtype,
         step=_step(study, kind),
         sides=[_side(census, cut, itemsize) for cut in study.cuts],
@@ -190,7 +190,7 @@ def _fate(cut: Cut, module: str) -> str:
     return kind if parent == module else f"part of the {kind} {parent}"
 
 
-def _step(study: Study, kind: Kind) -> str:
+def _step(study: Study, kind: ResolvedModel) -> str:
     """Say what a step is: of a decoder a token, of an encoder a pass, of an encoder-decoder a pass through both."""
     if not kind.model_class.can_generate():
         return "by a pass over one token"
@@ -198,7 +198,7 @@ def _step(study: Study, kind: Kind) -> str:
     return "by a pass over one token on either side" if both else "per decoded token at batch 1"
 
 
-def _side(census: Census, cut: Cut, itemsize: int) -> FoldedSide:
+def _side(census: ParameterReads, cut: Cut, itemsize: int) -> FoldedSide:
     stored = {column.module: column.width for column in cut.stored}
     gone = [module for module in cut.eliminated if module not in stored and module != cut.embedding]
     look_ups = cut.sum.look_ups if cut.sum else []
@@ -214,6 +214,6 @@ def _side(census: Census, cut: Cut, itemsize: int) -> FoldedSide:
     )
 
 
-def _told(census: Census, cut: Cut, module: str, width: int) -> FoldedModule:
+def _told(census: ParameterReads, cut: Cut, module: str, width: int) -> FoldedModule:
     weights = 0 if module == cut.embedding else sum(p.values for p in census.inside(module))
     return FoldedModule(module, width, weights)
