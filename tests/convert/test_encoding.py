@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefold.common.schema import from_json
 from prefold.convert import UsageError
 from prefold.convert.fold.encoding import Encoding, encoding_of
 from prefold.convert.options import TABLE_DTYPES
@@ -33,7 +35,7 @@ def rows(draw: st.DrawFn) -> torch.Tensor:
 
 def read(encoding: Encoding, stored: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Return rows as the runtime module reads them, of a section that was written as JSON."""
-    return decoded(stored, json.loads(json.dumps(encoding.section()))["slices"], dtype)
+    return decoded(stored, json.loads(json.dumps(asdict(encoding)))["slices"], dtype)
 
 
 def scales(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
@@ -134,7 +136,7 @@ def test_rows_are_aligned_and_nothing_lies_upon_another(
     assert encoding.row_bytes % 16 == 0
     assert 0 <= encoding.row_bytes - places[-1][1] < 16
     assert [part.width for part in encoding.slices] == widths
-    assert Encoding.read(json.loads(json.dumps(encoding.section()))) == encoding
+    assert from_json(Encoding, json.loads(json.dumps(asdict(encoding)))) == encoding
     values = torch.randn(2, 3, sum(widths)).to(dtype)
     stored = encoding.encode(values.flatten(0, 1)).view(2, 3, -1)
     assert read(encoding, stored, dtype).shape == values.shape
