@@ -286,10 +286,7 @@ def record_entries(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, list[
 
 
 def _idle_look_ups(model: PreTrainedModel, side: Side, embedding: str, entries: dict[str, list[int]]) -> list[str]:
-    """Name the embeddings that a pass over token ids alone does not enter, as of languages, though another may.
-
-    What they would add to the token's is in no row.
-    """
+    """Name the embeddings, as of a language, that a call with ``input_ids`` alone never uses; no row holds theirs."""
     weight = model.get_parameter(f"{embedding}.weight")
     inside = f"{side.name}." if side.name else ""
     return [

@@ -46,7 +46,7 @@ PLACEMENT_VARIABLE = "PREFOLD_PLACEMENT"
 _DECODER_START = "_prepare_decoder_input_ids_for_generation"
 
 
-# By this name in whichever folder the file lies: what is to be said once is said once for all of them.
+# One logger name for all copies of this file, so that ``warning_once`` warns once.
 _logger = logging.get_logger(f"transformers.{PREFIX.lower()}")
 
 

@@ -132,7 +132,7 @@ def same_passes(
 ) -> dict[str, Triple]:
     """Return, by pass, what source and folded and a ``third`` model said of the same, ``[positions, vocab]`` each.
 
-    The third model has read the source's continuation: of that it says in one pass what the others say in steps.
+    The third ran one prefill over the source's generated text; its positions stand beside the others' cached steps.
     """
     parts = {name: (source[name], folded[name], third[name]) for name in _PASSES if name in source}
     if "step" in source:

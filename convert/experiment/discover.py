@@ -81,7 +81,7 @@ def discover(
 
 
 def _shallower(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Discovery) -> list[Discovery]:
-    """Return the cuts that leave one chain of projections off where the deepest cut drops a module of it."""
+    """Return alternative cuts: each stores a module that the deepest cut makes redundant, instead of what follows it."""
     found = [deepest]
     for module in deepest.dropped:
         live = experiment.behind(module, pure)

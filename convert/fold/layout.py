@@ -40,7 +40,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Sum:
-    """What of a cut sees a sum of look-ups: its columns hold the token's part, and lie at the end of a row.
+    """Columns whose input is a sum of look-ups, as of token and position; they store the token's part, last in a row.
 
     Attributes:
         token: the module that returns the token's part of the sum.

@@ -20,8 +20,7 @@ _MOST = 1 << 28
 class Linear:
     """Everything between a sum of look-ups and its columns, as a linear map and a constant.
 
-    Whatever runs behind the sum is turned to float64 for good: whoever gives a model away for this runs nothing else
-    in it but what comes before.
+    It casts every module after the sum to float64 in place: of the model, nothing but the embeddings is of use then.
     """
 
     def __init__(self, model: PreTrainedModel, cut: Cut, sum_: Sum) -> None:

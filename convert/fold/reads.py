@@ -69,7 +69,7 @@ class ParameterReads:
         parameters: by name, tied ones once.
         cuts: what is folded, on each side.
         routers: modules that choose experts; the paper leaves their weights out.
-        looked_up: rows that each other look-up than the token's returns, for each token and in any case.
+        looked_up: for every other embedding, rows read for each token, and rows read once in a step.
         freed: the embeddings' own weights that nobody needs any more.
     """
 

@@ -22,7 +22,7 @@ from prefold.convert.model.skeleton import Stack
 class Unreached(nn.Module):
     """Stands for a module that no pass for a row gets to, and ends a pass that does.
 
-    Who asks the module what it is reaches the module itself, which is no part of the model and has no weights.
+    Attribute access is forwarded to the original module, which is on the meta device; its weights are never loaded.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -32,8 +32,8 @@ class Side:
     def inputs(self, model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, Any]:
         """Return what the model's ``forward`` takes for ``[batch, seq]`` tokens to enter here; caches are off.
 
-        It is the model that is run, since only it knows what else the side wants; an encoder is not, where another
-        side is of interest: what might be its output is given in its place.
+        The whole model is called, since it prepares arguments that the side needs. A decoder gets a made-up encoder
+        output, so that the encoder does not run.
         """
         if self.sees_source:
             read = {"encoder_outputs": encoder_output(model, len(ids)), "use_cache": False}

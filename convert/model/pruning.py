@@ -75,7 +75,7 @@ class Removed(nn.Module):
 
 
 def remove(model: PreTrainedModel, unwanted: nn.Module | None) -> None:
-    """Take a module out wherever it hangs; what is tied to it, or it to, is so no more."""
+    """Remove every reference to a module, and drop the weight ties that involve it."""
     ties = _ties(model)
     for holder in list(model.modules()):
         for name, part in holder.named_children():

@@ -56,7 +56,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Part:
-    """Matrices on the way in and on the way out with what is between them, which needs no other feature: an FFN.
+    """Matrices on the way in and on the way out, and what lies between them, as of an FFN.
 
     Attributes:
         entering: values of a token behind the matrices on the way in; 0 where there are none, as of a folded attention.

@@ -21,7 +21,7 @@ from prefold.runtime.vllm.table import Table
 
 with safe_open(sys.argv[1], framework="pt") as file:
     whole = file.get_tensor("embed")
-entry = {{"tensor": "embed", "rows": {ROWS}, "row_width": {WIDTH}, "stored": None}}
+entry = {{"tensor": "embed", "rows": {ROWS}, "row_width": {WIDTH}, "encoding": None}}
 taken = torch.arange(0, {WIDTH}, {WIDTH // PART})
 used = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 resource.setrlimit(resource.RLIMIT_DATA, (used + whole.nbytes // 4 + whole.nbytes // 5,) * 2)
