@@ -81,7 +81,7 @@ def discover(
 
 
 def _shallower(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Discovery) -> list[Discovery]:
-    """Return alternative cuts: each stores a module that the deepest cut makes redundant, instead of what follows it."""
+    """Return alternative cuts: each stores a module that the deepest cut makes redundant, not what follows it."""
     found = [deepest]
     for module in deepest.dropped:
         live = experiment.behind(module, pure)
