@@ -57,11 +57,11 @@ class Inspection:
             "reasons": self.reasons,
         }
         if self.savings is not None:
-            told |= _worth_json(self.savings)
+            told |= _savings_json(self.savings)
         return told | {"verdict": self.verdict}
 
 
-def _worth_json(savings: Savings) -> dict[str, Any]:
+def _savings_json(savings: Savings) -> dict[str, Any]:
     itemsize = savings.dtype.itemsize
     paper = savings.paper
     rows = savings.sides[0].rows

@@ -24,7 +24,7 @@ from prefold.convert import (
 )
 from prefold.convert.checkpoint import ADAPTER_FOLDER, CONFIG, DTYPES, Source, open_folder, open_source
 from prefold.convert.fold import method_of, require_loadable
-from prefold.verify.checks import NAMES, Outcome, Verification, VerificationFailed, not_run
+from prefold.verify.checks import CHECKS, Outcome, Verification, VerificationFailed, not_run
 from prefold.verify.claims import claimed_options
 from prefold.verify.divergence import check_divergence, other_width
 from prefold.verify.measuring import Measured, ProbeFailed, measure
@@ -113,7 +113,7 @@ def _verified(
         how = partial(measure, isolated=isolated)
         checks = _Comparison(know(folded), folded, texts, how, progress).run(speed=speed)
     except _Unfit as unfit:
-        checks = dict.fromkeys(NAMES if speed else NAMES[:-1], not_run("structure does not hold"))
+        checks = dict.fromkeys([*CHECKS, "speed"] if speed else CHECKS, not_run("structure does not hold"))
         checks["structure"] = Outcome(False, told(unfit.problems), problems=unfit.problems)
     return Verification(source.name, str(folder), checks)
 

@@ -15,6 +15,7 @@ from prefold.cli.main import main
 from prefold.convert.fold.first_layer import quiet_loading
 from prefold.demo import CHECKPOINT, HELD_OUT
 from prefold.demo.sample import sample
+from prefold.verify.checks import CHECKS
 from tests.conftest import load
 
 
@@ -55,7 +56,7 @@ def told(tmp_path_factory) -> dict:
 
 def test_the_demo_passes_every_check(told: dict):
     assert told["verification"]["passed"] is True
-    assert set(told["verification"]["checks"]) == {"structure", "rows", "logits", "greedy", "reads", "speed"}
+    assert set(told["verification"]["checks"]) == {*CHECKS, "speed"}
     assert told["verification"]["checks"]["logits"]["exact"] is True
 
 

@@ -9,13 +9,14 @@ import torch
 
 from prefold.convert.checkpoint.files import CONFIG, RUNTIME, TABLE
 from prefold.verify import Verification, verify_checkpoint
+from prefold.verify.checks import CHECKS
 from prefold.verify.probe.job import Job
 from prefold.verify.probe.probe import load, measure_outputs
 from prefold.verify.prompts import token_prompts
 from tests.verify import faults
 from tests.verify.conftest import Pair
 
-ALL = ["structure", "rows", "logits", "greedy", "reads"]
+ALL = [*CHECKS]
 NORM = "model.layers.1.input_layernorm.weight"
 EMBEDDING = "model.embed_tokens.weight"
 K_PROJ, V_PROJ = "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj"

@@ -10,6 +10,7 @@ import torch
 from prefold.convert import BrokenCheckpoint, FoldOptions, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.checkpoint.files import REMOTE_RUNTIME
 from prefold.verify import Outcome, Verification, VerificationFailed, require_verified, verify_checkpoint, write_report
+from prefold.verify.checks import CHECKS
 from prefold.verify.probe.job import NEW_TOKENS
 from prefold.verify.verification import ProbeFailed
 from tests.conftest import random_model, small_config
@@ -17,7 +18,6 @@ from tests.verify.conftest import MakePair, Pair
 from tests.verify.faults import edited_json
 from tests.verify.tokenizer import save_tokenizer
 
-CHECKS = ["structure", "rows", "logits", "greedy", "reads"]
 FIGURES = {
     "structure": {"untouched_tensors", "side_files", "loaded_as"},
     "rows": {"rows", "unequal", "beyond_rounding", "not_finite", "max_abs_difference", "max_abs"},
