@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.pope2022_figures import CUBE, E, F, figure_6, multihead, read_off
+from benchmarks.pope2022_optima import crossover
 from benchmarks.pope2022_rows import LAYOUTS, TABLES, Row, lines, shape_of
 from prefold.plan.calibration import Factors, Measurement, fit
 from prefold.plan.chip.chips import find_chip
-from prefold.plan.cost.layouts import Layout, crossover, ffn
+from prefold.plan.cost.layouts import Layout, ffn
 from prefold.plan.cost.memory import max_context
 from prefold.plan.cost.terms import terms_of
 from prefold.plan.estimate import Estimate, plan_layouts

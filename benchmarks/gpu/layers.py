@@ -72,14 +72,14 @@ class Layers:
 
     def by_triton(self, size: int, stages: int = 2) -> Run:
         """Return the Triton kernels over blocks of so many tokens."""
-        from prefold.tree.cache.triton_attention import flatten_attention, make_launch
+        from prefold.tree.cache.triton_attention import attend_pools, make_launch
 
         launch = make_launch(self.work.head_dim, self.query.element_size(), stages=stages)
         blocks = self.blocks(size)
 
         def run(layer: int) -> torch.Tensor:
-            pool = self.keys[layer], self.values[layer]
-            return flatten_attention(self.query[layer], *pool, blocks, self.how, launch=launch)[0]
+            pools = {0: (self.keys[layer], self.values[layer])}
+            return attend_pools(self.query[layer], pools, blocks, self.how, launch=launch)[0]
 
         return run
 

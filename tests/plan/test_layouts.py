@@ -7,21 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.pope2022_optima import best_split, best_split_continuous, crossover
 from prefold.common.errors import UnknownName
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.cost.layouts import (
-    LAYOUTS,
-    Collective,
-    Part,
-    best_split,
-    best_split_continuous,
-    collectives,
-    crossover,
-    distinct,
-    ffn,
-    require_batch,
-    volume,
-)
+from prefold.plan.cost.layouts import LAYOUTS, Collective, Part, collectives, distinct, ffn, require_batch, volume
 from prefold.plan.cost.parts import all_parts, layer_parts, look_up
 from prefold.plan.errors import Infeasible
 from prefold.plan.model.shapes import find_shape

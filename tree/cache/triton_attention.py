@@ -45,13 +45,6 @@ def query_tile(heads: int, kv_heads: int, widest: int, value_bytes: int) -> int:
     return min(BITS, max(1, make_launch(widest, value_bytes).rows // (heads // kv_heads)))
 
 
-def flatten_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, blocks: Blocks, how: Scoring, **options: Any
-) -> Partial:
-    """Attend to one pool of keys, ``[kv_heads, slots, head_dim]``, and values; see :func:`attend_pools`."""
-    return attend_pools(query, {pool.name: (keys, values) for pool in blocks.pools[:1]}, blocks, how, **options)
-
-
 def attend_pools(
     query: torch.Tensor,
     pools: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
