@@ -16,7 +16,7 @@ from prefold.convert.checkpoint.source import open_config
 from prefold.convert.fold.reads import ParameterReads
 from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.options import FoldOptions
-from prefold.convert.paper import PaperFigures, paper_figures
+from prefold.convert.savings import PaperFigures, paper_figures
 from prefold.convert.study import study_model
 
 CONFIGS = Path(__file__).parents[1] / "tests" / "configs"

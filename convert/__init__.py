@@ -73,7 +73,7 @@ _SHOWN = {
     "inspect": ("Inspection", "inspect_checkpoint"),
     "prepare": ("Prepared", "prepare_source"),
     "study": ("Study",),
-    "worth": ("FoldedSide", "Savings"),
+    "savings": ("FoldedSide", "Savings"),
     "write": ("circumstances", "folded_config", "runtime_code"),
 }
 _MODULES = {name: module for module, names in _SHOWN.items() for name in names}

@@ -10,14 +10,12 @@ import torch
 
 from prefold.common.errors import UsageError
 from prefold.convert.adapter import check_adapter, modules_in_tables, remaining_adapter
-from prefold.convert.card import write_card
 from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE
 from prefold.convert.checkpoint.output import output_folder, require_space
 from prefold.convert.checkpoint.safetensors_file import write_file
 from prefold.convert.checkpoint.source import Source, add_weights, open_config
 from prefold.convert.errors import StorageError
-from prefold.convert.fold.first_layer import require_device
-from prefold.convert.fold.quantized import require_loadable, require_plain
+from prefold.convert.fold.first_layer import require_device, require_loadable, require_plain
 from prefold.convert.fold.tensors import plan_weights, write_index, write_shards
 from prefold.convert.inspect import Inspection, inspection_of
 from prefold.convert.model.load import resolve_dtype
@@ -25,7 +23,15 @@ from prefold.convert.model.skeleton import build_on_meta
 from prefold.convert.options import FoldOptions, flag
 from prefold.convert.prepare import Prepared, prepare_source
 from prefold.convert.table_writer import TableWriter
-from prefold.convert.write import circumstances, folded_config, runtime_code, source_name, versions, write_config
+from prefold.convert.write import (
+    circumstances,
+    folded_config,
+    runtime_code,
+    source_name,
+    versions,
+    write_card,
+    write_config,
+)
 
 
 class ConversionProgress:

@@ -5,7 +5,7 @@ from typing import Any
 
 from prefold.convert.checkpoint.source import Source, open_config
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.fold.quantized import method_of
+from prefold.convert.fold.first_layer import method_of
 from prefold.convert.fold.reads import Reads
 from prefold.convert.fold.tensors import untouched
 from prefold.convert.options import FoldOptions

@@ -1,4 +1,4 @@
-"""What a fold gives and costs, and what becomes of every module of the first layer."""
+"""What a fold gives and costs, also as Graef 2024 counts it, and what becomes of every module of the first layer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,50 @@ import torch
 from prefold.convert.fold.layout import Cut
 from prefold.convert.fold.reads import BATCHES, ParameterReads, Reads, break_even_batch, count_reads
 from prefold.convert.model.load import ResolvedModel
-from prefold.convert.paper import PaperFigures, paper_figures
 from prefold.convert.study import Choice, Study
+
+
+@dataclass(frozen=True)
+class PaperReads:
+    """Values read by the first layer at one batch size (Graef 2024, section 1)."""
+
+    batch: int
+    before: int
+    after: int
+
+    @property
+    def ratio(self) -> int:
+        """The reduction, rounded as the paper prints it."""
+        return round(self.before / self.after)
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """A column of the paper's second table; all in values.
+
+    Attributes:
+        weights_eliminated: the folded matrices.
+        reads: per batch size.
+        embedding_memory_increase: ``(row_width - hidden_size) * vocab_size``.
+        net_memory_change: that increase less the eliminated weights.
+        relative_to_total: the net change as a fraction of all weights.
+    """
+
+    weights_eliminated: int
+    reads: list[PaperReads]
+    embedding_memory_increase: int
+    net_memory_change: int
+    relative_to_total: float
+
+
+def paper_figures(census: ParameterReads) -> PaperFigures:
+    """Count a census the paper's way."""
+    matrices = [p for p in census.folded if len(p.shape) > 1 and not census.is_router(p)]
+    eliminated = sum(parameter.values for parameter in matrices)
+    narrow, wide = (sum(getattr(cut, width) for cut in census.cuts) for width in ("embedding_width", "row_width"))
+    reads = [PaperReads(batch, batch * narrow + eliminated, batch * wide) for batch in BATCHES]
+    increase = sum((cut.row_width - cut.embedding_width) * cut.rows for cut in census.cuts)
+    return PaperFigures(eliminated, reads, increase, increase - eliminated, (increase - eliminated) / census.total)
 
 
 @dataclass(frozen=True)
@@ -204,9 +246,9 @@ def _side(census: ParameterReads, cut: Cut, itemsize: int) -> FoldedSide:
     look_ups = cut.sum.look_ups if cut.sum else []
     return FoldedSide(
         side=cut.side.name,
-        residual=_told(census, cut, cut.residual.module, cut.residual.width),
-        columns=[_told(census, cut, column.module, column.width) for column in cut.stored[1:]],
-        dropped=[_told(census, cut, module, 0) for module in gone],
+        residual=_folded_module(census, cut, cut.residual.module, cut.residual.width),
+        columns=[_folded_module(census, cut, column.module, column.width) for column in cut.stored[1:]],
+        dropped=[_folded_module(census, cut, module, 0) for module in gone],
         look_ups={each.module: each.rows * cut.sum.width for each in look_ups if cut.sum},
         rows=cut.rows,
         row_width=cut.row_width,
@@ -214,6 +256,7 @@ def _side(census: ParameterReads, cut: Cut, itemsize: int) -> FoldedSide:
     )
 
 
-def _told(census: ParameterReads, cut: Cut, module: str, width: int) -> FoldedModule:
+def _folded_module(census: ParameterReads, cut: Cut, module: str, width: int) -> FoldedModule:
+    """Return a module with the weights that leave with it."""
     weights = 0 if module == cut.embedding else sum(p.values for p in census.inside(module))
     return FoldedModule(module, width, weights)

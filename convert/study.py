@@ -15,14 +15,13 @@ from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.experiment.discover import DEEPEST, Discovery, discover
 from prefold.convert.experiment.explain import ModuleDependency
 from prefold.convert.experiment.tokens import experiment_tokens
-from prefold.convert.fold.check import check_fold_on_skeleton
+from prefold.convert.fold.check import check_fold_on_skeleton, find_unreached
 from prefold.convert.fold.layout import Column, Cut, EmbeddingSite, lay_out_row
 from prefold.convert.fold.reads import ParameterReads, measure_parameter_reads
-from prefold.convert.fold.unreached import find_unreached
+from prefold.convert.model.filling import ThinProducts
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
 from prefold.convert.model.running import hooks, run_side
 from prefold.convert.model.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
-from prefold.convert.model.thin_products import ThinProducts
 from prefold.convert.model.ties import Ties, find_ties, tied_modules
 from prefold.convert.options import AUTO, FoldOptions
 

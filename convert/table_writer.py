@@ -11,11 +11,9 @@ from transformers import PreTrainedModel
 from prefold.convert.adapter import merge_into_first_layer, modules_in_tables
 from prefold.convert.checkpoint.safetensors_file import Outgoing, as_bytes, dtype_name
 from prefold.convert.errors import BrokenCheckpoint
-from prefold.convert.fold.first_layer import load_first_layer
+from prefold.convert.fold.first_layer import load_first_layer, method_of, require_token_pure
 from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.prefetch import prefetched
-from prefold.convert.fold.quantized import method_of, require_token_pure
-from prefold.convert.fold.table import added_tensors, chunk_size, table_rows
+from prefold.convert.fold.table import added_tensors, chunk_size, prefetched, table_rows
 from prefold.convert.fold.tensors import WeightPlan
 from prefold.convert.prepare import Prepared
 

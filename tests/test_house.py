@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,12 @@ def test_a_room_takes_from_another_what_that_shows(room: str):
             assert known[module].name == "__init__.py", (file, module)
             shown = {ast.unparse(each) for each in ast.walk(ast.parse(known[module].read_text()))}
             assert {repr(name) for name in names} <= shown, (file, module)
+
+
+@pytest.mark.parametrize("room", ["convert", "plan", "runtime", "tree", "verify"])
+def test_what_a_room_shows_is_there(room: str):
+    shown = import_module(f"prefold.{room}")
+    assert [name for name in shown.__all__ if not hasattr(shown, name)] == []
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -30,15 +30,15 @@ from prefold.convert.checkpoint import (
 from prefold.convert.fold import ComputedTensor, made_tensors, untouched
 from prefold.verify.checks import Outcome
 
-# What the section may say otherwise, and as what: where the source was found, and what wrote the table when.
-_FREE: dict[str, Any] = {
+# Keys of the section that differ between conversions, and the type of each.
+_UNCOMPARED: dict[str, Any] = {
     "source": str,
     "revision": str | None,
     "versions": dict,
     "computed": dict,
     "tensor_sha256": dict,
 }
-_FREE |= {"runtime_sha256": dict}
+_UNCOMPARED |= {"runtime_sha256": dict}
 # Of those values, the keys that lead to one: prefold, computed, chunk_tokens, and a number.
 _DEEPEST = 4
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -96,21 +96,21 @@ def _config_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[
     for path in sorted(said.keys() | expected.keys(), key=str):
         # As JSON spells them: in Python true is 1, and 1 is 1.0.
         same = path in said and path in expected and json.dumps(said[path]) == json.dumps(expected[path])
-        if not same and not _is_free(path):
+        if not same and not _is_uncompared(path):
             name = ".".join(map(str, path))
             yield f"{CONFIG}: {name} is {said.get(path)!r}, should be {expected.get(path)!r}"
-    if any(len(path) > _DEEPEST and _is_free(path) for path in said):
+    if any(len(path) > _DEEPEST and _is_uncompared(path) for path in said):
         yield f"{CONFIG}: prefold has values that nest deeper than what is written there"
-    yield from _free_problems(blueprint, folded)
+    yield from _uncompared_problems(blueprint, folded)
 
 
-def _is_free(path: tuple[Any, ...]) -> bool:
+def _is_uncompared(path: tuple[Any, ...]) -> bool:
     """Return whether a value of the config may be any of its kind."""
-    return path[0] == "prefold" and len(path) > 1 and path[1] in _FREE
+    return path[0] == "prefold" and len(path) > 1 and path[1] in _UNCOMPARED
 
 
-def _free_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
-    for key, form in _FREE.items():
+def _uncompared_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
+    for key, form in _UNCOMPARED.items():
         if key in folded.config["prefold"] and not isinstance(folded.config["prefold"][key], form):
             yield f"{CONFIG}: prefold.{key} is no {getattr(form, '__name__', form)}"
     chunks = _dict(folded, "computed").get("chunk_tokens", [1] * len(blueprint.known.study.cuts))
@@ -250,9 +250,9 @@ def check_structure(
     untouched, copied = len(blueprint.untouched), len(blueprint.known.side.copied)
     summary = f"{untouched} untouched tensors and {copied} side files equal the source's, no key missing or unexpected"
     figures = {"untouched_tensors": untouched, "side_files": copied, "loaded_as": loading["class"]}
-    return Outcome(not problems, told(problems) if problems else summary, figures, problems)
+    return Outcome(not problems, problem_count(problems) if problems else summary, figures, problems)
 
 
-def told(problems: list[str]) -> str:
+def problem_count(problems: list[str]) -> str:
     """Return how many problems there are, as a person says it."""
     return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -33,7 +33,7 @@ from prefold.verify.probe.apart import first_apart
 from prefold.verify.probe.job import NEW_TOKENS, Job
 from prefold.verify.prompts import LONGEST, LONGEST_PASSAGE, token_passages, token_prompts
 from prefold.verify.reads import check_packed_reads, check_reads, is_packed
-from prefold.verify.structure import ExpectedCheckpoint, check_structure, find_differences, find_refusals, told
+from prefold.verify.structure import ExpectedCheckpoint, check_structure, find_differences, find_refusals, problem_count
 
 Progress = Callable[[str], None]
 Outputs = dict[str, torch.Tensor]
@@ -44,8 +44,8 @@ _FLOATS = tuple(
 )
 
 
-class _Unfit(Exception):
-    """The folded checkpoint is so broken that it is not run, or does not."""
+class _NotRun(Exception):
+    """The folded checkpoint is refused before it is loaded, or its process failed; the problems are of ``structure``."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(*problems)
@@ -112,9 +112,9 @@ def _verified(
         folded = _open_folded(folder)
         how = partial(measure, isolated=isolated)
         checks = _Comparison(know(folded), folded, texts, how, progress).run(speed=speed)
-    except _Unfit as unfit:
+    except _NotRun as refused:
         checks = dict.fromkeys([*CHECKS, "speed"] if speed else CHECKS, not_run("structure does not hold"))
-        checks["structure"] = Outcome(False, told(unfit.problems), problems=unfit.problems)
+        checks["structure"] = Outcome(False, problem_count(refused.problems), problems=refused.problems)
     return Verification(source.name, str(folder), checks)
 
 
@@ -133,11 +133,11 @@ def _open_folded(folder: Path) -> Source:
     try:
         opened = open_folder(folder)
     except (BrokenCheckpoint, UnsupportedModel) as problem:
-        raise _Unfit(str(problem).splitlines()) from problem
+        raise _NotRun(str(problem).splitlines()) from problem
     if not isinstance(opened.config.get("prefold"), dict):
-        raise _Unfit([f"{CONFIG}: has no prefold section: not a folded checkpoint"])
+        raise _NotRun([f"{CONFIG}: has no prefold section: not a folded checkpoint"])
     if opened.config.get("dtype") not in _FLOATS:
-        raise _Unfit([f"{CONFIG}: dtype is {opened.config.get('dtype')!r}, should be one of {', '.join(_FLOATS)}"])
+        raise _NotRun([f"{CONFIG}: dtype is {opened.config.get('dtype')!r}, should be one of {', '.join(_FLOATS)}"])
     return opened
 
 
@@ -196,7 +196,7 @@ class _Comparison:
     def run(self, *, speed: bool) -> dict[str, Outcome]:
         refusals = find_refusals(self.blueprint, self.folded)
         if refusals:
-            raise _Unfit(refusals)
+            raise _NotRun(refusals)
         self.progress("comparing files")
         differences = find_differences(self.blueprint, self.folded)
         before, after = self._measure(differences)
@@ -240,7 +240,7 @@ class _Comparison:
         try:
             return before, self._run(self._job(self.folded, continued=continued, trust_remote_code=True))
         except ProbeFailed as problem:
-            raise _Unfit([*differences, str(problem)]) from problem
+            raise _NotRun([*differences, str(problem)]) from problem
 
     def _check_logits(self, before: Measured, after: Outputs) -> tuple[Outcome, Outputs | None]:
         """Return the check, and what the source says in float64 where that is of use."""

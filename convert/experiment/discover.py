@@ -11,11 +11,15 @@ import torch
 from transformers import PreTrainedModel
 
 from prefold.convert.errors import UnsupportedModel
-from prefold.convert.experiment.explain import ModuleDependency, explain
-from prefold.convert.experiment.hypotheses import find_unread_and_mergeable
-from prefold.convert.experiment.reasons import reasons
+from prefold.convert.experiment.explain import ModuleDependency, explain, reasons
 from prefold.convert.experiment.separable import Separable, find_separable
-from prefold.convert.experiment.token_pure import Passes, TokenPureModule, pure_modules, run_passes
+from prefold.convert.experiment.token_pure import (
+    Passes,
+    TokenPureModule,
+    find_unread_and_mergeable,
+    pure_modules,
+    run_passes,
+)
 from prefold.convert.experiment.trace import Overrides, trace
 from prefold.convert.model.inputs import Side
 

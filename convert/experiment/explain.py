@@ -1,14 +1,14 @@
-"""What each module of the first layer sees, told for people."""
+"""What the modules of a first layer depend on, and the reasons why nothing folds."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from prefold.convert.experiment.token_pure import Passes
-from prefold.convert.experiment.tokens import SEQ, are_rows, follows_tokens, neighbours_changed, same_rows
-from prefold.convert.experiment.trace import Call
+from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, follows_tokens, neighbours_changed, same_rows
+from prefold.convert.experiment.trace import Call, Trace
 
 TOKEN, PLACE, PLACED, OTHERS = "its token alone", "its position alone", "its token and its position", "other tokens"
 NEITHER = "neither its token nor its position"
@@ -73,3 +73,103 @@ def _changes_with_places(rows: torch.Tensor) -> bool:
 
 def _only(calls: list[Call]) -> Call | None:
     return calls[0] if len(calls) == 1 else None
+
+
+def reasons(model: nn.Module, first_block: str, passes: Passes, again: Collection[str]) -> list[str]:
+    """Say, in sentences, why nothing of a first block folds: because of how it runs, of what it is given, or of both.
+
+    ``again`` names modules that a whole pass runs more than once.
+    """
+    found = [_repeated(model, first_block, again), _shaped(first_block, passes)]
+    told = [reason for reason in found if reason]
+    if not told:
+        told = [_given(model, first_block, passes)]
+    return [f"nothing folds: {reason}" for reason in told]
+
+
+def _repeated(model: nn.Module, first_block: str, again: Collection[str]) -> str | None:
+    holders = [first_block] + [name for name, part in model.named_modules() if name.startswith(f"{first_block}.")]
+    weighty = [name for name in holders if next(model.get_submodule(name).parameters(recurse=False), None) is not None]
+    if first_block not in again and not (weighty and all(name in again for name in weighty)):
+        return None
+    return f"its first block, {first_block}, runs more than once in a pass, so that its weights are read all the same"
+
+
+def _shaped(first_block: str, passes: Passes) -> str | None:
+    """Tell of a block that is given other positions than the tokens', or in another order."""
+    given = _taken(first_block, passes.original)
+    if given is None or given.dim() < 2:
+        return f"its first block, {first_block}, is given no tensor to begin with"
+    shape = tuple(given.shape[:2])
+    if shape == (SEQ, BATCH):
+        return "its first block takes the sequence before the batch, and a column returns the batch before the sequence"
+    if shape != (BATCH, SEQ):
+        return f"its first block takes {shape[1]} positions where there are {SEQ} tokens: others stand beside them"
+    return None
+
+
+def _given(model: nn.Module, first_block: str, passes: Passes) -> str:
+    """Tell of what reaches a block: a token alone, its position too, or other tokens."""
+    sees = seen_in(
+        *(_taken(first_block, each) for each in (passes.original, passes.mirrored, passes.neighbours_changed))
+    )
+    if sees == TOKEN:
+        return _inside(model, first_block, passes)
+    if sees == PLACED:
+        return _placed(model, first_block, passes)
+    if sees == PLACE:
+        return "its first block is given its position alone: the tokens come in later"
+    mixers = [name for name in _before(first_block, passes) if _of(name, passes) == OTHERS and _is_part(model, name)]
+    where = f", by {mixers[0]}" if mixers else ", by its own code"
+    return f"tokens see each other before its first block{where}"
+
+
+def _inside(model: nn.Module, first_block: str, passes: Passes) -> str:
+    """Tell of a block that is given the token alone, and whose modules are no columns all the same."""
+    names = [name for name in passes.original.calls if name.startswith(f"{first_block}.") and _is_part(model, name)]
+    follow = [name for name in names if _of(name, passes) == TOKEN]
+    several = [name for name in follow if passes.original.calls[name][0].output is None]
+    if several:
+        return f"{several[0]} returns more than one tensor, and a column is one"
+    if follow:
+        return f"{follow[0]} sees its token, but says something else of it at padding, in a cached step, or elsewhere"
+    return "its first block is given the token alone, but its weights are used by its own code, or behind an attention"
+
+
+def _placed(model: nn.Module, first_block: str, passes: Passes) -> str:
+    """Tell of a block that is given a token and its position: why that is no sum of look-ups, or of no use as one."""
+    begin = "its first block is given a token and its position at once, "
+    look_ups = [look_up.module for look_up in passes.look_ups]
+    before = _before(first_block, passes)
+    several = [name for name in before if _is_part(model, name) and passes.original.calls[name][0].output is None]
+    computed = [name for name in before if _of(name, passes) == PLACE and name not in look_ups]
+    if several:
+        return f"{begin}and {several[0]} returns more than one tensor, which no sum of look-ups can be taken from"
+    if computed:
+        return f"{begin}and what {computed[0]} adds for a position is computed, not a row that it holds"
+    if not look_ups:
+        return f"{begin}and its own code adds the position: no module looks it up"
+    names = ", ".join(look_ups)
+    return f"{begin}but what it takes is no sum of the token's part and of what {names} return, behind a norm"
+
+
+def _taken(name: str, seen: Trace) -> torch.Tensor | None:
+    calls = seen.calls.get(name, [])
+    return calls[0].taken if calls else None
+
+
+def _of(name: str, passes: Passes) -> str:
+    calls = [each.calls.get(name, []) for each in (passes.original, passes.mirrored, passes.neighbours_changed)]
+    return seen_in(*(each[0].tensor if len(each) == 1 else None for each in calls))
+
+
+def _before(first_block: str, passes: Passes) -> list[str]:
+    """Name the modules that a pass has entered and left before the first block, in the order of entry."""
+    begun = passes.original.calls[first_block][0].order
+    entered = sorted((calls[0].order, name) for name, calls in passes.original.calls.items() if calls[0].order < begun)
+    return [name for _, name in entered if not first_block.startswith(f"{name}.")]
+
+
+def _is_part(model: nn.Module, name: str) -> bool:
+    """Say whether a module has weights of its own."""
+    return next(model.get_submodule(name).parameters(recurse=False), None) is not None

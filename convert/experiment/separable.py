@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert.experiment.look_ups import LookUp
-from prefold.convert.experiment.norm import Norm, find_norm
+from prefold.convert.experiment.look_ups import LookUp, Norm, find_norm
 from prefold.convert.experiment.token_pure import Passes, TokenPureModule, cached_step, same_in_a_step
 from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
 from prefold.convert.experiment.trace import Call, Overrides, Trace, trace

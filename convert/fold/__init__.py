@@ -1,13 +1,10 @@
 """What is stored in place of the modules that fold, and what a step then reads."""
 
 from prefold.convert.fold.encoding import Encoding, Slice
-from prefold.convert.fold.first_layer import quiet_loading
+from prefold.convert.fold.first_layer import method_of, quiet_loading, require_loadable
 from prefold.convert.fold.layout import Cut, read_cuts
-from prefold.convert.fold.linear import Linear
-from prefold.convert.fold.meter import Meter, metered
-from prefold.convert.fold.quantized import method_of, require_loadable
-from prefold.convert.fold.reads import ParameterReads, count_reads
-from prefold.convert.fold.table import added_tensors, compute_rows
+from prefold.convert.fold.reads import Meter, ParameterReads, count_reads, metered
+from prefold.convert.fold.table import Linear, added_tensors, compute_rows
 from prefold.convert.fold.tensors import ComputedTensor, made_tensors, untouched
 
 __all__ = [

@@ -1,5 +1,11 @@
-"""The source's embedding and first blocks with their real weights, and nothing else of the model."""
+"""The first layer with its weights; and what of a quantized one can be folded.
 
+It is loaded as transformers loads the whole source on the same machine: dequantized where transformers does that on a
+CPU, with quantized modules where it has some that run. A table holds what those modules return, so that no method of
+quantization has to be known here by name.
+"""
+
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,14 +13,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
+from transformers.quantizers.auto import get_hf_quantizer
 from transformers.utils import logging as loading_logging
 
 from prefold.common.errors import UsageError
 from prefold.convert.checkpoint.source import Source
-from prefold.convert.errors import BrokenCheckpoint, ModelFailed, model_code
-from prefold.convert.fold.unreached import leave_out
-from prefold.convert.model.pruning import prune, remove
-from prefold.convert.model.skeleton import Stack
+from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UnsupportedModel, model_code
+from prefold.convert.experiment.tokens import ROW_TOLERANCE
+from prefold.convert.fold.check import leave_out
+from prefold.convert.fold.layout import Cut
+from prefold.convert.fold.table import compute_rows
+from prefold.convert.model.skeleton import Stack, prune, remove
 
 
 def require_device(device: str) -> None:
@@ -96,3 +105,86 @@ def load_first_layer(
     # Quantized modules may refuse to be moved, even to where they are.
     placed: PreTrainedModel = model if model.device.type == torch.device(device).type else model.to(device)
     return placed
+
+
+# A scale that is shared rounds a third of the values and more otherwise (seen with two libraries); a product whose
+# rows are summed in another order, 3e-4 of them.
+_UNEQUAL = 0.01
+_TOGETHER, _ALONE = 4096, 32
+
+
+def method_of(config: PreTrainedConfig) -> str | None:
+    """Name the method by which a source is quantized; None where it is not."""
+    said: Any = getattr(config, "quantization_config", None)
+    if not said:
+        return None
+    return str(said.get("quant_method") or "unnamed") if isinstance(said, dict) else str(said.quant_method)
+
+
+def require_loadable(config: PreTrainedConfig) -> None:
+    """Require that transformers can load a quantized source on this machine; any other source passes.
+
+    Raises:
+        UnsupportedModel: the method is unknown, or needs a library or a device that is not here.
+    """
+    method = method_of(config)
+    if method is None:
+        return
+    try:
+        with model_code():
+            quantizer, _, _ = get_hf_quantizer(copy.deepcopy(config), None, None, True, {})
+    except ModelFailed as failure:
+        raise UnsupportedModel(
+            [f"its weights are quantized ({method}), and cannot be loaded here: {failure}"]
+        ) from failure
+    if quantizer is None:
+        raise UnsupportedModel([f"its weights are quantized ({method}), which transformers does not know"])
+
+
+def require_plain(config: PreTrainedConfig, cuts: list[Cut], asked: list[str]) -> None:
+    """Refuse, of a quantized source, what cannot be done with its weights; any other source passes.
+
+    ``asked`` names options that change weights.
+
+    Raises:
+        UsageError: an option would change weights.
+        UnsupportedModel: what folds is a part of a sum.
+    """
+    method = method_of(config)
+    if method is None:
+        return
+    if asked:
+        raise UsageError(f"{' and '.join(asked)}: not for weights that are quantized ({method})")
+    reasons = [
+        f"its weights are quantized ({method}), and {cut.sum.columns[0].module} sees a sum of look-ups: the parts of"
+        " that are computed in float64, which such weights do not allow"
+        for cut in cuts
+        if cut.sum
+    ]
+    if reasons:
+        raise UnsupportedModel(reasons)
+
+
+def require_token_pure(model: PreTrainedModel, cut: Cut) -> None:
+    """Require of a quantized first layer that a row does not depend on which tokens are computed with it.
+
+    A quantized module may round its input by a scale that all tokens of a pass share, or treat a feature otherwise
+    where any token has a large value; the experiment that found the cut ran modules that are not quantized.
+
+    Raises:
+        UnsupportedModel: the rows differ.
+    """
+    ids = torch.linspace(0, cut.rows - 1, min(_TOGETHER, cut.rows), device=model.device).long()
+    step = -(-len(ids) // _ALONE)
+    together = compute_rows(model, cut, ids[None])[0, ::step]
+    alone = torch.cat([compute_rows(model, cut, token[None, None])[0] for token in ids[::step]])
+    for column in cut.stored:
+        part = slice(column.start, column.start + column.width)
+        if _share_of_unequal(alone[:, part].double(), together[:, part].double()) > _UNEQUAL:
+            raise UnsupportedModel(
+                [f"{column.module}: quantized, what it says of a token depends on the tokens that are run with it"]
+            )
+
+
+def _share_of_unequal(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(((one - other).abs() > ROW_TOLERANCE * one.abs().max()).double().mean())

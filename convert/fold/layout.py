@@ -8,8 +8,7 @@ import torch
 from prefold.common.schema import from_json
 from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.experiment.discover import Discovery
-from prefold.convert.experiment.look_ups import LookUp
-from prefold.convert.experiment.norm import Norm
+from prefold.convert.experiment.look_ups import LookUp, Norm
 from prefold.convert.experiment.token_pure import TokenPureModule
 from prefold.convert.fold.encoding import Encoding, encoding_of
 from prefold.convert.model.inputs import Side

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.graef2024 import census_of
-from prefold.convert.paper import paper_figures
+from prefold.convert.savings import paper_figures
 
 
 @pytest.mark.exhaustive  # its experts run at full width

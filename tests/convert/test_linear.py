@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 from prefold.convert.experiment.trace import trace
 from prefold.convert.fold.layout import Cut
-from prefold.convert.fold.linear import Linear
-from prefold.convert.fold.table import added_tensors, table_rows
+from prefold.convert.fold.table import Linear, added_tensors, table_rows
 from prefold.convert.study import study_model
 from tests.conftest import SUMS, random_model, small_config, tokens
 

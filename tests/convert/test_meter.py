@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from prefold.convert.fold.meter import Meter, metered
+from prefold.convert.fold.reads import Meter, metered
 from tests.conftest import random_model, small_config
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -9,7 +9,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from prefold.convert.experiment.norm import Norm, find_norm, gain_and_shift
+from prefold.convert.experiment.look_ups import Norm, find_norm, gain_and_shift
 from prefold.convert.experiment.trace import Call
 
 WIDTH = 12

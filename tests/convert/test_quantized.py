@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from prefold.convert import FoldOptions, UnsupportedModel, UsageError, convert_checkpoint, inspect_checkpoint
 from prefold.convert.checkpoint.files import CONFIG, SINGLE
-from prefold.convert.fold.quantized import require_token_pure
+from prefold.convert.fold.first_layer import require_token_pure
 from prefold.convert.study import study_model
 from prefold.verify import verify_checkpoint
 from prefold.verify.reads import check_packed_reads

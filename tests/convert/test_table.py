@@ -5,8 +5,7 @@ import torch
 
 from prefold.convert.checkpoint.source import open_source
 from prefold.convert.fold.bypass import bypassed
-from prefold.convert.fold.prefetch import prefetched
-from prefold.convert.fold.table import compute_rows, table_rows
+from prefold.convert.fold.table import compute_rows, prefetched, table_rows
 from prefold.convert.model.load import load_config, load_kind
 from prefold.convert.model.running import hooks
 from prefold.convert.study import study_model

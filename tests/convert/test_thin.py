@@ -9,9 +9,9 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from prefold.convert import UnsupportedModel
-from prefold.convert.fold.meter import metered
+from prefold.convert.fold.reads import metered
 from prefold.convert.model import filling
-from prefold.convert.model.thin_products import ThinProducts, mark
+from prefold.convert.model.filling import ThinProducts, mark
 from prefold.convert.study import Study, study_model
 from tests.conftest import SHAPES, auto_class, small_config
 
