@@ -45,7 +45,7 @@ _FLOATS = tuple(
 
 
 class _NotRun(Exception):
-    """The folded checkpoint is refused before it is loaded, or its process failed; the problems are of ``structure``."""
+    """The folded checkpoint is refused before it is loaded, or its process failed, for reasons of ``structure``."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(*problems)
