@@ -45,8 +45,8 @@ def kinds(pair: Pair, kind: str) -> list[torch.nn.Module]:
 
 
 def test_the_first_layer_is_made_of_sums(gpt2: Pair, bert: Pair) -> None:
-    assert [len(kinds(gpt2, kind)) for kind in ("SumColumn", "Scale", "Column")] == [1, 1, 0]
-    assert [len(kinds(bert, kind)) for kind in ("SumColumn", "Scale", "Column")] == [3, 1, 0]
+    assert [len(kinds(gpt2, kind)) for kind in ("SumColumn", "NormScale", "Column")] == [1, 1, 0]
+    assert [len(kinds(bert, kind)) for kind in ("SumColumn", "NormScale", "Column")] == [3, 1, 0]
 
 
 def test_plain_tokens(pair: Pair) -> None:
