@@ -17,7 +17,7 @@ from prefold.convert.checkpoint.source import Source, add_weights, open_config
 from prefold.convert.errors import StorageError
 from prefold.convert.fold.first_layer import require_device, require_loadable, require_plain
 from prefold.convert.fold.tensors import plan_weights, write_index, write_shards
-from prefold.convert.inspect import Inspection, inspection_of
+from prefold.convert.inspect import Inspection, savings_of
 from prefold.convert.model.load import resolve_dtype
 from prefold.convert.model.skeleton import build_on_meta
 from prefold.convert.options import FoldOptions, flag
@@ -98,7 +98,8 @@ def convert_checkpoint(
     with output_folder(out, force=options.force, inputs=inputs) as folder:
         known = _prepare(model, revision, options)
         _require_apart(known.source, options.adapter, out)
-        inspection = inspection_of(known, source_name(known.source))
+        savings = savings_of(known)
+        inspection = Inspection(source_name(known.source), known.source.revision, [], savings)
         progress.inspected(inspection)
         try:
             _write_tensors(known, folder, progress)
@@ -108,7 +109,8 @@ def convert_checkpoint(
         except OSError as error:
             raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
         report = check(known, folder) if check else None
-        write_card(folder, known, inspection, report.as_markdown() if report else "This checkpoint was not verified.")
+        proof = report.as_markdown() if report else "This checkpoint was not verified."
+        write_card(folder, known, savings, inspection.verdict, proof)
         result = _figures(inspection, report) | {"versions": versions()}
         (folder / REPORT).write_text(json.dumps(result, indent=2) + "\n")
     return Conversion(out, inspection, report, known.side.left_out)

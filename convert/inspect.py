@@ -123,21 +123,18 @@ def inspect_checkpoint(model: str, *, revision: str | None = None, options: Fold
     source: Source | None = None
     try:
         source = open_config(model, revision)
-        return inspection_of(prepare_source(source, options), model)
+        known = prepare_source(source, options)
     except UnsupportedModel as refusal:
         return Inspection(model, source.revision if source else None, refusal.reasons)
+    return Inspection(model, source.revision, [], savings_of(known))
 
 
-def inspection_of(known: Prepared, name: str) -> Inspection:
-    """Return what a prepared source is worth; of quantized weights that lie here, bytes as they lie."""
+def savings_of(known: Prepared) -> Savings:
+    """Return what folding gives; of quantized weights that lie here, the checkpoint's bytes as they lie."""
     savings = estimate_savings(known.study, known.resolved, known.dtype, method_of(known.config))
     if method_of(known.config) and known.source.entries:
         kept = untouched(known.source.entries, known.live, known.study.cuts, known.study.ties)
         after = sum(entry.size for entry in kept.values()) + savings.table_bytes
-        savings = replace(
-            savings,
-            checkpoint_before=known.source.weight_bytes,
-            checkpoint_after=after,
-            note=f"{savings.note}, but for the checkpoint's bytes",
-        )
-    return Inspection(name, known.source.revision, [], savings)
+        note, before = f"{savings.note}, but for the checkpoint's bytes", known.source.weight_bytes
+        savings = replace(savings, checkpoint_before=before, checkpoint_after=after, note=note)
+    return savings

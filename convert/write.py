@@ -17,8 +17,8 @@ from prefold.convert.checkpoint.side_files import module_of, plain, strings
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.fold.tensors import made_tensors
-from prefold.convert.inspect import Inspection
 from prefold.convert.prepare import Prepared
+from prefold.convert.savings import Savings
 
 
 def folded_config(
@@ -147,10 +147,9 @@ def _front_matter(source: Source) -> str:
     return f"---\n{ModelCardData(**data).to_yaml()}\n---\n"
 
 
-def write_card(folder: Path, known: Prepared, inspection: Inspection, report: str) -> None:
+def write_card(folder: Path, known: Prepared, savings: Savings, verdict: str, report: str) -> None:
     """Write the card: what this is, how to load it, what it is worth, and the proof."""
-    source, savings, verdict = known.source, inspection.savings, inspection.verdict
-    assert savings is not None  # it folds
+    source = known.source
     name = " ".join(source_name(source).split())
     command = known.options.command(source_name(source), source.revision)
     origin = f"`{name}`, commit `{source.revision}`," if source.revision else f"`{name}`"
