@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from prefold.common.errors import UsageError
 
-ResolvedModel = Literal["bytes", "bytes per second", "operations per second", "seconds"]
+Kind = Literal["bytes", "bytes per second", "operations per second", "seconds"]
 
 _BYTES: dict[str, float] = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_UNITS: dict[ResolvedModel, dict[str, float]] = {
+_UNITS: dict[Kind, dict[str, float]] = {
     "bytes": _BYTES,
     "bytes per second": {f"{unit}/s": scale for unit, scale in _BYTES.items()},
     "operations per second": {
@@ -23,7 +23,7 @@ _DIGITS, _MANY = 4, 10_000
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+(?:/s)?)")
 
 
-def parse_quantity(text: Any, kind: ResolvedModel) -> float:
+def parse_quantity(text: Any, kind: Kind) -> float:
     """Return a quantity in the kind's own unit; ``UsageError`` where the text is not a number with one of its units."""
     found = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
     if found is None or found[2] not in _UNITS[kind]:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefold.common.errors import UsageError
-from prefold.common.units import ResolvedModel, parse_quantity
+from prefold.common.units import Kind, parse_quantity
 from prefold.plan.chip.meshes import parse_mesh
 
-FIGURES: dict[str, ResolvedModel] = {
+FIGURES: dict[str, Kind] = {
     "memory": "bytes",
     "memory_bandwidth": "bytes per second",
     "link_bandwidth": "bytes per second",
@@ -38,7 +38,7 @@ def faults(table: Any) -> Iterator[str]:
     yield from _source_faults(table.get("source", {}))
 
 
-def _quantity_faults(field: str, value: Any, kind: ResolvedModel) -> Iterator[str]:
+def _quantity_faults(field: str, value: Any, kind: Kind) -> Iterator[str]:
     try:
         nothing = parse_quantity(value, kind) == 0
     except UsageError as error:

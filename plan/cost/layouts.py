@@ -13,7 +13,7 @@ from prefold.common.errors import UnknownName
 from prefold.plan.chip.hardware import Mesh
 from prefold.plan.errors import Infeasible
 
-ResolvedModel = Literal["all-gather", "reduce-scatter", "all-to-all"]
+Kind = Literal["all-gather", "reduce-scatter", "all-to-all"]
 Layout = Literal["1d-ws", "2d-ws", "wg-x", "wg-xy", "wg-xyz"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 STATIONARY: tuple[Layout, ...] = ("1d-ws", "2d-ws")
@@ -31,7 +31,7 @@ class Collective:
         beside: it runs beside another one or the FFN, and its start is not counted: keys and values, by themselves.
     """
 
-    kind: ResolvedModel
+    kind: Kind
     axes: tuple[int, ...]
     elements: float
     weights: bool = False

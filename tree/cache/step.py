@@ -115,8 +115,8 @@ def make_work(leaves: Sequence[Live], new: int, window: Window | None, device: t
             groups.append(_group([span], mask))
         elif span.segment.run is not None:
             together[span.segment.run.extent, span.tokens, span.high - span.low].append(span)
-    for same_passes in together.values():
-        groups.extend(_group(run) for run in _evenly_spaced(same_passes))
+    for alike in together.values():
+        groups.extend(_group(run) for run in _evenly_spaced(alike))
     return Work(tuple(groups), len(leaves), own, device)
 
 
