@@ -1,14 +1,14 @@
 """Plots as SVG: the same figures give the same bytes, and text stays text."""
 
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from prefold.common.figures import drawn
 
 Figures = list[dict[str, Any]]
 # Draws the stored figures of a section, so that a page can be drawn again without measuring.
@@ -55,13 +55,8 @@ _STYLE: dict[str, Any] = {
 
 def svg(plot: Plot, figures: Figures, *, size: tuple[float, float] = (8, 4.5)) -> str:
     """Draw figures and return the SVG; ``size`` is in inches of 72 points."""
-    file = StringIO()
-    style: Any = mpl.rcParamsDefault | _STYLE
-    with mpl.rc_context(style):  # whatever a user's own settings are
-        figure = Figure(figsize=size, layout="constrained")
-        plot(figure, figures)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return "\n".join(line.strip() for line in file.getvalue().splitlines()) + "\n"
+    text = drawn(lambda figure: plot(figure, figures), size, style=_STYLE).decode()
+    return "\n".join(line.strip() for line in text.splitlines()) + "\n"
 
 
 def save(folder: Path, name: str, plot: Plot, figures: Figures) -> Path:

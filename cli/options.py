@@ -5,7 +5,7 @@ from dataclasses import Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,7 +59,7 @@ def takes_fold_options(*, inspected: bool = False) -> Callable[[Callable[..., No
 
 
 def _parameter(option: Field[Any]) -> Parameter:
-    kind, metavar = get_type_hints(FoldOptions)[option.name], option.metadata["metavar"]
+    kind, metavar = option.type, option.metadata["metavar"]
     how: dict[str, Any] = {"help": option.metadata["help"], "metavar": metavar}
     if metavar == "SIZE":
         how["parser"] = parse_size

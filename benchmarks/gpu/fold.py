@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, StaticCache
 
-from benchmarks.gpu.timed import Call, Found, attempt, captured, times_of
+from benchmarks.gpu.timed import Call, Found, attempt, captured, medians, timed
 from benchmarks.page import table
 from benchmarks.shapes import LARGE, PHI_1_5, PYTHIA_70M, PYTHIA_410M, Shape, save
 from benchmarks.timing import compared, load, random_tokens
@@ -21,7 +20,7 @@ from prefold.convert.prepare import prepare_source
 
 SHAPES = (PYTHIA_70M, PYTHIA_410M, PHI_1_5, LARGE)
 BATCHES = (1, 8, 64)
-PROMPT, _ROUNDS, _REPEATS = 32, 9, 20
+PROMPT = 32
 _QUICK = PYTHIA_70M.changed("small", num_hidden_layers=2, vocab_size=512)
 
 
@@ -43,29 +42,24 @@ class Step:
             layer.cumulative_length.sub_(1)  # type: ignore[attr-defined]
 
 
-def _calls(models: dict[str, PreTrainedModel], batch: int, device: str) -> tuple[dict[str, Call], dict[str, str]]:
-    """Return steps of both models, eager and in a graph, and the reasons of those that are not there."""
-    calls: dict[str, Call] = {}
-    failed: dict[str, str] = {}
+def _steps(models: dict[str, PreTrainedModel], batch: int, device: str) -> dict[str, Call | str]:
+    """Return steps of both models, eager and in a graph, or the reasons why they are not there."""
+    made: dict[str, Call | str] = {}
     for name, model in models.items():
-        made = {"eager": attempt(partial(Step, model, batch))}
-        if not isinstance(made["eager"], str):
-            made["graph"] = attempt(partial(captured, made["eager"], device))
-        for how, call in made.items():
-            where = failed if isinstance(call, str) else calls
-            where[f"{name}, {how}"] = call  # type: ignore[assignment]
-    return calls, failed
+        eager = made[f"{name}, eager"] = attempt(partial(Step, model, batch))
+        if not isinstance(eager, str):
+            made[f"{name}, graph"] = attempt(partial(captured, eager, device))
+    return made
 
 
 def _timed(models: dict[str, PreTrainedModel], batch: int, device: str, *, quick: bool) -> dict[str, Any]:
-    calls, failed = _calls(models, batch, device)
-    times = times_of(calls, device, *((2, 1) if quick else (_ROUNDS, _REPEATS)))
+    times, failed = timed(_steps(models, batch, device), device, quick=quick)
     ratios = {}
     for how in ("eager", "graph"):
         pair = [times.get(f"{name}, {how}") for name in models]
         if pair[0] and pair[1]:
             ratios[how] = compared(pair[0], pair[1])
-    return {"seconds": {name: median(each) for name, each in times.items()}, "ratios": ratios, "failed": failed}
+    return {"seconds": medians(times), "ratios": ratios, "failed": failed}
 
 
 @torch.no_grad()
@@ -99,8 +93,8 @@ def _measure(shape: Shape, batches: tuple[int, ...], device: str, *, quick: bool
         for batch in batches:
             figures = {"shape": shape.name, "batch": batch} | _timed(models, batch, device, quick=quick)
             reads = count_reads(study.census, batch)
-            bytes_read = {"before": reads.model_before, "after": reads.model_after}
-            yield figures | {"reads": bytes_read, "same_row": _invariance(models, modules, batch)}
+            values = {"before": reads.model_before, "after": reads.model_after}
+            yield figures | {"reads": values, "same_row": _invariance(models, modules, batch)}
 
 
 def measure(device: str, *, quick: bool = False) -> Iterator[dict[str, Any]]:

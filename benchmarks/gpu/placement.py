@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.fold import BATCHES, Step
-from benchmarks.gpu.timed import Call, Found, attempt, captured, times_of
+from benchmarks.gpu.timed import Call, Found, attempt, captured, medians, timed
 from benchmarks.page import megabytes, table
 from benchmarks.shapes import PHI_1_5, PYTHIA_70M, PYTHIA_410M, Shape, save
 from benchmarks.timing import load, random_tokens
@@ -18,7 +17,6 @@ from prefold.convert import FoldOptions, convert_checkpoint
 
 PLACEMENTS = ("device", "host", "disk")
 _TOKENS, _ROWS, _WIDTH = (1, 16, 256, 4096), 50_000, 8192
-_ROUNDS, _REPEATS = 9, 20
 
 
 def _kernel() -> Any:
@@ -57,18 +55,13 @@ def _look_ups(rows: torch.Tensor, ids: torch.Tensor) -> dict[str, Any]:
 
 def _look_up(tokens: int, rows: torch.Tensor, device: str, *, quick: bool) -> dict[str, Any]:
     ids = random_tokens(len(rows), 1, tokens)[0].to(device)
-    calls: dict[str, Call] = {}
-    failed: dict[str, str] = {}
+    made: dict[str, Call | str] = {}
     for name, call in _look_ups(rows, ids).items():
-        for how, make in (
-            ("", lambda call=call: _right(call, rows, ids)),
-            (", graph", partial(captured, call, device)),
-        ):
-            made = attempt(make)
-            (failed if isinstance(made, str) else calls)[name + how] = made  # type: ignore[assignment]
-    times = times_of(calls, device, *((2, 1) if quick else (_ROUNDS, _REPEATS))) if calls else {}
+        made[name] = attempt(partial(_right, call, rows, ids))
+        made[f"{name}, graph"] = attempt(partial(captured, call, device))
+    times, failed = timed(made, device, quick=quick)
     figures = {"kind": "look-up", "tokens": tokens, "bytes": tokens * rows.shape[1] * rows.itemsize}
-    return figures | {"seconds": {name: median(each) for name, each in times.items()}, "failed": failed}
+    return figures | {"seconds": medians(times), "failed": failed}
 
 
 def _right(call: Any, rows: torch.Tensor, ids: torch.Tensor) -> Call:
@@ -103,14 +96,8 @@ def _allocated(device: str) -> int:
 
 def _steps(step: Step, device: str, *, quick: bool) -> dict[str, Any]:
     """Return the seconds of a step, eager and in a graph, or why there is none."""
-    graph, failed = attempt(partial(captured, step, device)), ""
-    calls: dict[str, Call] = {"eager": step}
-    if isinstance(graph, str):
-        failed = graph
-    else:
-        calls["graph"] = graph
-    times = times_of(calls, device, *((2, 1) if quick else (_ROUNDS, _REPEATS)))
-    return {name: median(each) for name, each in times.items()} | {"failed": failed}
+    times, failed = timed({"eager": step, "graph": attempt(partial(captured, step, device))}, device, quick=quick)
+    return medians(times) | {"failed": failed.get("graph", "")}
 
 
 def measure(device: str, *, quick: bool = False) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks.timing import in_turn
 
-_WARM, _COPY = 3, 1 << 30
+_WARM, _ROUNDS, _COPY = 3, 9, 1 << 30
 Call = Callable[[], object]
 Found = dict[str, list[dict[str, Any]]]  # the figures of each part
 
@@ -55,10 +56,21 @@ def seconds_of(call: Call, device: str, repeats: int) -> float:
     return begin.elapsed_time(end) / 1e3 / repeats
 
 
-def times_of(calls: dict[str, Call], device: str, rounds: int, repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of calls that are timed in turn, a figure for each round."""
-    each = {name: lambda call=call: seconds_of(call, device, repeats) for name, call in calls.items()}
-    return in_turn(each, rounds)
+def timed(
+    made: dict[str, Call | str], device: str, *, quick: bool, repeats: int = 20
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Time calls in turn; returns seconds for each round by name, and the reasons of those that are not there."""
+    rounds, repeats = (2, 1) if quick else (_ROUNDS, repeats)
+    failed = {name: each for name, each in made.items() if isinstance(each, str)}
+    calls = {
+        name: partial(seconds_of, each, device, repeats) for name, each in made.items() if not isinstance(each, str)
+    }
+    return in_turn(calls, rounds) if calls else {}, failed
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    """Return the median of each call's seconds."""
+    return {name: median(each) for name, each in times.items()}
 
 
 def copy_bandwidth(device: str, size: int = _COPY) -> float:

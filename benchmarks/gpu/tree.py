@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from benchmarks.gpu.forest import FORESTS
 from benchmarks.gpu.layers import Layers, Run, Work
-from benchmarks.gpu.timed import Call, Found, attempt, captured, copy_bandwidth, times_of
+from benchmarks.gpu.timed import Call, Found, attempt, captured, copy_bandwidth, medians, timed
 from benchmarks.page import table
 from benchmarks.shapes import LARGE, SERIAL, Shape
 from benchmarks.timing import compared, in_turn, random_tokens
@@ -70,9 +70,7 @@ def _built(layers: Layers) -> float:
 @torch.no_grad()
 def _attention(work: Work, bandwidth: float, cache: int, device: str, *, quick: bool) -> dict[str, Any]:
     layers = Layers(work, work.layers(cache), device, torch.float32 if device == "cpu" else torch.bfloat16)
-    made = _candidates(layers, device)
-    calls = {name: each for name, each in made.items() if not isinstance(each, str)}
-    times = times_of(calls, device, *((2, 1) if quick else (_ROUNDS, _REPEATS))) if calls else {}
+    times, failed = timed(_candidates(layers, device), device, quick=quick, repeats=_REPEATS)
     return {
         "kind": "attention",
         "work": work.name,
@@ -80,8 +78,8 @@ def _attention(work: Work, bandwidth: float, cache: int, device: str, *, quick: 
         "expanded_bytes": work.expanded_bytes,
         "bandwidth": bandwidth,
         "ideal": work.physical_bytes / bandwidth,
-        "seconds": {name: median(each) / layers.count for name, each in times.items()},
-        "failed": {name: each for name, each in made.items() if isinstance(each, str)},
+        "seconds": {name: each / layers.count for name, each in medians(times).items()},
+        "failed": failed,
         "metadata": _built(layers),
     }
 

@@ -110,9 +110,8 @@ def _spelt(value: Any) -> str:
 
 def _block(shape: Shape) -> str:
     parts = ["parallel" if shape.parallel else "serial", "gated" if shape.gated else "not gated"]
-    parts += (
-        [f"{shape.experts.num_experts} experts, {shape.experts.num_experts_per_tok} active"] if shape.experts else []
-    )
+    experts = shape.experts
+    parts += [f"{experts.num_experts} experts, {experts.num_experts_per_tok} active"] if experts else []
     parts += ["latent attention"] if shape.latent else []
     parts += ["cross-attention"] if shape.cross else []
     return ", ".join(parts)

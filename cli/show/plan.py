@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefold.cli.show.show import out, say
-from prefold.plan import Advice, Estimate
+from prefold.plan import Advice
 from prefold.plan.page import (
     Cells,
     about,
@@ -20,7 +20,6 @@ from prefold.plan.page import (
     unfit_line,
 )
 
-_TERA = 1e12
 _NOTE = "note"
 # Words are read from the left, figures from the right.
 _WORDS = ("FFN", "attention", "bound,\nideal", "fits", _NOTE)
@@ -56,13 +55,9 @@ def _show(title: str, cells: Cells) -> None:
     out.print(table)
 
 
-def _fitting(advice: Advice) -> list[Estimate]:
-    return [each for each in advice.sweep if each.memory.fits]
-
-
 def _show_sweep(advice: Advice) -> None:
-    basis, points = advice.chosen.basis, _fitting(advice)
-    if points:
-        _show(f"other batches and chips: not beaten in time and MFU ({basis})", points_table(advice))
+    if any(each.memory.fits for each in advice.sweep):
+        title = f"other batches and chips: not beaten in time and MFU ({advice.chosen.basis})"
+        _show(title, points_table(advice))
     if unfit := unfit_line(advice):
         say(unfit, "yellow")

@@ -61,9 +61,9 @@ def show_counted(forest: Forest, model: str, counted: Counted) -> None:
         say(line)
 
 
-def _spell(size: float, like: float | None = None) -> str:
-    """Write bytes in the unit that fits them, or another size."""
-    unit, scale = next((each for each in _UNITS if (like or size) >= each[1] / 100), ("B", 1.0))
+def _spell(size: float) -> str:
+    """Write bytes in the unit that fits them."""
+    unit, scale = next((each for each in _UNITS if size >= each[1] / 100), ("B", 1.0))
     return f"{size / scale:,.2f} {unit}" if scale > 1 else f"{size:,.0f} B"
 
 
