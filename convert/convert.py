@@ -156,7 +156,7 @@ def _write_tensors(known: Prepared, folder: Path, progress: ConversionProgress) 
     write_file(folder / TABLE, tables.outgoing, written=lambda done: progress.advanced("table", done, total))
     write_shards(folder, plan, lambda done: progress.advanced("untouched tensors", done, kept))
     write_index(folder, plan, tables.outgoing)
-    code = runtime_code(known.config, known.resolved.model_class)
+    code = runtime_code(known.resolved.model_class)
     for name, content in code.items():
         (folder / name).write_bytes(content)
     made = {name: digest.hexdigest() for name, digest in tables.digests.items()}

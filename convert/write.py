@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from prefold.convert.checkpoint.files import CARD, CONFIG, REMOTE_RUNTIME, RUNTIME, RUNTIMES, own_file
@@ -17,6 +17,7 @@ from prefold.convert.checkpoint.side_files import module_of, plain, strings
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.fold.tensors import made_tensors
+from prefold.convert.model.load import base_class
 from prefold.convert.prepare import Prepared
 from prefold.convert.savings import Savings
 
@@ -28,35 +29,30 @@ def folded_config(
     made: dict[str, str] | None = None,
     computed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Derive the folded ``config.json`` from the source's: all of it stays but what says how to load it.
+    """Derive the folded ``config.json`` from the source's: all of it stays but the code that loads it.
+
+    Its ``model_type`` and ``architectures`` stay, too: programs choose tokenizers, pipelines and much else by them.
 
     ``code`` are the modules that run it, by file; ``made`` are the hashes of
     the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
     """
-    # Importing the runtime registers folded types with transformers; only who folds should cause that.
-    from prefold.runtime.modeling_prefold import FORMAT, folded_name
+    # Importing the runtime changes how transformers loads models; only a conversion should cause that.
+    from prefold.runtime.modeling_prefold import FORMAT
 
-    source, config, resolved, study = known.source, known.config, known.resolved, known.study
-    architecture = folded_name(resolved.model_class, type(config))
+    source, resolved, study = known.source, known.resolved, known.study
     module = (RUNTIME if is_native(resolved.model_class) else REMOTE_RUNTIME).removesuffix(".py")
     tensors = made_tensors(known.live, study.cuts)
     untied = {} if study.ties.others else {"tie_word_embeddings": False}
     kept: dict[str, Any] = plain(source.config, ["custom_pipelines"])
     return kept | {
-        "model_type": f"prefold_{config.model_type}",
-        "architectures": [architecture],
-        "auto_map": _reached(source, code)
-        | {
-            "AutoConfig": f"{module}.Prefold{type(config).__name__}",
-            resolved.auto_class: f"{module}.{architecture}",
-        },
+        "auto_map": _reached(source, code) | {auto: f"{module}.{name}" for auto, name in _auto_classes(known).items()},
         **untied,
         "dtype": str(known.dtype).removeprefix("torch."),
         "prefold": {
             "format": FORMAT,
             "source": source_name(source),
             "revision": source.revision,
-            "source_model_type": config.model_type,
+            "dtype": str(known.dtype).removeprefix("torch."),
             "placement": known.options.placement,
             "folds": [cut.as_json(tensors[f"{cut.embedding}.weight"].name) for cut in study.cuts],
             "refused_inputs": resolved.other_inputs if known.options.text_only else [],
@@ -66,6 +62,16 @@ def folded_config(
             "versions": versions(),
         },
     }
+
+
+def _auto_classes(known: Prepared) -> dict[str, str]:
+    """Return the names of the folded classes by their auto classes: the model's, and its base model's."""
+    resolved, prefix = known.resolved, f"{known.resolved.model_class.base_model_prefix}."
+    base = base_class(known.config)
+    modules = [module for cut in known.study.cuts for module in [cut.embedding, *cut.eliminated]]
+    has_base = base is not None and base.base_model_prefix == resolved.model_class.base_model_prefix
+    bases = {"AutoModel": base.__name__} if has_base and all(name.startswith(prefix) for name in modules) else {}
+    return bases | {resolved.auto_class: resolved.model_class.__name__}
 
 
 def _reached(source: Source, code: dict[str, bytes]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def is_native(kind: type[Any]) -> bool:
     return kind.__module__.startswith("transformers.")
 
 
-def runtime_code(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> dict[str, bytes]:
+def runtime_code(model_class: type[PreTrainedModel]) -> dict[str, bytes]:
     """Return the modules that run a folded checkpoint, by file.
 
     Beside a source's own code, which goes along, lies a module that joins the two.
@@ -113,12 +119,9 @@ def runtime_code(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -
     code = {name: files("prefold.runtime").joinpath(name).read_bytes() for name in RUNTIMES}
     if is_native(model_class):
         return code
-    kinds: list[type[Any]] = [type(config), model_class]
-    runtime = RUNTIME.removesuffix(".py")
-    imports = [f"from .{kind.__module__.rpartition('.')[2]} import {kind.__name__}" for kind in kinds]
-    derived = [f"Prefold{kind.__name__} = derive({kind.__name__}, __name__)" for kind in kinds]
-    joined = "\n".join([*imports, f"from .{runtime} import derive", "", *derived]) + "\n"
-    return code | {REMOTE_RUNTIME: joined.encode()}
+    name, module = model_class.__name__, model_class.__module__.rpartition(".")[2]
+    lines = [f"from .{module} import {name} as Source", f"from .{RUNTIME.removesuffix('.py')} import derive"]
+    return code | {REMOTE_RUNTIME: "\n".join([*lines, "", f"{name} = derive(Source, __name__)", ""]).encode()}
 
 
 _LOAD = """from transformers import {auto_class}, AutoTokenizer

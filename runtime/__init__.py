@@ -1,9 +1,9 @@
 """What runs inside a user's program. Importing it lets transformers load folded checkpoints without remote code."""
 
+from functools import wraps
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.models.auto import modeling_auto
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.runtime import modeling_prefold
 from prefold.runtime.columns_prefold import FoldedInputError
@@ -11,41 +11,39 @@ from prefold.runtime.storage_prefold import TableError
 
 __all__ = ["FoldedInputError", "TableError", "register"]
 
-_PREFIX = f"{modeling_prefold.PREFIX.lower()}_"
-
-
-class _FoldedTypes(dict[str, type[PreTrainedConfig]]):
-    """Maps ``prefold_x`` to the folded config class of ``x``, made when it is first asked for.
-
-    A dictionary of all of them would import every architecture that transformers has.
-    """
-
-    def __contains__(self, model_type: object) -> bool:
-        return super().__contains__(model_type) or (
-            isinstance(model_type, str)
-            and model_type.startswith(_PREFIX)
-            and model_type.removeprefix(_PREFIX) in CONFIG_MAPPING._mapping
-        )
-
-    def __missing__(self, model_type: str) -> type[PreTrainedConfig]:
-        source = CONFIG_MAPPING[model_type.removeprefix(_PREFIX)]
-        folded: type[PreTrainedConfig] = modeling_prefold.derive(source)
-        self[model_type] = folded
-        for auto_class in (each for name, each in vars(modeling_auto).items() if name.startswith("AutoModel")):
-            found: Any = auto_class._model_mapping.get(source, ())
-            for model_class in found if isinstance(found, tuple | list) else [found]:
-                auto_class.register(folded, modeling_prefold.derive(model_class, config_class=source))
-        return folded
-
-    def get(self, model_type: str, default: Any = None) -> Any:
-        """Return the config class, making it if need be."""
-        return self[model_type] if model_type in self else default  # noqa: SIM401  # it is ``get`` itself
+# The auto classes load models by the first, and build untrained ones by the second.
+_ENTRANCES = ("from_pretrained", "_from_config")
 
 
 def register() -> None:
-    """Let ``AutoConfig`` and the auto classes of models load every folded type; importing this package does it."""
-    if not isinstance(CONFIG_MAPPING._extra_content, _FoldedTypes):
-        CONFIG_MAPPING._extra_content = _FoldedTypes(CONFIG_MAPPING._extra_content)
+    """Let auto classes and transformers' own classes load folded checkpoints; importing this package does it."""
+    for name in _ENTRANCES:
+        original = PreTrainedModel.__dict__[name].__func__
+        if not hasattr(original, "prefold"):
+            setattr(PreTrainedModel, name, classmethod(_entrance(original)))
+
+
+def _entrance(original: Any) -> Any:
+    """Wrap a class method of models: for the config of a fold it is called on the folded class."""
+
+    @wraps(original)
+    def call(cls: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        is_stock = cls.__module__.startswith("transformers.")
+        folded = modeling_prefold.derive(cls) if is_stock and _is_fold(source, **kwargs) else cls
+        return original(folded, source, *args, **kwargs)
+
+    call.prefold = True  # type: ignore[attr-defined]
+    return call
+
+
+def _is_fold(source: Any, config: Any = None, **kwargs: Any) -> bool:
+    config = source if config is None else config
+    if not isinstance(config, PreTrainedConfig | None):
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(config, **kwargs)
+        except OSError:  # it has none, as loading it will say
+            return False
+    return "prefold" in (config if isinstance(config, dict) else vars(config or object))
 
 
 register()

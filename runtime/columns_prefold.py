@@ -3,6 +3,7 @@
 This file travels in every folded checkpoint beside ``modeling_prefold.py``, and needs torch alone.
 """
 
+import copy
 import threading
 from functools import partial
 from typing import Any
@@ -90,6 +91,13 @@ class Folded(nn.Module):
         for part in ("weight", "bias"):
             self.register_buffer(part, torch.empty(0), persistent=False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Folded":
+        if not memo:  # as PEFT does, to train the copy in the module's place
+            raise FoldedInputError(f"{self.extra_repr()}; a copy of it alone has no row to read: train the source")
+        memo[id(self)] = made = self.__class__.__new__(self.__class__)
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
     def extra_repr(self) -> str:
         """Say what became of the module, since adapters print this when they refuse it."""
         return f"{self.name} is folded into the table: it has no weights to train or to adapt"
@@ -129,6 +137,16 @@ class Table(Folded):
             self.weight = nn.Parameter(torch.empty(self.shape, dtype=dtype), requires_grad=False)
         else:
             self.weight = torch.empty(entry["rows"], 0)  # for callers that ask an embedding how many rows it has
+
+    @property
+    def num_embeddings(self) -> int:
+        """The size of the vocabulary."""
+        return int(self.entry["rows"])
+
+    @property
+    def embedding_dim(self) -> int:
+        """The width of what a look-up returns."""
+        return int(self.entry["width"])
 
     @property
     def shape(self) -> tuple[int, int]:

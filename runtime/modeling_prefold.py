@@ -1,7 +1,8 @@
 """Run a folded checkpoint: the first layer's token-pure modules become slices of one looked-up row.
 
 This file travels in every folded checkpoint, with those that it imports beside it; they need torch and transformers
-alone. ``PrefoldX`` is derived from transformers' own ``X`` the moment it is asked for: they serve every architecture.
+alone. ``X`` of this module is transformers' own ``X``, folded, derived the moment it is asked for. It has the source's
+name and config class, since programs decide by both.
 """
 
 import copy
@@ -13,11 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .columns_prefold import (
@@ -38,16 +35,31 @@ from .columns_prefold import (
 from .ranks_prefold import distributor_of
 from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
 
-PREFIX = "Prefold"
-FORMAT = 4
+FORMAT = 5
+# The first and last versions of transformers that this module was tried with.
+TESTED = "5.0", "5.24"
+# Since this version a table that is no parameter can be loaded.
+_PLACED_SINCE = "5.10"
 # Says where tables are to lie, for programs whose code does not.
 PLACEMENT_VARIABLE = "PREFOLD_PLACEMENT"
-# Where generation asks a model's type: decoders of some begin with tokens of their own.
-_DECODER_START = "_prepare_decoder_input_ids_for_generation"
-
-
 # One logger name for all copies of this file, so that ``warning_once`` warns once.
-_logger = logging.get_logger(f"transformers.{PREFIX.lower()}")
+_logger = logging.get_logger("transformers.prefold")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")[:2]))
+
+
+def _check_version(running: str) -> None:
+    """Refuse a version of transformers before those that were tried, and warn of one behind them."""
+    tried = f"folded checkpoints were tried with transformers {' to '.join(TESTED)}, and this is {running}"
+    if _version(running) < _version(TESTED[0]):
+        raise ImportError(tried)
+    if _version(running) > _version(TESTED[1]):
+        _logger.warning_once(tried)
+
+
+_check_version(transformers.__version__)
 
 
 def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "device") -> Row:
@@ -136,9 +148,10 @@ def _untie(model: PreTrainedModel, tables: list[str]) -> None:
             continue
         prefix = f"{name}." if name else ""
         gone = [table.removeprefix(prefix) + ".weight" for table in tables if table.startswith(prefix)]
-        for ties in ("_tied_weights_keys", "all_tied_weights_keys"):
-            kept = {one: other for one, other in getattr(part, ties).items() if not _names_any(gone, one, other)}
-            setattr(part, ties, kept)
+        for name in ("_tied_weights_keys", "all_tied_weights_keys"):
+            if isinstance(ties := getattr(part, name, None), dict):  # before transformers 5 the config alone decides
+                kept = {one: other for one, other in ties.items() if not _names_any(gone, one, other)}
+                setattr(part, name, kept)
 
 
 def _names_any(weights: list[str], *patterns: str) -> bool:
@@ -150,6 +163,8 @@ def _placement(asked: str | None, config: Any) -> str:
     placement = asked or os.environ.get(PLACEMENT_VARIABLE) or config.prefold["placement"]
     if placement not in PLACEMENTS:
         raise ValueError(f"prefold_placement {placement!r} is none of {', '.join(PLACEMENTS)}")
+    if placement != "device" and _version(transformers.__version__) < _version(_PLACED_SINCE):
+        raise ValueError(f"prefold_placement {placement!r} needs transformers {_PLACED_SINCE}")
     if placement == "host" and not torch.accelerator.is_available():
         _logger.warning_once("prefold_placement 'host': there is no accelerator, so all of the model is in host memory")
     return str(placement)
@@ -159,24 +174,46 @@ def _loader_of(source: type[PreTrainedModel]) -> Any:
     """Derive how weights are loaded: as the source's, and tables straight to where they are to lie."""
 
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
+        _warn_of_dtype(model.config)
         absent = [table for table in _tables(model) if not table.is_on_device and table.rows is None]
         # First, since only this tells which file is broken; kept until the rest is loaded, which has no table.
         rows = [_rows(model, table, state_dict, checkpoint_files) for table in absent]
         loaded = source._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         for table, found in zip(absent, rows, strict=True):
             table.rows = found
+        for stand_in in _stand_ins(model):  # loading makes all of a model trainable
+            stand_in.requires_grad_(False)
         return loaded
 
     return staticmethod(_load_pretrained_model)
 
 
+def _warn_of_dtype(config: Any) -> None:
+    """Warn where rows that were computed in one type are loaded in another."""
+    asked, folded = str(config.dtype).removeprefix("torch."), config.prefold["dtype"]
+    if asked != folded:
+        _logger.warning_once(
+            f"a fold of {folded}, loaded as {asked}: not equal to its source loaded as {asked}; for that, run prefold"
+            f" convert {config.prefold['source']} OUT --dtype {asked}"
+        )
+
+
+def _stand_ins(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that took the place of others, and those that were added to look-ups that stay."""
+    return [module for name, module in model.named_modules() if isinstance(module, Folded) or name.endswith(".prefold")]
+
+
 def _tables(model: Any) -> list[Table]:
-    return [model.get_submodule(fold["table"]["module"]) for fold in model.config.prefold["folds"]]
+    return [model.get_submodule(fold["table"]["module"]) for fold in model.prefold_folds]
+
+
+def _tensor_names(table: dict[str, Any]) -> list[str]:
+    """Return the names that a table may have in files."""
+    return [table["tensor"], f"{table['module']}.weight"]
 
 
 def _rows(model: Any, table: Table, state_dict: Any, files: list[str] | None) -> HostRows | DiskRows:
-    name, placement = table.entry["tensor"], model.prefold_placement
-    names = [name, f"{table.entry['module']}.weight"]
+    name, placement, names = table.entry["tensor"], model.prefold_placement, _tensor_names(table.entry)
     if state_dict is not None and placement == "disk":
         raise TableError("prefold_placement 'disk': weights were given as tensors, and no file to map a table from")
     if state_dict is not None:
@@ -207,6 +244,34 @@ def _saver_of(source: type[PreTrainedModel]) -> Any:
     return save_pretrained
 
 
+def _auto_class(folded: type[PreTrainedModel], config: Any) -> str:
+    """Return the auto class that loads a folded class.
+
+    Raises:
+        ValueError: the checkpoint was folded as another.
+    """
+    classes = {auto: str(name).rpartition(".")[2] for auto, name in config.auto_map.items() if "Model" in auto}
+    for auto, name in classes.items():
+        if name == folded.__name__:
+            return auto
+    raise ValueError(f"folded as {', '.join(classes.values())}: it cannot be loaded as {folded.__name__}")
+
+
+def _folds_of(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Return the config's folds; of a base model by the names that modules have without the head's prefix."""
+    prefix, folds = model.base_model_prefix, model.config.prefold["folds"]
+    return folds if hasattr(model, prefix) else _without(f"{prefix}.", folds)  # type: ignore[no-any-return]
+
+
+def _without(prefix: str, value: Any) -> Any:
+    """Return JSON with a prefix taken from all module names; that of a tensor in a file stays."""
+    if isinstance(value, dict):
+        return {key: each if key == "tensor" else _without(prefix, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without(prefix, each) for each in value]
+    return f"{value}.".removeprefix(prefix).removesuffix(".") if isinstance(value, str) else value
+
+
 def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
     def __init__(  # noqa: N807
         self: Any, config: Any, *args: Any, prefold_placement: str | None = None, **kwargs: Any
@@ -216,100 +281,76 @@ def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
                 f"a folded checkpoint of format {config.prefold['format']}, and this module runs format {FORMAT}: fold"
                 f" it anew: prefold convert {config.prefold.get('source', 'SOURCE')} OUT"
             )
-        if type(self).__name__ not in config.architectures:
-            raise ValueError(f"folded as {config.architectures[0]}: it cannot be loaded as {type(self).__name__}")
         source.__init__(self, config, *args, **kwargs)
-        self._auto_class = next(name for name in config.auto_map if name.startswith("AutoModel"))
+        self._auto_class = _auto_class(type(self), config)
         self.prefold_placement = _placement(prefold_placement, config)
-        self.prefold_rows = [fold_modules(self, fold, self.prefold_placement) for fold in config.prefold["folds"]]
+        self.prefold_folds = _folds_of(self)
+        self.prefold_rows = [fold_modules(self, fold, self.prefold_placement) for fold in self.prefold_folds]
         self.register_forward_pre_hook(_refuse_inputs, with_kwargs=True)
-        tables = [fold["table"]["module"] for fold in config.prefold["folds"]]
+        tables = [fold["table"]["module"] for fold in self.prefold_folds]
         _untie(self, tables)
         self.post_init()
         if self.prefold_placement != "device":
-            self._keys_to_ignore_on_load_unexpected |= {rf"^{re.escape(table)}\.weight$" for table in tables}
+            names = [name for fold in self.prefold_folds for name in _tensor_names(fold["table"])]
+            ignored = {rf"^{re.escape(name)}$" for name in names}
+            self._keys_to_ignore_on_load_unexpected = ignored.union(self._keys_to_ignore_on_load_unexpected or ())
 
     return __init__
 
 
-def _as_source(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let transformers' own code, where it asks for a type, do as it does for the source."""
+def _count_of(source: type[PreTrainedModel]) -> Any:
+    """Derive how parameters are counted: a table is an embedding."""
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        folded, self.config.model_type = self.config.model_type, self.config.prefold["source_model_type"]
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            self.config.model_type = folded
+    def num_parameters(self: Any, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        count: int = source.num_parameters(self, only_trainable, exclude_embeddings)
+        if not exclude_embeddings:
+            return count
+        tables = [table.weight for table in _tables(self) if table.is_on_device]
+        return count - sum(table.numel() for table in tables if table.requires_grad or not only_trainable)
 
-    return call
-
-
-def _fold_config_class(source: type[PreTrainedConfig], module: str) -> type[PreTrainedConfig]:
-    """Derive the configuration class of a folded checkpoint: the source's, under a ``model_type`` of its own."""
-    namespace = {"model_type": f"{PREFIX.lower()}_{source.model_type}", "__module__": module}
-    folded: type[PreTrainedConfig] = type(PREFIX + source.__name__, (source,), namespace)
-    folded.register_for_auto_class("AutoConfig")
-    return folded
+    return num_parameters
 
 
-def _fold_model_class(
-    source: type[PreTrainedModel], config_class: type[PreTrainedConfig], module: str
-) -> type[PreTrainedModel]:
-    """Derive the model class of a folded checkpoint: the source's, with the folded modules swapped for columns."""
-    name = folded_name(source, config_class)
-    namespace = {
+def _resize_token_embeddings(self: Any, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
+    """Return the input embedding, for a caller that asks for no other size.
+
+    Raises:
+        FoldedInputError: another size was asked for.
+    """
+    embedding: Any = self.get_input_embeddings()
+    if new_num_tokens not in (None, embedding.num_embeddings):
+        raise FoldedInputError(f"{embedding.extra_repr()}: add tokens to the source, and fold it again")
+    return embedding  # type: ignore[no-any-return]
+
+
+def derive(source: type[Any], module: str = __name__) -> type[Any]:
+    """Return the folded class of a model class, made once, so that it stays one for pickle and isinstance.
+
+    ``module`` is where a program finds it; a checkpoint whose source brings its own code has one of its own.
+    """
+    if source.__name__ not in globals():
+        globals()[source.__name__] = type(source.__name__, (source,), _members(source) | {"__module__": module})
+    derived: type[Any] = globals()[source.__name__]
+    return derived
+
+
+def _members(source: type[PreTrainedModel]) -> dict[str, Any]:
+    # Left to itself, transformers answers these from the text of a class's own file, which here is this one, and does
+    # not give custom code the buffers that its own model fills in for its layers.
+    by_file = ("_can_set_attn_implementation", "_can_set_experts_implementation", "is_custom_code")
+    return {name: getattr(source, name) for name in by_file if hasattr(source, name)} | {
+        "_auto_class": "AutoModel",  # saving copies this file for classes that have one; each model knows its own
         "__init__": _init_of(source),
         "_load_pretrained_model": _loader_of(source),
         "save_pretrained": _saver_of(source),
         "maybe_distribute_model": distributor_of(source),
-        "__module__": module,
-        "config_class": derive(config_class, module),
-        # Left to itself, transformers answers these two from the text of a class's own file, which here is this one.
-        "_can_set_attn_implementation": source._can_set_attn_implementation,
-        "_can_set_experts_implementation": source._can_set_experts_implementation,
-        # As custom code it would not get the buffers that its own model fills in for its layers.
-        "is_custom_code": source.is_custom_code,
+        "num_parameters": _count_of(source),
+        "resize_token_embeddings": _resize_token_embeddings,
     }
-    if hasattr(source, _DECODER_START):
-        namespace[_DECODER_START] = _as_source(getattr(source, _DECODER_START))
-    folded: type[PreTrainedModel] = type(name, (source,), namespace)
-    # Tensors keep the source's names, so the source's renames must still be found under the new class name.
-    renames = get_checkpoint_conversion_mapping(source.__name__)
-    renames = renames or get_checkpoint_conversion_mapping(config_class.model_type)
-    register_checkpoint_conversion_mapping(name, renames or [], overwrite=True)
-    return folded
-
-
-def folded_name(source: type[Any], config_class: type[PreTrainedConfig] | None = None) -> str:
-    """Name the folded class of a config or model class; a model class that runs other configs, too, has several."""
-    # By name: code that a source brings is imported once for every file that it is asked for.
-    own = config_class is None or source.config_class.__name__ == config_class.__name__
-    return PREFIX + ("" if own or config_class is None else config_class.__name__) + source.__name__
-
-
-def derive(source: type[Any], module: str = __name__, config_class: type[PreTrainedConfig] | None = None) -> type[Any]:
-    """Return the folded class of a config or model class, made once, so that it stays one for pickle and isinstance.
-
-    ``module`` is where a program finds it; a checkpoint whose source brings its own code has one of its own.
-    ``config_class`` is the model's config, where that is not the model class's own.
-    """
-    name = folded_name(source, config_class)
-    if name not in globals():
-        if issubclass(source, PreTrainedConfig):
-            globals()[name] = _fold_config_class(source, module)
-        else:
-            globals()[name] = _fold_model_class(source, config_class or source.config_class, module)
-    made: type[Any] = globals()[name]
-    return made
 
 
 def __getattr__(name: str) -> type[Any]:
-    plain = name.removeprefix(PREFIX)
-    source = getattr(transformers, plain, None)
-    config, _, model = plain.partition("Config")
-    config_class = getattr(transformers, f"{config}Config", None) if source is None else None
-    source = source or (getattr(transformers, model, None) if config_class else None)
-    if source is None or plain == name:
+    source = getattr(transformers, name, None)
+    if not (isinstance(source, type) and issubclass(source, PreTrainedModel)):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return derive(source, config_class=config_class)
+    return derive(source)

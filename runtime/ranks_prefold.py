@@ -52,7 +52,7 @@ def distributor_of(source: type[PreTrainedModel]) -> Any:
             return source.maybe_distribute_model(model, distributed_config, mesh_manager)
         asked, mesh = distributed_config.tp_plan, mesh_manager.get_mesh("tp")
         plan = model.tp_plan | (asked if isinstance(asked, dict) else {})
-        shapes, tables = _shapes(model), {fold["table"]["module"] for fold in model.config.prefold["folds"]}
+        shapes, tables = _shapes(model), {fold["table"]["module"] for fold in model.prefold_folds}
         try:
             shares = {name: _share(plan, name, shape, mesh) for name, shape in shapes.items()}
             away = {*shapes, *tables}
@@ -72,7 +72,7 @@ def distributor_of(source: type[PreTrainedModel]) -> Any:
 def _shapes(model: Any) -> dict[str, list[int]]:
     """Return the folded modules by name, with the shape of what each would give for a token."""
     found: dict[str, list[int]] = {}
-    for fold in model.config.prefold["folds"]:
+    for fold in model.prefold_folds:
         merged, behind = [fold["merged"]] if fold["merged"] else [], fold["sum"]["columns"] if fold["sum"] else []
         folded = [*columns_of(fold), *unread_of(fold), *merged, *behind]
         found |= {entry["module"]: entry["shape"] for entry in folded}

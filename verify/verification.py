@@ -175,7 +175,7 @@ class _Comparison:
         self.is_quantized = method_of(known.config) is not None
         self.dtype = str(known.dtype).removeprefix("torch.")
         source, config, study = known.source, known.config, known.study
-        code = runtime_code(config, known.resolved.model_class) | known.side.code
+        code = runtime_code(known.resolved.model_class) | known.side.code
         expected = folded_config(known, code)
         expected.pop("torch_dtype", None)
         adapter = known.options.adapter

@@ -107,7 +107,7 @@ def check_fold_on_skeleton(
     Raises:
         UnsupportedModel: the block does not run with columns in place of its modules, or says something else.
     """
-    # Importing the runtime registers folded types with transformers; only who folds should cause that.
+    # Importing the runtime changes how transformers loads models; only a conversion should cause that.
     from prefold.runtime.columns_prefold import FoldedInputError
     from prefold.runtime.modeling_prefold import fold_modules
 

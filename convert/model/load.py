@@ -59,7 +59,7 @@ def _are_names(value: Any) -> bool:
 
 def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
     reasons = []
-    if "prefold" in raw or str(raw.get("model_type")).startswith("prefold_"):
+    if "prefold" in raw:
         reasons.append("it is a folded checkpoint already")
     if "model_type" not in raw and "auto_map" not in raw:
         reasons.append("its config.json names no model_type")
@@ -140,6 +140,11 @@ def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bo
     if chosen is None:
         raise UnsupportedModel([f"{config.model_type} is not a language model or text encoder of transformers"])
     return chosen
+
+
+def base_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """Return the class that ``AutoModel`` takes for a config of transformers' own."""
+    return next(iter(_classes(modeling_auto.AutoModel, config)), None)
 
 
 def _known(architectures: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Lets vLLM serve folded checkpoints: its plugin, which every process of an engine calls (docs/serving.md).
 
-To vLLM a folded checkpoint is one of its source's type, in all that depends on a type. Only the model class differs:
-it is derived from the one that vLLM has for the source, whichever that is.
+A folded checkpoint has its source's type and architecture. Only the model class differs: it is derived from the one
+that vLLM has for the source, whichever that is.
 """
 
 import os
@@ -10,9 +10,9 @@ from functools import wraps
 from typing import Any
 
 import vllm
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from prefold.runtime.modeling_prefold import PLACEMENT_VARIABLE, PREFIX
+from prefold.runtime.modeling_prefold import PLACEMENT_VARIABLE
 
 # Each was tested. What is called here is not all of it public, so another version may need other code.
 TESTED = ("0.32",)
@@ -67,28 +67,19 @@ def _parse(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _as_source(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config as the source's class has it, with the ``prefold`` section as one more attribute.
+    """Return the config as the source's, with what every process of an engine asks about the fold as attributes.
 
     Raises:
         ValueError: the source runs code of its own.
     """
-    source_type = config.prefold["source_model_type"]
-    if source_type not in CONFIG_MAPPING:
-        raise ValueError(f"{source_type}: a source with code of its own is served by transformers alone, not by vLLM")
-    source_class = CONFIG_MAPPING[source_type]
-    content = config.to_dict()
-    for ours in ("model_type", "auto_map"):
-        content.pop(ours, None)
-    content["architectures"] = [_source_name(name, source_class) for name in config.architectures or []]
-    # Where every process of an engine finds it, and ``hf_overrides`` may still change it.
-    content["prefold_placement"] = os.environ.get(PLACEMENT_VARIABLE) or config.prefold["placement"]
-    source: PreTrainedConfig = source_class.from_dict(content)
-    source._name_or_path = config._name_or_path
-    return source
-
-
-def _source_name(name: str, config_class: type[PreTrainedConfig]) -> str:
-    return name.removeprefix(PREFIX).removeprefix(config_class.__name__)
+    if not type(config).__module__.startswith("transformers."):
+        raise ValueError(
+            f"{config.model_type}: a source with code of its own is served by transformers alone, not by vLLM"
+        )
+    vars(config).pop("auto_map", None)
+    config.prefold_model_type = config.model_type  # vLLM changes the other for a draft in the same checkpoint
+    config.prefold_placement = os.environ.get(PLACEMENT_VARIABLE) or config.prefold["placement"]
+    return config
 
 
 def _inspect(original: Callable[..., Any], registry: Any, architectures: Any, model_config: Any) -> Any:

@@ -56,8 +56,11 @@ def test_the_config_says_how_to_load_it_and_keeps_the_rest(checkpoint: Checkpoin
     source = checkpoint("llama")
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, fold(source)))
     changed = {key for key in after if after[key] != before.get(key)}
-    assert changed == {"model_type", "architectures", "auto_map", "prefold"}
-    assert after["model_type"] == "prefold_llama"
+    assert changed == {"auto_map", "prefold"}
+    assert after["auto_map"] == {
+        "AutoModel": "modeling_prefold.LlamaModel",
+        "AutoModelForCausalLM": "modeling_prefold.LlamaForCausalLM",
+    }
     assert after["prefold"]["source"] == "source"
     assert [column["module"].rpartition(".")[2] for column in after["prefold"]["folds"][0]["columns"]] == [
         "q_proj",

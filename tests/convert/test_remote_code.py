@@ -53,7 +53,7 @@ def test_trusted_code_folds_and_says_the_same(own_code: Path, fold, tmp_path: Pa
     assert (folded / REMOTE_RUNTIME).exists()
     ids = tokens()
     model = load(folded)
-    assert type(model).__name__ == "PrefoldOwnForCausalLM"
+    assert type(model).__name__ == "OwnForCausalLM"
     assert torch.equal(load(own_code)(ids).logits, model(ids).logits)
     model.save_pretrained(tmp_path / "again")
     assert torch.equal(load(tmp_path / "again")(ids).logits, model(ids).logits)
@@ -110,17 +110,14 @@ def test_all_that_is_named_and_imported_goes_along(own_code: Path, fold):
     assert json.loads((folded / "tokenizer_config.json").read_text())["auto_map"]
 
 
-@pytest.mark.parametrize("model_type", ["prefold_llama", "registered"])
-def test_a_registered_type_does_not_make_code_trusted(model_type: str, checkpoint, tmp_path: Path):
-    """Once the runtime, or a program, has registered a type, its config class is not transformers' own."""
-    import prefold.runtime  # noqa: F401
-
+def test_a_registered_type_does_not_make_code_trusted(checkpoint, tmp_path: Path):
+    """Once a program has registered a type, its config class is not transformers' own."""
     registered = type("Registered", (LlamaConfig,), {"model_type": "registered"})
     AutoConfig.register("registered", registered, exist_ok=True)
     source = checkpoint("llama")
     (source / "evil.py").write_text("raise SystemExit('ran')")
     config = json.loads((source / "config.json").read_text())
-    config |= {"model_type": model_type, "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}
+    config |= {"model_type": "registered", "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}
     (source / "config.json").write_text(json.dumps(config))
     assert not inspect_checkpoint(str(source)).foldable
     with pytest.raises(UnsupportedModel):

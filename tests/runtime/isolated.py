@@ -24,7 +24,7 @@ def untrusted(checkpoint: str) -> str:
 
     try:
         AutoModelForCausalLM.from_pretrained(checkpoint)
-    except (ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return "loaded"
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,14 +61,15 @@ def elsewhere(pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory) 
 def test_loads_without_prefold(elsewhere: dict[str, Any], pairs: dict[str, Pair], name: str) -> None:
     pair = pairs[{"saved again": "llama", "saved in shards": "mixtral"}.get(name, name)]
     assert elsewhere[name]["keys"] == []
-    assert elsewhere[name]["class"] == f"Prefold{type(pair.source).__name__}"
+    assert elsewhere[name]["class"] == type(pair.source).__name__
     assert elsewhere[name]["module"].startswith("transformers_modules.")
     assert torch.equal(elsewhere[name]["logits"].flatten(0, 1), logits(pair.source, tokens()))
 
 
 @pytest.mark.parametrize("name", [*NAMES, "saved again"])
 def test_refuses_to_load_without_prefold_and_without_trust(elsewhere: dict[str, Any], name: str) -> None:
-    assert "trust_remote_code" in elsewhere[name]["untrusted"]
+    """With random weights it would run, and say nonsense; the table is wider than any embedding."""
+    assert "ignore_mismatched_sizes" in elsewhere[name]["untrusted"]
 
 
 _REGISTERED = """
@@ -92,19 +92,6 @@ def test_loads_without_trust_after_importing_the_runtime(pairs: dict[str, Pair],
     _run(["-c", _REGISTERED, str(tmp_path / "ids.pt"), *folders], tmp_path)
     for pair, folder in zip(pairs.values(), folders, strict=True):
         assert torch.equal(torch.load(f"{folder}.pt").flatten(0, 1), logits(pair.source, tokens()))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_program_that_ignores_the_model_type_fails(pairs: dict[str, Pair], name: str, tmp_path: Path) -> None:
-    """With random weights it would run, and say nonsense."""
-    pair, folder = pairs[name], tmp_path / "ignored"
-    shutil.copytree(pair.folded_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    del config["auto_map"]
-    config |= {"model_type": name, "architectures": [type(pair.source).__name__]}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RuntimeError, match="mismatched"):
-        AutoModelForCausalLM.from_pretrained(folder)
 
 
 def test_saving_again_keeps_every_tensor(pair: Pair, tmp_path: Path) -> None:

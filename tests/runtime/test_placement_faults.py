@@ -270,7 +270,7 @@ def test_compiled_model_raises_its_own_module_s_error_though_another_copy_was_lo
     torch._dynamo.reset()
     folder = make_folded(tmp_path, num_hidden_layers=1)
     compiled = torch.compile(load(folder, prefold_placement="disk"), fullgraph=True, backend="aot_eager")
-    copy_of_it = get_class_from_dynamic_module("modeling_prefold.PrefoldLlamaForCausalLM", str(folder))
+    copy_of_it = get_class_from_dynamic_module("modeling_prefold.LlamaForCausalLM", str(folder))
     assert copy_of_it.__module__.startswith("transformers_modules.")
     assert copy_of_it.from_pretrained(folder, prefold_placement="disk").prefold_placement == "disk"
     assert logits(compiled, tokens()).isfinite().all()

@@ -65,8 +65,8 @@ def test_own_state_loads_and_another_table_does_not(llama: Path, placed: dict[st
 
 @pytest.mark.parametrize("placement", ELSEWHERE)
 def test_model_made_of_a_config_alone_has_no_table(llama: Path, placement: str, tmp_path: Path) -> None:
-    config = AutoConfig.from_pretrained(llama, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, prefold_placement=placement).eval()
+    config = AutoConfig.from_pretrained(llama)
+    model = AutoModelForCausalLM.from_config(config, prefold_placement=placement).eval()
     for use in (lambda: model(input_ids=tokens()), lambda: model.save_pretrained(tmp_path / "saved")):
         with pytest.raises(TableError, match=r"model.embed_tokens: its table was not loaded: .* from_pretrained"):
             use()
@@ -107,7 +107,7 @@ def test_saved_from_one_placement_it_loads_in_each(
     assert (len(list(tmp_path.glob("*.safetensors"))) > 2) == bool(save)
     assert all(key in _stored(tmp_path) for key in table_keys(model))
     assert all((tmp_path / name).exists() for name in RUNTIMES)
-    kind = auto_class(model.config.prefold["source_model_type"])
+    kind = auto_class(model.config.model_type)
     for each in PLACEMENTS:
         again, told = kind.from_pretrained(
             tmp_path, trust_remote_code=True, dtype="auto", output_loading_info=True, prefold_placement=each

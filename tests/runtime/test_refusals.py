@@ -62,8 +62,39 @@ def test_training_mode_is_refused(pair: Pair, part: str) -> None:
 
 
 def test_resizing_the_vocabulary_is_refused(pair: Pair) -> None:
-    with pytest.raises(TypeError, match="Table"):
-        copy.deepcopy(pair.folded).resize_token_embeddings(120)
+    model = copy.deepcopy(pair.folded)
+    assert model.resize_token_embeddings() is model.resize_token_embeddings(97) is model.get_input_embeddings()
+    with pytest.raises(FoldedInputError, match="is folded .* add tokens to the source, and fold it again"):
+        model.resize_token_embeddings(120)
+
+
+def test_nothing_of_a_fold_is_trained(pair: Pair) -> None:
+    """Loading makes all parameters trainable; an optimizer would change the table in silence."""
+    frozen = {name for name, each in pair.folded.named_parameters() if not each.requires_grad}
+    assert frozen == {name for name in pair.folded.state_dict() if name not in pair.source.state_dict()} | {
+        f"{fold['table']['module']}.weight" for fold in pair.folded.prefold_folds
+    }
+
+
+def test_the_table_is_an_embedding(pair: Pair) -> None:
+    source, folded = pair.source, pair.folded
+    embedding = folded.get_input_embeddings()
+    assert (embedding.num_embeddings, embedding.embedding_dim) == source.get_input_embeddings().weight.shape
+    gone = {name for name, _ in source.named_parameters()} - {name for name, _ in folded.named_parameters()}
+    left = source.num_parameters(exclude_embeddings=True) - sum(source.get_parameter(name).numel() for name in gone)
+    assert folded.num_parameters(exclude_embeddings=True) == left
+    assert folded.num_parameters(True, True) == left
+
+
+def test_training_a_folded_module_in_its_place_is_refused(pair: Pair) -> None:
+    table, target = (
+        pair.folded.prefold_folds[0]["table"]["module"].rpartition(".")[2],
+        r".*layers\.1\..*\.(o_proj|dense)",
+    )
+    with pytest.raises(FoldedInputError, match=f"{table} is folded .* train the source"):
+        _adapted(pair.folded, target_modules=target, modules_to_save=[table])
+    with pytest.raises(ValueError, match="wrong layer"):
+        _adapted(pair.folded, target_modules=target, trainable_token_indices=[1])(input_ids=tokens())
 
 
 def _adapted(model: PreTrainedModel, **options: Any) -> peft.PeftModel:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from prefold.runtime import FoldedInputError
 from tests.conftest import load, tokens
@@ -198,12 +198,18 @@ def test_biases_and_tables_load_without_a_missing_key(pair: Pair) -> None:
     assert not any(info.values())
 
 
-@pytest.mark.parametrize("kind", [AutoModel, AutoModelForMaskedLM])
-def test_the_wrong_auto_class_is_told_what_it_was_folded_as(gpt2: Pair, bert: Pair, kind: Any) -> None:
-    pair = gpt2 if kind is AutoModelForMaskedLM else bert
-    wanted = "Unrecognized|PrefoldGPT2LMHeadModel" if pair is gpt2 else "folded as PrefoldBertForMaskedLM"
-    with pytest.raises(ValueError, match=wanted):
-        kind.from_pretrained(pair.folded_folder, trust_remote_code=True)
+def test_the_base_model_loads_by_itself(pair: Pair) -> None:
+    folders = (pair.source_folder, pair.folded_folder)
+    models = [AutoModel.from_pretrained(each, trust_remote_code=True).eval() for each in folders]
+    source, folded = (model(input_ids=tokens()).last_hidden_state for model in models)
+    torch.testing.assert_close(folded, source, **CLOSE)
+
+
+def test_another_head_is_told_what_it_was_folded_as(bert: Pair) -> None:
+    import prefold.runtime  # noqa: F401
+
+    with pytest.raises(ValueError, match="folded as BertModel, BertForMaskedLM"):
+        AutoModelForSequenceClassification.from_pretrained(bert.folded_folder)
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")

@@ -259,9 +259,7 @@ def test_a_checkpoint_that_does_not_run_fails_structure_with_the_reason(llama: P
 def test_a_fold_of_another_architecture_fails_structure(llama: Pair, gpt_neox: Pair):
     verification = verified(Pair(llama.source, gpt_neox.folded))
     assert verification.failed == ALL
-    assert f"{CONFIG}: model_type is 'prefold_gpt_neox', should be 'prefold_llama'" in problems(
-        verification, "structure"
-    )
+    assert f"{CONFIG}: model_type is 'gpt_neox', should be 'llama'" in problems(verification, "structure")
 
 
 def test_a_source_is_not_its_own_fold(llama: Pair):

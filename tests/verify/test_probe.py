@@ -31,7 +31,7 @@ def test_it_runs_the_module_in_the_checkpoint_and_never_imports_the_runtime(llam
     loading = measure(job).figures["loading"]
     assert loading["module"].startswith("transformers_modules.")
     assert loading["module"].endswith(".modeling_prefold")
-    assert loading["class"] == "PrefoldLlamaForCausalLM"
+    assert loading["class"] == "LlamaForCausalLM"
     assert [loading[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")] == [[], [], []]
 
 

@@ -207,7 +207,7 @@ LOADING = {
     "missing_keys": [],
     "unexpected_keys": [],
     "mismatched_keys": [],
-    "class": "PrefoldLlamaForCausalLM",
+    "class": "LlamaForCausalLM",
     "module": "transformers_modules.folded.modeling_prefold",
 }
 
@@ -220,7 +220,7 @@ LOADING = {
         ({"mismatched_keys": ["a.weight"]}, "a.weight: mismatched when transformers loads it"),
         (
             {"module": "prefold.runtime.modeling_prefold"},
-            "prefold.runtime.modeling_prefold.PrefoldLlamaForCausalLM: loaded in place of the module in the"
+            "prefold.runtime.modeling_prefold.LlamaForCausalLM: loaded in place of the module in the"
             " checkpoint's folder",
         ),
     ],

@@ -148,7 +148,7 @@ def test_experts_reads_agree(make_pair: MakePair):
 def test_a_tied_model_passes_with_the_head_that_its_source_does_not_store(make_pair: MakePair):
     verification = verified(make_pair("llama", tie_word_embeddings=True))
     assert verification.passed
-    assert verification.checks["structure"].figures["loaded_as"] == "PrefoldLlamaForCausalLM"
+    assert verification.checks["structure"].figures["loaded_as"] == "LlamaForCausalLM"
 
 
 def test_a_checkpoint_that_was_cast_passes_and_prompts_are_the_users(tmp_path: Path):

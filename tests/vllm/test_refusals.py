@@ -50,7 +50,7 @@ def test_a_module_that_vllm_does_not_have(checkpoint, tmp_path):
         section["folds"][0]["columns"][0]["module"] = "model.layers.0.self_attn.conv"
 
     folder = edited(checkpoint("llama") / "folded", tmp_path / "renamed", renamed)
-    with pytest.raises(ValueError, match=r"self_attn\.conv: PrefoldLlamaForCausalLM has no such module"):
+    with pytest.raises(ValueError, match=r"self_attn\.conv: LlamaForCausalLM has no such module"):
         start(folder)
 
 
