@@ -12,9 +12,9 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.masks import NAME, TreeMask, Window
 from prefold.tree.cache.partial import Partial, Scoring, add_sinks, attend, attend_causally, attend_masked, merge
+from prefold.tree.cache.pool import LayerStore
 from prefold.tree.cache.states import States, Update
 from prefold.tree.cache.step import Group, Part, Step
 from prefold.tree.errors import WrongAttention

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from prefold.tree.cache.pages import Pages, Run
+from prefold.tree.cache.pool import Move, PageRun, Pages
 from prefold.tree.errors import OutOfPages
 
 # A longer segment is not moved to make room behind it: its branch goes on in a segment of its own.
@@ -25,7 +25,7 @@ class Live:
     start: int = 0
     padding: int = 0
     length: int = 0
-    run: Run | None = None
+    run: PageRun | None = None
     holders: int = 0
     children: "list[Live]" = field(default_factory=list)
 
@@ -41,17 +41,6 @@ class Live:
             found.append(at)
             at = at.parent  # type: ignore[assignment]
         return found[::-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Tokens that every layer has to copy, from slot ``start`` of one extent to slot ``to_start`` of another."""
-
-    extent: int
-    start: int
-    to_extent: int
-    to_start: int
-    tokens: int
 
 
 class LiveTree:
@@ -132,7 +121,7 @@ class LiveTree:
         second.run = first.run
         return True
 
-    def _move(self, source: Run, target: Run, tokens: int, at: int = 0) -> None:
+    def _move(self, source: PageRun, target: PageRun, tokens: int, at: int = 0) -> None:
         if tokens:
             self.moves.append(Move(source.extent, source.start, target.extent, target.start + at, tokens))
 
@@ -191,7 +180,7 @@ class LiveTree:
         leaf.run = stretched or leaf.run
         return stretched is not None
 
-    def _move_into(self, leaf: Live, run: Run) -> None:
+    def _move_into(self, leaf: Live, run: PageRun) -> None:
         if leaf.run is not None:
             self._move(leaf.run, run, leaf.length)
             self.pages.give(leaf.run)

@@ -7,9 +7,9 @@ from functools import cached_property
 
 import torch
 
-from prefold.tree.cache.layers import LayerStore
-from prefold.tree.cache.live import Live, Move
+from prefold.tree.cache.live import Live
 from prefold.tree.cache.masks import Window
+from prefold.tree.cache.pool import LayerStore, Move
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ import torch
 from transformers import Cache
 
 import prefold.tree.cache.attention  # noqa: F401  # makes the implementation known, which no cache does without
-from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.live import Live, LiveTree
-from prefold.tree.cache.pages import Pages
+from prefold.tree.cache.pool import LayerStore, Pages
 from prefold.tree.cache.states import Refusals, States, Update
 from prefold.tree.cache.step import Step, make_step
 from prefold.tree.errors import CacheError, PrunedSegment, RaggedRows, UnequalRows

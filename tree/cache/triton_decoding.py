@@ -5,9 +5,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from prefold.tree.cache.blocks import Blocks, SlotRange, make_blocks
-from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.masks import Window
 from prefold.tree.cache.partial import Scoring, add_sinks
+from prefold.tree.cache.pool import LayerStore
 from prefold.tree.cache.states import Update
 from prefold.tree.cache.step import Part, spans_of, windowed
 from prefold.tree.cache.triton_attention import attend_pools, query_tile

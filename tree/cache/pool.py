@@ -1,15 +1,20 @@
-"""Which pages of the pool hold which segment: runs of consecutive pages, so that a segment is one view."""
+"""The pool of pages: which of them hold which segment, and the keys and values that each layer has in them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from prefold.tree.errors import OutOfPages
 
 # Without a limit, the pool grows by what is asked for and at least this part of what it has.
 _GROWTH = 16
+Tensors = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PageRun:
     """Consecutive slots for tokens, ``[start, start + capacity)``, in one extent of the pool."""
 
     extent: int
@@ -85,7 +90,7 @@ class Pages:
         """Pages that there are in memory."""
         return sum(extent.pages for extent in self.extents.values())
 
-    def take(self, tokens: int, copies: int = 1) -> list[Run]:
+    def take(self, tokens: int, copies: int = 1) -> list[PageRun]:
         """Take runs for as many tokens each; several lie side by side where that is possible.
 
         Raises:
@@ -100,8 +105,8 @@ class Pages:
             return self._take_singly(pages, copies)
         return [self._run(extent, start + index * pages, pages) for index in range(copies)]
 
-    def _take_singly(self, pages: int, copies: int) -> list[Run]:
-        taken: list[Run] = []
+    def _take_singly(self, pages: int, copies: int) -> list[PageRun]:
+        taken: list[PageRun] = []
         try:
             for _ in range(copies):
                 taken.append(self._run(*self._take(pages), pages))
@@ -111,8 +116,8 @@ class Pages:
             raise
         return taken
 
-    def _run(self, extent: int, start: int, pages: int) -> Run:
-        return Run(extent, start * self.size, pages * self.size)
+    def _run(self, extent: int, start: int, pages: int) -> PageRun:
+        return PageRun(extent, start * self.size, pages * self.size)
 
     def _take(self, pages: int) -> tuple[int, int]:
         for name, extent in self.extents.items():
@@ -133,16 +138,81 @@ class Pages:
         start = self.extents[name].take(pages)
         return name, start or 0
 
-    def extend(self, run: Run, tokens: int) -> Run | None:
+    def extend(self, run: PageRun, tokens: int) -> PageRun | None:
         """Return the run with room for as many tokens, if the pages behind it are free; else None."""
         more = -(-(tokens - run.capacity) // self.size)
         if not self.extents[run.extent].take_at(run.stop // self.size, more):
             return None
-        return Run(run.extent, run.start, run.capacity + more * self.size)
+        return PageRun(run.extent, run.start, run.capacity + more * self.size)
 
-    def give(self, run: Run) -> None:
+    def give(self, run: PageRun) -> None:
         """Take a run back; an extent that holds nothing any more is gone, unless the pool has a limit."""
         extent = self.extents[run.extent]
         extent.give(run.start // self.size, run.capacity // self.size)
         if extent.is_empty and self.limit is None:
             del self.extents[run.extent]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Tokens that every layer has to copy, from slot ``start`` of one extent to slot ``to_start`` of another."""
+
+    extent: int
+    start: int
+    to_extent: int
+    to_start: int
+    tokens: int
+
+
+class LayerStore:
+    """Keys ``[kv_heads, slots, head_dim]`` and values, of the same or another width, for each extent of the pool."""
+
+    def __init__(self, pages: Pages, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._pages = pages
+        self._like = (keys, values)
+        self._tensors: dict[int, Tensors] = {}
+        self.steps = 0
+        self.heads = int(keys.shape[1])
+        self.kind = (keys.dtype, keys.device, keys.shape[1], keys.shape[-1], values.shape[-1])
+        self.token_bytes = sum(each.shape[1] * each.shape[-1] * each.element_size() for each in self._like)
+        self._like = (keys[:0], values[:0])  # what the tensors of an extent are to be like, and no token
+
+    def extent(self, name: int) -> Tensors:
+        """Return the keys and values of an extent, ``[kv_heads, slots, width]``."""
+        if name not in self._tensors:
+            slots = self._pages.slots[name]
+            made = [each.new_empty(each.shape[1], slots, each.shape[-1]) for each in self._like]
+            self._tensors[name] = (made[0], made[1])
+        return self._tensors[name]
+
+    def settle(self, moves: Sequence[Move]) -> None:
+        """Copy what segments have moved, then let go of extents that are gone."""
+        for move in moves:
+            for source, target in zip(self.extent(move.extent), self.extent(move.to_extent), strict=True):
+                moved = source[:, move.start : move.start + move.tokens]
+                target[:, move.to_start : move.to_start + move.tokens] = moved
+        for name in self._tensors.keys() - self._pages.extents.keys():
+            del self._tensors[name]
+
+    def view(self, name: int, start: int, tokens: int, count: int, stride: int) -> Tensors:
+        """Return ``count`` runs of slots, each ``stride`` behind the last, ``[count, kv_heads, tokens, width]``."""
+        return _runs(self.extent(name)[0], start, tokens, count, stride), _runs(
+            self.extent(name)[1], start, tokens, count, stride
+        )
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of its tensors."""
+        return sum(each.numel() * each.element_size() for pair in self._tensors.values() for each in pair)
+
+    def same(self, keys: torch.Tensor, values: torch.Tensor) -> bool:
+        """Return whether new keys and values are like those that are stored."""
+        found: tuple[Any, ...] = (keys.dtype, keys.device, keys.shape[1], keys.shape[-1], values.shape[-1])
+        return found == self.kind
+
+
+def _runs(tensor: torch.Tensor, start: int, tokens: int, count: int, stride: int) -> torch.Tensor:
+    heads, _, width = tensor.shape
+    of_head, of_slot, of_value = tensor.stride()
+    shape, strides = (count, heads, tokens, width), (stride * of_slot, of_head, of_slot, of_value)
+    return tensor.as_strided(shape, strides, tensor.storage_offset() + start * of_slot)
