@@ -6,9 +6,10 @@ from typing import Any
 from rich.table import Table
 
 from prefold.cli.show.show import out, say
+from prefold.common.units import spell_bytes
 from prefold.tree import Attention, Counted, Forest, Reads
 
-_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_UNITS = ("TB", "GB", "MB", "kB", "B")
 
 
 def tree_json(forest: Forest, model: str, counted: Counted) -> dict[str, Any]:
@@ -61,12 +62,6 @@ def show_counted(forest: Forest, model: str, counted: Counted) -> None:
         say(line)
 
 
-def _spell(size: float) -> str:
-    """Write bytes in the unit that fits them."""
-    unit, scale = next((each for each in _UNITS if size >= each[1] / 100), ("B", 1.0))
-    return f"{size / scale:,.2f} {unit}" if scale > 1 else f"{size:,.0f} B"
-
-
 def _about(forest: Forest, model: str, counted: Counted) -> list[str]:
     attention, totals = counted.attention, counted.totals
     of = "" if forest.records == 1 else f": {len(forest.trees)} of {forest.records} trees, {forest.complete} complete"
@@ -100,7 +95,7 @@ def _table(counted: Counted) -> Table:
     for name, each in reads.items():
         sizes = (each.published, each.published_partials, each.physical, each.kv, each.full)
         ratio = f"{float(each.full / least):,.2f}x" if least else "-"
-        table.add_row(name, *(_spell(float(size)) for size in sizes), ratio)
+        table.add_row(name, *(spell_bytes(float(size), _UNITS) for size in sizes), ratio)
     return table
 
 
