@@ -65,7 +65,6 @@ def run(
 
 
 def _read_prompt(source: "Source", model: str, file: Path, *, trust_remote_code: bool) -> tuple[Any, list[int]]:
-    """Return the tokenizer, if one is needed, and the tokens of the prompt."""
     from prefold.convert import UsageError
 
     try:
@@ -109,7 +108,6 @@ def _tokenizer(source: "Source", model: str, *, trust_remote_code: bool) -> Any:
 
 
 def _load(source: "Source", dtype: Any, *, trust_remote_code: bool) -> "PreTrainedModel":
-    """Load the model with its own attention implementation."""
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
     from prefold.convert import UnsupportedModel
@@ -140,7 +138,6 @@ def _require_tokens(prompt: list[int], model: "PreTrainedModel", file: Path) -> 
 def _figures(
     model: str, asked: "Asked", tree: "Sampled", plain: "Sampled | None", texts: list[str] | None
 ) -> dict[str, Any]:
-    """Return what was found as JSON has it."""
     same = None if plain is None else _equal_rows(tree, plain)
     return {
         "model": model,

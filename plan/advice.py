@@ -1,4 +1,4 @@
-"""All that a plan says: the layouts, source and folded, what else would help, and what other batches or chips give."""
+"""A plan in full: the layouts, source and folded, what else would help, and what other batches or chips give."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,15 +14,7 @@ from prefold.plan.sweep import Space, Target, pareto, too_large
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer to ``prefold plan``.
-
-    Attributes:
-        plan: of the source.
-        folded: of the folded model.
-        fold: what it is folded with.
-        levers: that could be pulled, those that save most first.
-        sweep: the layout to take for each batch or number of chips that was tried.
-    """
+    """The answer to ``prefold plan``; levers that save most come first."""
 
     plan: Plan
     folded: Plan
@@ -42,7 +34,7 @@ class Advice:
 
     @property
     def verdict(self) -> str:
-        """Where folding comes among what would help, in a sentence."""
+        """The rank of folding among the levers, in a sentence."""
         return verdict(self.levers)
 
     @cached_property
@@ -107,15 +99,12 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def advise(space: Space, fold: Fold | None = None, target: Target | None = None) -> Advice:
-    """Plan a pass, and tell what it would be folded, with other levers, and with other batches.
+    """Plan a pass, its source and folded, with other levers, and with other batches.
 
-    Args:
-        space: where to look; without a target its first mesh and batch are those that are asked for.
-        fold: what to compare with; a table on the device for None.
-        target: what to reach.
+    Without a target the first mesh and batch of ``space`` are planned; ``fold`` is a table on the device if None.
 
     Raises:
-        Infeasible: nothing reaches the target. What does not fit without a target is told by ``Advice.require_room``.
+        Infeasible: nothing reaches the target. Without one, ``Advice.require_room`` raises it for what does not fit.
     """
     points = space.points()
     found = target.pick(points) if target else points[0]

@@ -31,18 +31,17 @@ _BELIEF = 0.5
 
 @dataclass(frozen=True)
 class Factors:
-    """What is reached of a chip's rates, and by whom that was found.
+    """What a chip reaches of its rates, as fitted to ``source``.
 
     Attributes:
         arithmetic: share of peak operations per second.
         memory: share of memory bandwidth.
         links: share of link bandwidth.
-        start: seconds that a collective costs each time it starts, whatever it carries.
+        start: seconds for each start of a collective.
         overlap: p, 1 or more.
-        source: what these were fitted to.
-        step: seconds that every pass costs besides, whatever its size; 0 where that was not measured.
-        layer: seconds that every layer of it costs besides.
-        call: seconds of these for a module that is called: those that a fold leaves out are not.
+        step: seconds that every pass costs besides; 0 where that was not measured.
+        layer: seconds that every layer costs besides.
+        call: seconds of these for each called module; a fold calls fewer.
         ahead: calls run ahead of the device, so that the longer of both counts and not their sum.
     """
 
@@ -78,24 +77,18 @@ class Factors:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Passes that ran one after the other, and how long they took together.
-
-    Attributes:
-        name: what was measured.
-        passes: how many of which.
-        seconds: of all of them.
-    """
+    """Passes, so many of each, that ran one after the other in ``seconds`` together."""
 
     name: str
     passes: tuple[tuple[int, Terms], ...]
     seconds: float
 
     def predicted(self, factors: Factors) -> float:
-        """Seconds that factors say they take."""
+        """Seconds of all passes by some factors."""
         return sum(count * factors.seconds(terms) for count, terms in self.passes)
 
     def error(self, factors: Factors) -> float:
-        """By what part of it the measured time is missed; negative where the predicted one is less."""
+        """The relative error of the predicted time, negative where that is shorter."""
         return self.predicted(factors) / self.seconds - 1
 
     @property
@@ -105,7 +98,7 @@ class Measurement:
 
     @property
     def upper(self) -> float:
-        """Seconds of the ideal estimate if nothing does."""
+        """Seconds of the ideal estimate if nothing overlaps."""
         return sum(count * terms.upper for count, terms in self.passes)
 
 
@@ -118,7 +111,7 @@ def known_factors() -> dict[str, Factors]:
 
 
 def factors_of(chip: str) -> Factors | None:
-    """Return a chip's factors; None where nobody has fitted any."""
+    """Return a chip's factors; None for a chip without measurements."""
     return known_factors().get(chip)
 
 

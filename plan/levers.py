@@ -17,16 +17,7 @@ _PERCENT = 100
 
 @dataclass(frozen=True)
 class Lever:
-    """One thing that could be done.
-
-    Attributes:
-        name: of it.
-        seconds_saved: per pass; negative where it takes longer.
-        share: of the pass's time.
-        basis: what both times are: ``ideal`` or ``calibrated``.
-        note: what else is to be known of it.
-        estimate: with it.
-    """
+    """One change of a case, and the seconds of a pass that it saves, negative where it takes longer."""
 
     name: str
     seconds_saved: float
@@ -82,7 +73,6 @@ def _changes(base: Estimate) -> Iterator[tuple[str, str, Case]]:
 
 
 def _folds(case: Case) -> Iterator[tuple[str, str, Case]]:
-    """Fold, with the table in each place; of what is folded, the other places."""
     for placement in PLACEMENTS:
         if placement == "host" and case.chip.shares_memory:
             continue
@@ -102,7 +92,6 @@ def _weights(case: Case) -> Iterator[tuple[str, str, Case]]:
 
 
 def _layouts(base: Estimate) -> Iterator[tuple[str, str, Case]]:
-    """The cheapest other layout of the FFN, whatever attention does in it."""
     case = base.case
     found = plan_layouts(case.shape, case.chip, case.mesh, case.workload, fold=case.fold, factors=base.factors)
     others = [each for each in found.estimates if each.case.layout != case.layout]
@@ -125,7 +114,7 @@ def _prefixes(case: Case) -> Iterator[tuple[str, str, Case]]:
 
 
 def verdict(levers: list[Lever]) -> str:
-    """Say in a sentence where folding comes, of how many."""
+    """Return the rank of folding among the levers, in a sentence."""
     names = [each.name for each in levers]
     if "folding" not in names:
         return "The first layer is folded already."

@@ -18,16 +18,7 @@ _BEHIND_A_SWITCH = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Space:
-    """Where a plan is looked for.
-
-    Attributes:
-        shape: of the model.
-        chip: that it runs on.
-        workload: the pass; its batch is replaced by each of ``batches``.
-        meshes: of so many chips.
-        batches: sequences.
-        factors: what the chip reaches; None for those that are known of it.
-    """
+    """Meshes and batches among which a plan is looked for; ``workload.batch`` is replaced by each of ``batches``."""
 
     shape: Shape
     chip: Chip
@@ -52,12 +43,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan is to reach, one of the two.
-
-    Attributes:
-        seconds: that a pass may take; the cheapest plan is looked for.
-        chip_seconds: that a token may cost; the fastest plan is looked for.
-    """
+    """Seconds that a pass may take, or chip-seconds that a token may cost: one of the two."""
 
     seconds: float | None = None
     chip_seconds: float | None = None
@@ -104,7 +90,7 @@ def _where(estimate: Estimate) -> str:
 
 
 def too_large(estimate: Estimate) -> str:
-    """Say by how much an estimate does not fit."""
+    """Return by how much an estimate does not fit."""
     return f"{spell_bytes(estimate.memory.missing)} per chip too large"
 
 

@@ -34,7 +34,7 @@ def _cache() -> Path:
 
 
 def _known(file: Path) -> Rates | None:
-    """Return what an earlier run measured, if it ran as this one would."""
+    """Return the rates of an earlier run on the same device, torch and threads."""
     try:
         rates = Rates(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):

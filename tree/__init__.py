@@ -1,6 +1,6 @@
 """Trees of token sequences: what their attention reads, and attention that reads a shared prefix once (DeFT 2024).
 
-What counts needs NumPy alone; what runs needs torch, which is imported when the first of its names is asked for.
+Counting needs NumPy alone; running needs torch, which is imported with the first of its names.
 """
 
 from importlib import import_module

@@ -13,7 +13,7 @@ _UNITS = ("TB", "GB", "MB", "kB", "B")
 
 
 def tree_json(forest: Forest, model: str, counted: Counted) -> dict[str, Any]:
-    """Return what was counted as JSON has it; figures are means per tree."""
+    """Return counts as JSON; figures are means per tree."""
     totals, attention = counted.totals, counted.attention
     return {
         "source": forest.name,
@@ -54,7 +54,7 @@ def _number(value: Fraction) -> int | float:
 
 
 def show_counted(forest: Forest, model: str, counted: Counted) -> None:
-    """Print what was counted: of what, and the bytes of each scheme."""
+    """Print the source, and the bytes of each scheme."""
     for line in _about(forest, model, counted):
         say(line)
     out.print(_table(counted))

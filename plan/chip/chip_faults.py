@@ -21,7 +21,7 @@ _MAY_BE_NOTHING = ("link_bandwidth",)
 
 
 def faults(table: Any) -> Iterator[str]:
-    """Yield all that is wrong with a chip's figures, one line each."""
+    """Yield every fault of a chip's figures, one line each."""
     if not isinstance(table, dict):
         yield "not a table of a chip's figures"
         return

@@ -21,7 +21,7 @@ def catalogue() -> dict[str, Chip]:
 
 
 def find_chip(name: str) -> Chip:
-    """Return the chip of that name, or the one in the file of that name, which ends in ``.toml``.
+    """Return the chip of that name, or the one in a file whose name ends in ``.toml``.
 
     Raises:
         UnknownName: no chip is called so; with the nearest names.
@@ -36,7 +36,7 @@ def find_chip(name: str) -> Chip:
 
 
 def read_chips(path: Path) -> dict[str, Chip]:
-    """Return the chips of a file; ``UsageError`` with all that is wrong in it, a line for each."""
+    """Return the chips of a file; ``UsageError`` with a line for each fault."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -47,11 +47,10 @@ def read_chips(path: Path) -> dict[str, Chip]:
 
 
 def parse_chips(text: str, origin: str) -> dict[str, Chip]:
-    """Return the chips of a TOML text by their names; ``origin`` is what faults call it.
+    """Return the chips of a TOML text by their names; ``origin`` is its name in faults.
 
     Raises:
-        UsageError: it is not TOML, or a chip lacks a figure, has one without its unit, or one that no chip has; a line
-            for each.
+        UsageError: not TOML, or a figure is missing, unknown or without its unit; a line for each.
     """
     try:
         tables = tomllib.loads(text)

@@ -9,15 +9,13 @@ class Chip:
     """One chip.
 
     Attributes:
-        name: what it is called.
-        peak: operations per second, by the type of the numbers: ``bf16``, ``fp8``, ``int8``; ``bf16`` always.
-        memory_bytes: that it holds.
-        memory_bandwidth: bytes per second.
-        link_bandwidth: bytes per second that it can send to others; 0 where it stands alone.
-        host_bandwidth: bytes per second from its host's memory to it; its own memory's where these are the same.
-        disk_bandwidth: bytes per second of random reads of whole rows from a disk.
+        peak: operations per second by type of number: ``bf16`` always, ``fp8``, ``int8``.
+        memory_bandwidth: bytes per second, as all bandwidths.
+        link_bandwidth: 0 for a chip that stands alone.
+        host_bandwidth: from the host's memory; its own memory's where these are the same.
+        disk_bandwidth: of random reads of whole rows.
         axes: the sizes of a mesh that its links are made for, by the number of chips.
-        source: where the figures come from, by their names.
+        source: of each figure.
     """
 
     name: str
@@ -55,7 +53,7 @@ class Mesh:
 
     @property
     def chips(self) -> int:
-        """How many there are."""
+        """Their number."""
         return prod((self.x, self.y, self.z))
 
     def along(self, axes: str) -> tuple[int, ...]:

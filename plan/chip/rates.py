@@ -31,7 +31,7 @@ _GONE = 7
 
 
 class _Small(NamedTuple):
-    """A small model: its layers and their width, and whether the first one's projections are looked up."""
+    """A small model; ``folded``: the projections of its first layer are look-ups."""
 
     layers: int
     width: int
@@ -48,22 +48,14 @@ _NARROW, _WIDE = _Small(24, 384), _Small(6, 1024)
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured.
+    """The measured rates of a device: operations and bytes per second, and seconds.
 
     Attributes:
-        device: that ran it.
-        torch: its version.
-        threads: that it used.
-        bf16: operations per second.
-        fp32: operations per second.
-        memory_bytes: of the device.
-        memory_bandwidth: bytes per second, of one large product.
-        memory_share: of it, that the layers of a model reach.
-        host_bandwidth: bytes per second.
-        disk_bandwidth: bytes per second of random reads of rows.
-        step: seconds of a decode step without layers.
-        layer: seconds that every layer adds besides the reading of its weights.
-        call: seconds of these for each module that is called.
+        memory_share: of the memory's bandwidth, that the layers of a model reach.
+        disk_bandwidth: of random reads of rows.
+        step: of a decode step without layers.
+        layer: that every layer adds besides the reading of its weights.
+        call: of these, for each module that is called.
     """
 
     device: str
@@ -82,11 +74,7 @@ class Rates:
 
 
 def here() -> tuple[str, str, int]:
-    """Return the device that is measured, torch's version, and its threads.
-
-    Raises:
-        UsageError: torch or transformers is not there to measure with.
-    """
+    """Return the measured device, torch's version, and its threads; ``UsageError`` without torch or transformers."""
     for needed in ("torch", "transformers"):
         if find_spec(needed) is None:
             raise UsageError(f"--hardware this: {needed} measures it, and is not installed")
@@ -96,11 +84,7 @@ def here() -> tuple[str, str, int]:
 
 
 def measure_rates() -> Rates:
-    """Measure.
-
-    Raises:
-        UsageError: torch or transformers is not there to measure with.
-    """
+    """Return the rates of this machine; ``UsageError`` without torch or transformers."""
     where = here()
     import torch
 
@@ -124,7 +108,7 @@ def _device(torch: Any) -> Any:
 
 
 def _decode(torch: Any, device: Any) -> dict[str, Any]:
-    """Measure all that a decode step is made of in turn, so that whatever else the machine does meets all alike."""
+    """Return the rates of a decode step; its parts are timed in turn, so that other load meets all alike."""
     runs = {small: _steps(torch, device, small) for small in (_FEW, _MANY, _FOLDED, _NARROW, _WIDE)}
     weights = torch.full((_ROWS, _WIDTH), 0.01, dtype=torch.bfloat16, device=device)
     token = torch.ones(1, _WIDTH, dtype=torch.bfloat16, device=device)
@@ -139,7 +123,7 @@ def _decode(torch: Any, device: Any) -> dict[str, Any]:
 
 
 def _explained(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, Any]:
-    """Return what explains the seconds of a step of each model; no share above 1, and nothing below 0."""
+    """Return the rates that explain the seconds of a step of each model; no share above 1, and nothing below 0."""
     calls = _explained_ahead(seconds, bandwidth)
     narrow, wide = ((seconds[small] - calls["step"]) / small.layers for small in (_NARROW, _WIDE))
     reached = (_WIDE.layer_bytes - _NARROW.layer_bytes) / (wide - narrow) if wide > narrow else bandwidth
@@ -149,7 +133,7 @@ def _explained(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, A
 
 
 def _explained_ahead(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, Any]:
-    """Return what explains them on a device that calls run ahead of: the smallest models' steps are calls alone."""
+    """Return the rates of a device that calls run ahead of: the smallest models' steps are calls alone."""
     layer = max(0.0, seconds[_MANY] - seconds[_FEW]) / (_MANY.layers - _FEW.layers)
     return {
         "memory_bandwidth": bandwidth,
@@ -161,7 +145,7 @@ def _explained_ahead(seconds: Mapping[_Small, float], bandwidth: float) -> dict[
 
 
 def _timed(torch: Any, device: Any, work: Callable[[], Any]) -> float:
-    """Return seconds up to the moment at which the device is done."""
+    """Return seconds until the device is done."""
     start = time.perf_counter()
     work()
     if device.type != "cpu":
@@ -188,7 +172,7 @@ def _memory_bytes(torch: Any, device: Any) -> float:
 
 
 def _disk_bandwidth() -> float:
-    """Read rows here and there of a file that the system was asked to forget, all asked for at once."""
+    """Read scattered rows of a file that the system was asked to forget, all asked for at once."""
     with tempfile.TemporaryFile(dir=Path.cwd() if os.access(Path.cwd(), os.W_OK) else None) as file:
         file.truncate(0)
         for _ in range(_FILE_ROWS):
@@ -208,7 +192,7 @@ def _disk_bandwidth() -> float:
 
 
 def _steps(torch: Any, device: Any, small: _Small) -> Callable[[], None]:
-    """Return what runs decode steps of a model of this size."""
+    """Return a function that runs decode steps of a model of this size."""
     model = _model(torch, device, small)
     if device.type == "cpu":
         _map_weights(torch, model)
@@ -237,7 +221,7 @@ def _model(torch: Any, device: Any, small: _Small) -> Any:
 
 
 def _looked_up(torch: Any, device: Any, width: int) -> Any:
-    """Return a module that gives a row of a table, whatever it is given."""
+    """Return a module that returns a row of a table for any input."""
     table = torch.zeros(64, width, dtype=torch.bfloat16, device=device)
     token = torch.zeros(1, 1, dtype=torch.long, device=device)
     found = torch.nn.Identity()
@@ -246,7 +230,7 @@ def _looked_up(torch: Any, device: Any, width: int) -> Any:
 
 
 def _map_weights(torch: Any, model: Any) -> None:
-    """Let a model's weights lie in a mapped file, as transformers' do on a CPU: those are slower to read."""
+    """Move weights to a mapped file, as those of transformers on a CPU, which are slower to read."""
     weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     with tempfile.NamedTemporaryFile() as file:
         size = sum(weight.numel() for weight in weights)

@@ -1,4 +1,4 @@
-"""What lies in a chip's memory: weights, the KV cache, and what a pass needs beside them."""
+"""The contents of a chip's memory: weights, the KV cache, and what a pass needs beside them."""
 
 from dataclasses import dataclass
 
@@ -17,11 +17,10 @@ class Memory:
     """Bytes on one chip.
 
     Attributes:
-        weights: of the model, the embedding among them if there is no table.
-        table: of a fold, if it lies on the device.
+        weights: with the embedding if there is no table.
+        table: if it lies on the device.
         kv: of the cache when the pass is over.
-        activations: what a pass needs beside these; an estimate.
-        available: that the chip has.
+        activations: an estimate of the rest that a pass needs.
     """
 
     weights: float
@@ -37,7 +36,7 @@ class Memory:
 
     @property
     def missing(self) -> float:
-        """Bytes that the chip has too few; 0 where all fits."""
+        """Bytes that the chip lacks; 0 where all fits."""
         return max(0.0, self.total - self.available)
 
     @property
@@ -77,7 +76,6 @@ def _copies(case: Case) -> float:
 
 
 def _repeats(split: int, heads: int) -> float:
-    """How many copies there are beside the one that is needed."""
     return max(0.0, split / heads - 1)
 
 

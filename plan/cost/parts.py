@@ -1,4 +1,4 @@
-"""What the matrices of one layer are, as layouts see them: one or two parts of which each enters and leaves."""
+"""The matrices of one layer, as layouts see them: one or two parts of which each enters and leaves."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,9 +13,7 @@ from prefold.plan.model.shape import Shape
 def attention_part(shape: Shape, *, by_head: bool = False) -> Part:
     """The matrices of attention: queries, keys and values on the way in, and the one on the way out.
 
-    Args:
-        shape: of the model.
-        by_head: attention is split over heads, of which those of keys and values may be too few.
+    ``by_head``: attention is split over heads, of which those of keys and values may be too few.
     """
     part = Part(shape.query_width + shape.key_value_width, shape.value_width, shape.attention_weights)
     heads = 1 if shape.latent else shape.num_key_value_heads
@@ -38,12 +36,8 @@ def layer_parts(
 ) -> list[Part]:
     """Return the parts of a layer: one where attention and FFN read the same input (section 3.4), else two.
 
-    Args:
-        shape: of the model.
-        tokens: of the pass; experts are read by them.
-        expert: the layer's FFN is made of experts.
-        folded: it is the first layer, and a table replaces what depends on the token alone.
-        by_head: attention is split over heads.
+    ``expert``: its FFN is made of experts, which are read by ``tokens``. ``folded``: it is the first layer, and a table
+    replaces what depends on the token alone. ``by_head``: attention is split over heads.
     """
     attention, inner = attention_part(shape, by_head=by_head), ffn_part(shape, tokens, expert=expert)
     if folded:

@@ -1,8 +1,7 @@
 """The shape of a decoder, from its ``config.json``.
 
-Configs share names for their fields, and these are all that is read: no model is known here by its name. What a file
-leaves out is as transformers' own class of that config fills it in, where transformers is installed and has one; how
-wide and how deep the model is must be in the file itself.
+Configs share names of fields, and these are all that is read: no model is known here by its name. A field that a file
+leaves out has the default of its class in transformers, where that is installed; width and depth must be in the file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -50,14 +49,14 @@ def shape_from_config(
     """Return the shape of the decoder that a ``config.json`` describes.
 
     Args:
-        config: as ``json`` reads it, or as transformers makes it of that; what is missing can be added to it.
-        name: what to call the shape; the config's ``model_type`` where it is empty.
-        gated: whether the FFN has two matrices on its way in, where the config does not say.
-        parallel: whether attention and FFN read the same input; where nothing says so, they do not.
-        parameters: that the decoder has; where neither the config nor ``gated`` says it, the FFN is as they show it.
+        config: as ``json`` reads it, or as transformers makes it of that; missing fields can be added to it.
+        name: of the shape; the config's ``model_type`` where it is empty.
+        gated: whether the FFN has two matrices on its way in, if the config does not say.
+        parallel: whether attention and FFN read the same input; they do not if neither this nor a field says so.
+        parameters: of the decoder; they decide whether the FFN is gated if neither the config nor ``gated`` does.
 
     Raises:
-        UsageError: the config does not say all that is needed, or describes layers that no shape has; a line for each.
+        UsageError: a needed field is missing, or the config describes layers that no shape has; a line for each.
     """
     fields = read_fields(config)
     _refuse(fields)
@@ -103,7 +102,6 @@ def _is_parallel(fields: Fields) -> bool | None:
 
 
 def _refuse(fields: Fields) -> None:
-    """Raise ``UsageError`` with every field that no shape has a place for."""
     reasons = [f"config: {field}: no shape has such layers" for field in _beyond(fields)]
     if reasons:
         raise UsageError("\n".join(reasons))
@@ -130,7 +128,7 @@ def _missing(fields: Fields) -> list[str]:
 
 
 def _inner(fields: Fields) -> int:
-    """Return F; it may be a multiple of E, and is four times E where it is null. 0 where nothing says it."""
+    """Return F: a field, a multiple of E, or four times E where it is null; 0 without any of these."""
     told = fields.size("intermediate_size") or fields.size("moe_intermediate_size")
     ratio = fields.size("expansion_ratio") or (4 if fields.has("intermediate_size") else 0)
     return told or ratio * fields.size("hidden_size")
@@ -143,7 +141,7 @@ def _key_value_heads(fields: Fields) -> int:
 
 
 def _is_gated(fields: Fields) -> bool | None:
-    """Return what the config says by a field, by its activation's name, or by the matrices that its class names."""
+    """Return whether a field, the activation's name or the class's matrices show a gate; None for neither."""
     told = fields.get("gated")
     if told is not None:
         return bool(told)
@@ -155,7 +153,7 @@ def _is_gated(fields: Fields) -> bool | None:
 
 
 def _gated_by_count(shape: Shape, parameters: int) -> bool | None:
-    """Return which of the two is nearer to so many parameters; None where neither is near."""
+    """Return the choice that is nearer to so many parameters; None where neither is near."""
     apart, gated = min((abs(replace(shape, gated=each).weights / parameters - 1), each) for each in (True, False))
     return gated if apart < _NEAR else None
 

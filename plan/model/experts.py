@@ -18,13 +18,13 @@ def experts_of(fields: Fields, inner: int) -> Experts | None:
 
 
 def _width(fields: Fields, inner: int) -> int:
-    """Return an expert's width; it has the usual name where dense layers have a name of their own for theirs."""
+    """Return an expert's width; it has the usual name where dense layers have a name of their own."""
     own = fields.size("moe_intermediate_size")
     return own or (fields.size("plain_intermediate_size") if fields.has("intermediate_size_mlp") else inner)
 
 
 def _shared_width(fields: Fields, width: int) -> int:
-    """Return the width of what all tokens go through; one expert's where only the class of the config names it."""
+    """Return the width of the shared experts; one expert's where only the class of the config names them."""
     if not any(fields.has(field) for field in _SHARED):
         return width if any(".shared_expert" in name for name in fields.matrices) else 0
     return fields.size("shared_expert_intermediate_size") or width * fields.size("n_shared_experts")

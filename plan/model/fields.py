@@ -1,4 +1,4 @@
-"""The fields of a ``config.json``: what the file says, and what transformers' class of it fills in."""
+"""The fields of a ``config.json``: those in the file, and those that the class of transformers fills in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,13 +60,13 @@ _TIED = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class Fields:
-    """What is known of a decoder's config.
+    """The fields of a decoder's config.
 
     Attributes:
-        told: what the file says.
-        filled: what transformers makes of it, with what the file leaves out; empty where it knows no such config.
-        matrices: that the class of the config names in its plan for tensor parallelism, as ``layers.*.mlp.up_proj``.
-        kind: the class's name; empty where there is none.
+        told: of the file.
+        filled: of transformers' class, with its defaults; empty without a class.
+        matrices: that the class names in its plan for tensor parallelism, as ``layers.*.mlp.up_proj``.
+        kind: the class's name; empty without one.
     """
 
     told: Mapping[str, Any]
@@ -100,11 +100,7 @@ def _first(known: Mapping[str, Any], field: str) -> Any:
 
 
 def read_fields(config: Mapping[str, Any]) -> Fields:
-    """Return the fields of the config's decoder, which may lie in another config beside those of an encoder.
-
-    Raises:
-        UsageError: transformers' class of the config refuses it.
-    """
+    """Return the fields of the config's decoder, perhaps nested; ``UsageError`` where its class refuses it."""
     decoder = next((config[name] for name in _NESTED if isinstance(config.get(name), Mapping)), config)
     told = {**decoder, **({_TIED: config[_TIED]} if _TIED in config else {})}
     made = _as_transformers_reads_it(told)

@@ -11,10 +11,7 @@ class Experts:
     """The experts of a layer.
 
     Attributes:
-        num_experts: that there are.
-        num_experts_per_tok: that a token goes through.
-        moe_intermediate_size: F of one expert.
-        shared_intermediate_size: F of the FFN that all tokens go through beside them; 0 where there is none.
+        shared_intermediate_size: F of the FFN beside them that all tokens go through; 0 without one.
         first_k_dense_replace: layers, the first ones, that have one ordinary FFN instead.
     """
 
@@ -29,12 +26,7 @@ class Experts:
 class Latent:
     """Attention whose keys and values are stored compressed (DeepSeek).
 
-    Attributes:
-        query_rank: of the queries' compression; None where they are not compressed.
-        kv_lora_rank: of the compressed keys and values.
-        plain_dim: of a head's key that does not turn with its position.
-        turned_dim: of the key that does, which all heads share.
-        v_head_dim: of a head's value.
+    ``q_lora_rank`` is None where queries are not compressed; all heads share the key of ``qk_rope_head_dim`` values.
     """
 
     q_lora_rank: int | None
@@ -49,22 +41,17 @@ class Shape:
     """A decoder.
 
     Attributes:
-        name: what it is called.
-        num_layers: blocks.
         hidden_size: E in the paper.
         intermediate_size: F, of an FFN that is not made of experts.
         num_attention_heads: H.
         num_key_value_heads: 1 for multiquery, H for multihead attention.
         head_dim: Q.
-        vocab_size: rows of the embedding.
         gated: the FFN has two matrices on its way in.
         parallel: attention and FFN read the same input.
         tied: the output head is the embedding.
-        experts: of layers that have them; None where none has.
-        latent: how keys and values are compressed; None where they are not.
-        cross: every layer also attends to what an encoder returned.
-        nominal: weights as its name has them, which the paper counts MFU by; None to count all.
-        source: where these figures come from.
+        cross: every layer also attends to an encoder's output.
+        nominal: weights by its name, which the paper counts MFU by; None to count all.
+        source: of these figures.
     """
 
     name: str
@@ -111,12 +98,12 @@ class Shape:
 
     @property
     def key_value_weights(self) -> int:
-        """Weights of one layer that make what its KV cache keeps."""
+        """Weights of one layer that make the values of its KV cache."""
         return self.hidden_size * self.key_value_width
 
     @property
     def expansion_weights(self) -> int:
-        """Weights of one layer that make keys and values of what is kept compressed; 0 where nothing is."""
+        """Weights of one layer that make keys and values of the compressed ones; 0 without compression."""
         if self.latent is None:
             return 0
         return (

@@ -41,7 +41,6 @@ def _fitting(advice: Advice) -> list[Estimate]:
 
 
 def _by_mesh(points: list[Estimate]) -> Iterator[tuple[str, str, list[Estimate]]]:
-    """Yield points of the same number of chips: what to call them, a colour, and themselves."""
     groups = groupby(points, key=lambda each: each.case.mesh.chips)
     for index, (chips, found) in enumerate(groups):
         yield f"{chips} chip{'s' if chips > 1 else ''}", _COLOURS[index % len(_COLOURS)], list(found)
@@ -92,7 +91,6 @@ def _draw_roofline(axes: "Axes", advice: Advice) -> None:
 
 
 def _plain(axis: "Axis") -> None:
-    """Write the numbers of a logarithmic axis as they are."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()

@@ -7,19 +7,14 @@ from prefold.plan.estimate import Estimate
 
 @dataclass(frozen=True)
 class Roof:
-    """What bounds one chip.
-
-    Attributes:
-        peak: operations per second.
-        bandwidth: bytes per second of its memory.
-    """
+    """The bounds of one chip: operations per second, and bytes per second of its memory."""
 
     peak: float
     bandwidth: float
 
     @property
     def ridge(self) -> float:
-        """Operations per byte from which memory is not the bound any more."""
+        """Operations per byte from which memory is no bound any more."""
         return self.peak / self.bandwidth
 
     def ceiling(self, intensity: float) -> float:

@@ -39,13 +39,13 @@ def tree_attention(
     Args:
         module: The layer.
         query: ``[batch, heads, new, head_dim]``.
-        key: Ordinary keys, ``[batch, kv_heads, tokens, head_dim]``, or what a TreeCache gave for them.
+        key: Ordinary keys, ``[batch, kv_heads, tokens, head_dim]``, or the states of a TreeCache.
         value: As the keys.
         attention_mask: As made for this implementation, or an ordinary mask where keys are ordinary.
         scaling: Factor of the scores; by default one over the root of the width of a head.
         softcap: Bound of the scores, which approach it as a hyperbolic tangent.
-        s_aux: A logit for each head that takes part in the softmax and has no value (attention sinks), ``[heads]``.
-        **kwargs: What else a model says.
+        s_aux: A logit without value for each head (attention sinks), ``[heads]``.
+        **kwargs: Other arguments of a model.
 
     Returns:
         ``[batch, new, heads, width]`` and None, since weights are never there as a whole.
@@ -92,7 +92,7 @@ def _refuse(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
 
 
 def _window(module: torch.nn.Module, mask: torch.Tensor | TreeMask | None, kwargs: dict[str, Any]) -> Window | None:
-    """Return how far back queries see, as the model's own mask says or, where it makes none, the layer."""
+    """Return how far back queries see, by the model's own mask or, without one, by the layer."""
     if isinstance(mask, TreeMask):
         return mask.window()
     if mask is not None:
@@ -127,7 +127,7 @@ def _attend(
 
 
 def _back_end(part: Part, query: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """Return what attends from a part: the Triton kernels where they decode on CUDA, else group by group."""
+    """Return the function that attends from a part: the Triton kernels where they decode on CUDA."""
     return _decoding() if part.new == 1 and query.device.type == "cuda" else _attend_part
 
 
@@ -187,7 +187,7 @@ def _attend_group(
 
 
 def _attend_own(query: torch.Tensor, part: Part, update: Update, window: Window | None, how: Scoring) -> Partial:
-    """Attend from several new tokens of a row to one another; keys are not repeated for the heads that share them."""
+    """Attend from several new tokens of a row to one another; heads share keys that are not repeated."""
     keys, values = part.pick(update.keys), part.pick(update.values)
     if window is None or window.kind == "sliding":  # where a row begins matters to chunks alone
         return _attend_rows(query, keys, values, how, window, 0)

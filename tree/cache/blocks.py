@@ -1,4 +1,4 @@
-"""A flattened tree cut into even blocks, and what a kernel has to know of each (DeFT-Flatten).
+"""A flattened tree cut into even blocks, as kernels read it (DeFT-Flatten).
 
 Segments lie one after the other, depth first, and a block may begin and end within one. A block carries the union of
 its queries, in tiles of so many, and for each tile a mask of 64 bits for every token: bit ``i`` is set if the tile's
@@ -22,16 +22,15 @@ _ONES = np.array([(1 << count) - 1 for count in range(BITS + 1)], np.uint64)
 
 
 class SlotRange(NamedTuple):
-    """Consecutive slots of a pool that hold tokens of one segment, in order, and who sees them.
+    """Consecutive slots of a pool that hold tokens of one segment, in order, and the queries that see them.
+
+    Queries are in depth-first order of where they end, so that those below a segment are consecutive.
 
     Attributes:
         slot: of the first token.
-        tokens: how many; a stretch without any is left out.
-        low: the first query that has the segment on its path. Queries are in depth-first order of where they end, so
-            that those below a segment are consecutive.
-        high: the query behind the last; a stretch that no query sees is left out, and never read.
+        low: the first query that has the segment on its path.
+        high: the query behind the last; a range that no query sees is left out, and never read.
         position: tokens before the first on its path.
-        pool: which one the slots are of.
     """
 
     slot: int
@@ -57,8 +56,8 @@ class Items(NamedTuple):
     Attributes:
         begin: the first token, counted over the flattened tree, that a query of the tile sees.
         end: the token behind the last.
-        mask: where the masks of its tokens begin.
-        pair: where its queries begin in ``Blocks.queries``.
+        mask: offset of the masks of its tokens.
+        pair: offset of its queries in ``Blocks.queries``.
         queries: how many it has.
     """
 
@@ -80,12 +79,12 @@ class Blocks:
         queries: of every block, in rising order, ``[pairs]``.
         items: the columns of :class:`Items`, ``[items, 5]``.
         order: the pairs of every query, query after query, in the order of the blocks, ``[pairs]``.
-        offsets: where those of a query begin, ``[number + 1]``.
+        offsets: of those of a query, ``[number + 1]``.
         number: of queries.
         most: queries of an item, at most.
-        pools: that are read, in the order of their items.
+        pools: in the order of their items.
         read: tokens that all items read: those of a block once for each of its tiles, as far as these see them.
-        stretches: what it was made of, ``[stretches, 6]``, without those that nobody sees; on the CPU.
+        stretches: of which it is made, ``[stretches, 6]``, without those that no query sees; on the CPU.
     """
 
     slots: torch.Tensor
@@ -117,7 +116,7 @@ def make_blocks(
         queries: How many there are; one that no stretch names sees nothing.
         size: Tokens of a block; the last one has fewer.
         tile: Queries that are attended from together, at most 64.
-        device: Where the tensors are to be; they get there in one copy.
+        device: Of the tensors, which get there in one copy.
 
     Raises:
         ValueError: A stretch has no such slots or queries, or a size is out of range.
@@ -229,7 +228,7 @@ def _tiled(pieces: _Pieces, present: NDArray[np.bool_], tile: int) -> tuple[Item
 
 
 def _ranks(pieces: _Pieces, present: NDArray[np.bool_]) -> tuple[Integers, Integers]:
-    """Return where each piece's queries begin and end among those of its block, which has all of them."""
+    """Return where the queries of each piece begin and end among those of its block."""
     rank = present.cumsum(1)
     return rank[pieces.block, pieces.low] - 1, rank[pieces.block, pieces.high - 1]
 

@@ -1,4 +1,4 @@
-"""The live segments of a cache: who branches from whom, who holds them, and where their tokens lie."""
+"""The live segments of a cache: their branches, their holders, and where their tokens lie."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -58,14 +58,14 @@ class LiveTree:
         self.set_rows([root for root in roots for _ in range(branches)])
 
     def set_rows(self, leaves: Sequence[Live]) -> None:
-        """Let rows go on in these segments; what only the former rows held is pruned."""
+        """Let rows go on in these segments; a segment that only the former rows held is pruned."""
         for leaf in leaves:
             leaf.holders += 1
         former, self.rows = self.rows, list(leaves)
         self.drop(former)
 
     def drop(self, held: Iterable[Live]) -> None:
-        """Take one holder from each segment, free what nothing holds any more, and join what need not be apart."""
+        """Take one holder from each segment, free those without any, and join segments that need not be apart."""
         loose: dict[Live, None] = {}
         for leaf in held:
             leaf.holders -= 1
@@ -128,7 +128,7 @@ class LiveTree:
     def extend(self, new: Sequence[int], *, shared: bool) -> None:
         """Make room for so many new tokens at the end of every row, and count them.
 
-        ``shared``: rows that are in one leaf say the same, and stay there; ``new`` is then the same for them.
+        ``shared``: rows in one leaf have the same tokens, and stay there; ``new`` is then the same for them.
 
         Raises:
             OutOfPages: There are not enough; the cache is of no use any more.
@@ -187,17 +187,17 @@ class LiveTree:
         leaf.run = run
 
     def take_moves(self) -> list[Move]:
-        """Return what every layer has to copy before it stores new tokens, in this order."""
+        """Return the copies that every layer makes before it stores new tokens, in this order."""
         moves, self.moves = self.moves, []
         return moves
 
 
 def _roomier(tokens: int) -> int:
-    """Return room for tokens that may grow: copying then costs a constant for each token, and little room is spare."""
+    """Return room for tokens that may grow: copying then costs a constant for each token."""
     return tokens + tokens // _SPARE
 
 
 def _pages_for(leaf: Live, more: int, page: int) -> int:
-    """Return how many tokens to make room for, in whole pages; a segment that is new has just what it needs."""
+    """Return room for more tokens in whole pages; a new segment has just what it needs."""
     tokens = max(leaf.length + more, _roomier(leaf.length))
     return -(-tokens // page) * page

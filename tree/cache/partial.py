@@ -89,7 +89,6 @@ def _causal_mask(
 
 
 def _joined(blocks: Sequence[Partial]) -> Partial:
-    """Put blocks of queries together."""
     return torch.cat([out for out, _ in blocks], 2), torch.cat([total for _, total in blocks], 2)
 
 
@@ -142,12 +141,12 @@ def _products(
 
 
 def merge(parts: Sequence[Partial], index: torch.Tensor | None) -> Partial:
-    """Merge what each row has from several groups.
+    """Merge the parts of each row.
 
     Args:
         parts: Partial attention.
-        index: Which pairs each row has, counted over all parts, ``[rows, pairs of a row]``; the number of all pairs
-            stands for none. None if every part has one pair for every row, in order.
+        index: Pairs of each row, counted over all parts, ``[rows, pairs of a row]``; the number of all pairs stands for
+            none. None if every part has one pair for every row, in order.
     """
     if index is not None:
         return _merge_pairs(parts, index)
@@ -171,6 +170,6 @@ def _merge_pairs(parts: Sequence[Partial], index: torch.Tensor) -> Partial:
 
 
 def add_sinks(part: Partial, sinks: torch.Tensor) -> torch.Tensor:
-    """Let a logit of its own take part in the softmax of every head, ``[kv_heads, 1, queries]``, with no value."""
+    """Add a logit without value to the softmax of every head, ``[kv_heads, 1, queries]``."""
     out, total = part
     return out * torch.sigmoid(total - wide(sinks)).unsqueeze(-1)

@@ -35,7 +35,7 @@ class Extent:
         self.free: list[tuple[int, int]] = [(0, pages)]
 
     def take(self, pages: int) -> int | None:
-        """Take the first free run of so many pages and return where it starts; None if there is none."""
+        """Take the first free run of so many pages; returns its start, None if there is none."""
         for index, (start, size) in enumerate(self.free):
             if size >= pages:
                 self.free[index : index + 1] = [(start + pages, size - pages)] if size > pages else []
@@ -69,9 +69,7 @@ class Extent:
 class Pages:
     """The pages of all segments; with a limit they are one extent, else extents come and go.
 
-    Args:
-        size: Tokens for each page.
-        limit: Pages that there are; None for as many as are needed.
+    ``size`` is tokens for each page; ``limit`` is pages, any number if None.
     """
 
     def __init__(self, size: int = 16, limit: int | None = None) -> None:
@@ -91,7 +89,7 @@ class Pages:
         return sum(extent.pages for extent in self.extents.values())
 
     def take(self, tokens: int, copies: int = 1) -> list[PageRun]:
-        """Take runs for as many tokens each; several lie side by side where that is possible.
+        """Take runs for as many tokens each, side by side where that is possible.
 
         Raises:
             OutOfPages: There are not as many free pages in one piece.
@@ -155,7 +153,7 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Tokens that every layer has to copy, from slot ``start`` of one extent to slot ``to_start`` of another."""
+    """A copy in every layer, from slot ``start`` of one extent to slot ``to_start`` of another."""
 
     extent: int
     start: int
@@ -186,7 +184,7 @@ class LayerStore:
         return self._tensors[name]
 
     def settle(self, moves: Sequence[Move]) -> None:
-        """Copy what segments have moved, then let go of extents that are gone."""
+        """Copy tokens that segments have moved, then let go of extents that are gone."""
         for move in moves:
             for source, target in zip(self.extent(move.extent), self.extent(move.to_extent), strict=True):
                 moved = source[:, move.start : move.start + move.tokens]

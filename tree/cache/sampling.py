@@ -30,9 +30,9 @@ def prefill(
     Args:
         model: A causal language model with ``attn_implementation="prefold_tree"``.
         input_ids: Prompts, ``[prompts, tokens]``, padded at the left.
-        attention_mask: Which of them are tokens, ``[prompts, tokens]``; None for all.
+        attention_mask: Columns that are tokens, ``[prompts, tokens]``; None for all.
         branches: Rows for each prompt.
-        max_pages: Pages that there may be.
+        max_pages: Of the cache; any number if None.
 
     Raises:
         WrongAttention: The model attends in another way.
@@ -49,11 +49,7 @@ def prefill(
 
 
 def require_tree_attention(model: PreTrainedModel) -> None:
-    """Refuse a model that attends in another way.
-
-    Raises:
-        WrongAttention: It does.
-    """
+    """Raise ``WrongAttention`` for a model that attends in another way."""
     found = model.config.get_text_config(decoder=True)._attn_implementation
     if found != NAME:
         raise WrongAttention(
@@ -83,7 +79,7 @@ def run(model: PreTrainedModel, cache: TreeCache, ids: torch.Tensor, mask: torch
 
 @dataclass(frozen=True)
 class Sampled:
-    """Continuations and what they cost.
+    """Continuations and their cost.
 
     Attributes:
         continuations: New tokens of every branch, ``[branches, new]``.
@@ -104,7 +100,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to sample: so many continuations of at most ``new`` tokens of a prompt, ``[tokens]``."""
+    """A request for continuations of a prompt, ``[tokens]``, of at most ``new`` tokens each."""
 
     prompt: list[int]
     branches: int
@@ -115,7 +111,7 @@ class Asked:
 
 
 class _Clock(LogitsProcessor):
-    """Notes when each step's logits are there."""
+    """A processor that notes the time of each step's logits."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
@@ -148,19 +144,13 @@ class _Counted:
 
     @property
     def held(self) -> int:
-        """Bytes of the tensors that it holds."""
         layers: list[Any] = self.cache.layers
         kept = [each for layer in layers for each in (layer.keys, layer.values) if each is not None]
         return sum(each.numel() * each.element_size() for each in kept)
 
 
 def sample_tree(model: PreTrainedModel, asked: Asked) -> Sampled:
-    """Sample with the prompt read and stored once.
-
-    Raises:
-        WrongAttention: The model does not know ``prefold_tree``.
-        CacheError: As :func:`prefold.tree.prefill` and :class:`prefold.tree.TreeCache` say.
-    """
+    """Sample with the prompt read and stored once; errors are those of ``prefill`` and ``TreeCache``."""
     before = model.config.get_text_config(decoder=True)._attn_implementation
     attend_by(model, NAME)
     try:
@@ -185,11 +175,7 @@ def sample_plain(model: PreTrainedModel, asked: Asked) -> Sampled:
 
 
 def attend_by(model: PreTrainedModel, name: str) -> None:
-    """Let a model attend by an implementation.
-
-    Raises:
-        WrongAttention: It cannot.
-    """
+    """Let a model attend by an implementation; ``WrongAttention`` where it cannot."""
     if model._can_set_attn_implementation():  # else transformers would say so in a warning of several lines
         model.set_attn_implementation(name)
     if model.config.get_text_config(decoder=True)._attn_implementation != name:

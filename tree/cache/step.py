@@ -1,4 +1,4 @@
-"""One decode step: which queries see which run of slots (DeFT's query groups of a node), and where new tokens go."""
+"""One decode step: the queries that see each run of slots (DeFT's query groups of a node), and where new tokens go."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -103,7 +103,7 @@ def depth_first(leaves: Sequence[Live]) -> list[int]:
 def make_work(leaves: Sequence[Live], new: int, window: Window | None, device: torch.device) -> Work:
     """Group what the ``new`` last tokens of each leaf, in depth-first order, attend to.
 
-    With one new token that is everything up to itself; several attend to one another by another way (``own``).
+    One new token attends to everything up to itself; several attend to one another by another way (``own``).
     """
     own = new > 1
     spans = windowed(spans_of(leaves, new if own else 0), leaves, new, window)
@@ -135,7 +135,7 @@ def spans_of(leaves: Sequence[Live], without: int) -> list[Span]:
 
 
 def windowed(spans: Iterable[Span], leaves: Sequence[Live], new: int, window: Window | None) -> Iterable[Span]:
-    """Leave out the tokens that no query sees."""
+    """Yield spans without the tokens that no query sees."""
     if window is None:
         yield from spans
         return
@@ -149,7 +149,7 @@ def windowed(spans: Iterable[Span], leaves: Sequence[Live], new: int, window: Wi
 def _mask(
     span: Span, leaves: Sequence[Live], new: int, window: Window | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Return which of the tokens each query sees, ``[rows, queries, tokens]``; None if each sees all."""
+    """Return which tokens each query sees, ``[rows, queries, tokens]``; None if each sees all."""
     if window is None:
         return None
     rows = leaves[span.low : span.high]
@@ -162,7 +162,7 @@ def _mask(
 
 
 def _evenly_spaced(spans: list[Span]) -> Iterable[list[Span]]:
-    """Divide spans of equal size into such that lie at even distances from one another."""
+    """Divide spans of equal size into runs at even distances."""
     spans = sorted(spans, key=lambda span: span.slot)
     run: list[Span] = []
     for span in spans:
@@ -193,7 +193,7 @@ class Part:
     _slots: dict[torch.device, list[tuple[int, torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
 
     def work(self, window: Window | None, device: torch.device) -> Work:
-        """Return what these rows attend to; layers with the same window share it."""
+        """Return the groups that these rows attend to; layers with the same window share them."""
         if (window, device) not in self._works:
             self._works[window, device] = make_work(self.leaves, self.new, window, device)
         return self._works[window, device]

@@ -32,7 +32,7 @@ class Launch:
 
 
 def make_launch(widest: int, value_bytes: int, stages: int = 2) -> Launch:
-    """Return what fits into registers and shared memory, for heads of so many values of so many bytes."""
+    """Return a launch that fits registers and shared memory, for heads of so many values of so many bytes."""
     pad = triton.next_power_of_2(widest)
     shrink = max(1, pad * value_bytes // 256) * (2 if value_bytes > 2 else 1)  # float32 has no tensor cores
     rows = max(_DOT, _ROWS // shrink)
@@ -56,17 +56,17 @@ def attend_pools(
     dtype: torch.dtype | None = None,
     launch: Launch | None = None,
 ) -> Partial:
-    """Attend from every query to what lies on its path, and read each block once for each tile of its queries.
+    """Attend from every query to its path, and read each block once for each tile of its queries.
 
     Args:
         query: ``[queries, heads, head_dim]``; this and all other tensors have any strides.
         pools: Keys, ``[kv_heads, slots, head_dim]``, and values, ``[kv_heads, slots, width]``, of every pool.
-        blocks: Which query sees which slots.
+        blocks: Queries and the slots that they see.
         how: The scale of the scores, and the bound of soft-capping.
         window: How far back a query sees; None for all of its path.
         ends: With a window, the position of every query, ``[queries]``.
-        dtype: Of the output; that of the queries if not given.
-        launch: How to run it; what fits if not given.
+        dtype: Of the output; that of the queries if None.
+        launch: How to run it; by what fits if None.
 
     Returns:
         ``[queries, heads, width]``, zeros for a query that sees nothing, and the log-sum-exp of its scores, float32
@@ -141,7 +141,7 @@ def _check(
     window: Window | None,
     ends: torch.Tensor | None,
 ) -> None:
-    """Refuse what the kernels, which check nothing, would read or write out of bounds."""
+    """Refuse tensors that the kernels, which check nothing, would read or write out of bounds."""
     if query.shape[0] != blocks.number or query.device != blocks.slots.device:
         raise ValueError(
             f"{query.shape[0]} queries on {query.device}, and blocks of {blocks.number} on {blocks.slots.device}"

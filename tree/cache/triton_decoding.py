@@ -29,14 +29,8 @@ def attend_decoding(
 ) -> torch.Tensor:
     """Attend from the one new token of each row of a part to all up to itself, which the pool has by now.
 
-    Args:
-        part: Rows that gain one token each.
-        query: Of the whole batch, ``[batch, heads, new, head_dim]``.
-        update: The layer's new keys and values; the bytes that are read are counted for its cache, each once.
-        layer: Where keys and values lie.
-        window: How far back a query sees.
-        how: The scale of the scores, and the bound of soft-capping.
-        sinks: A logit for each head that has no value, ``[heads]``.
+    ``query`` is of the whole batch, ``[batch, heads, new, head_dim]``; ``sinks`` is a logit for each head that has no
+    value, ``[heads]``. Bytes that are read are counted for the cache of ``update``, each once.
 
     Returns:
         ``[rows, 1, heads, width]``.
@@ -62,7 +56,7 @@ def _prepared(part: Part, window: Window | None, device: torch.device, tile: int
 
 
 def _stretches(part: Part, window: Window | None) -> list[SlotRange]:
-    """Return what the new tokens of rows see, depth first: rows in their order, and paths from the root."""
+    """Return what the new tokens of rows see, depth first."""
     spans = windowed(spans_of(part.leaves, 0), part.leaves, part.new, window)
     return [
         SlotRange(span.slot, span.tokens, span.low, span.high, span.position, span.segment.run.extent)

@@ -16,11 +16,11 @@ _SEED = 0
 def speculative(accepted: Sequence[int], size: int, prompt: int, cap: int) -> Tree:
     """Return a tree whose root gains ``accepted[j]`` tokens after step ``j``; the prefill takes ``accepted[0]``.
 
-    The ``size`` branches hold one token each, and are the step's queries; which of them follows which does not count.
-    The list is cut where it would exceed ``cap`` tokens of output, and filled up to it as ``refill`` does.
+    The ``size`` branches hold one token each, and are the step's queries; their order does not count. The list is cut
+    where it would exceed ``cap`` tokens of output, and filled up to it as ``refill`` does.
 
     Raises:
-        UsageError: if a count is below 1, or nothing is ever accepted.
+        UsageError: a count is below 1, or nothing is ever accepted.
     """
     for key, value in {"size": size, "prompt": prompt, "cap": cap}.items():
         if value < 1:
@@ -56,11 +56,7 @@ def refill(accepted: Sequence[int], cap: int) -> list[int]:
 
 
 def read_accepted(file: Path, dataset: str = "APPS", index: int = 0) -> list[int]:
-    """Return a list of accepted lengths of ``speculative.json``: one digit for each step.
-
-    Raises:
-        UsageError: if the file has no such list.
-    """
+    """Return a list of accepted lengths of ``speculative.json``, a digit for each step; ``UsageError`` without."""
     found = read_object(file).get("accept_lengths")
     if not isinstance(found, dict):
         raise UsageError(f"{file}: no accept_lengths")

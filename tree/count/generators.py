@@ -30,8 +30,8 @@ def n_best(prompt: int, branches: int, steps: int, shortest: int | None = None) 
 def beam(prompt: int, beams: int, steps: int, every: int = 1, seed: int = 0) -> Tree:
     """Return a beam search that chooses its beams anew after ``every`` steps, each among all of them alike.
 
-    A beam that one beam continues stays one segment; where several continue it, it ends and each gets a segment of its
-    own; one that nobody continues is pruned. Python's Mersenne Twister, seeded, chooses.
+    A beam with one successor stays one segment; with several it ends and each gets a segment of its own; without any it
+    is pruned. Python's Mersenne Twister, seeded, chooses.
     """
     _require(prompt=prompt, beams=beams, steps=steps, every=every)
     random = Random(seed)  # noqa: S311 (no secret)

@@ -1,4 +1,4 @@
-"""What is read at each step, as means over trees: what the pictures show."""
+"""The reads of each step, as means over trees, for pictures."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,11 +15,7 @@ Series = NDArray[np.float64]
 class OverTime:
     """Means over all trees at each step; a tree that has ended adds nothing. Arrays are ``[steps]``, from step 1.
 
-    Attributes:
-        branches: that are decoded.
-        tree_tokens: of the tree.
-        path_tokens: of the paths of all branches.
-        reads: bytes that each scheme reads and writes, the full column, over all layers.
+    ``reads`` are bytes that each scheme reads and writes, the full column, over all layers.
     """
 
     branches: Series
@@ -29,7 +25,7 @@ class OverTime:
 
 
 def over_time(counted: Counted) -> OverTime:
-    """Return what is read at each step."""
+    """Return the reads of each step."""
     steps = max(len(each.branches) for each in counted.trees)
     names = counted.trees[0].totals()
     means = {name: _mean([getattr(each, name) for each in counted.trees], steps) for name in names}

@@ -13,13 +13,9 @@ _PARTIAL = 4  # bytes of a value of a partial output, which are fp32
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of a model.
+    """The attention of a model: H ``heads`` of queries, and values of d, ``head_dim``, of so many bytes.
 
     Attributes:
-        layers: that have one.
-        heads: of queries, H in the paper.
-        kv_heads: of keys and values.
-        head_dim: values of a head, d in the paper.
         value_bytes: of a query, a key, a value or an output; the paper's are fp16.
     """
 
@@ -66,14 +62,7 @@ class Reads:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """What was counted of some trees. Figures are means per tree, exact.
-
-    Attributes:
-        attention: that reads the trees.
-        trees: what was read at each step, of each tree.
-        generated: tokens that all trees generate.
-        schemes: those that were asked for.
-    """
+    """The counts of some trees at each step, and the tokens that they generate; figures are exact means per tree."""
 
     attention: Attention
     trees: tuple[Counts, ...]
@@ -107,16 +96,13 @@ class Counted:
 def count_trees(
     trees: Sequence[Tree], attention: Attention, *, schemes: Sequence[str] = (), cap: int | None = None
 ) -> Counted:
-    """Return what schemes read of trees, step by step.
+    """Return what schemes read of one or more trees, step by step.
 
-    Args:
-        trees: one or more.
-        attention: that reads them.
-        schemes: names of ``SCHEMES``; all if none is given.
-        cap: the longest output, in tokens; the last step is one before it.
+    ``schemes`` are names of ``SCHEMES``, all if none is given; ``cap`` is the longest output, in tokens, and the last
+    step is one before it.
 
     Raises:
-        UnknownName: if there is no such scheme.
+        UnknownName: there is no such scheme.
     """
     found = tuple(find_schemes(schemes))
     counts = tuple(count_rows(replay(tree, cap)) for tree in trees)
@@ -125,7 +111,7 @@ def count_trees(
 
 
 def _generated(tree: Tree, steps: int) -> int:
-    """Return tokens of a tree beside its prompt, those that the last step has yet to append with them."""
+    """Return tokens of a tree beside its prompt, with those that the last step has yet to append."""
     held = (tree.end.clip(max=steps + 1) - tree.birth + 1).clip(0, tree.tokens)
     held[tree.root] = sum(tree.accepted[:steps])
     return int(held.sum())

@@ -1,4 +1,4 @@
-"""What each scheme of attention reads at a step of a replay, in tokens (DeFT, arXiv 2404.00242)."""
+"""The tokens that each scheme of attention reads at a step of a replay (DeFT, arXiv 2404.00242)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -14,13 +14,12 @@ BLOCK, TILE = 128, 32
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to read the KV cache.
+    """A way to read the KV cache, by columns of ``Counts``.
 
     Attributes:
-        name: what it is called, here and by the command line.
-        kv: the column of ``Counts`` with the tokens whose keys and values it reads, as published.
-        launched: the column with those that are read in truth.
-        pairs: the column with its pairs of a query and a group of keys.
+        kv: tokens whose keys and values are read, as published.
+        launched: tokens that are read in truth.
+        pairs: of a query and a group of keys.
         mask: bytes of a mask for each token of the tree.
         dense: scores and a mask of every query by every token are written and read.
     """
@@ -58,7 +57,7 @@ def find_schemes(names: Iterable[str] = ()) -> list[Scheme]:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What is read at each step, in tokens or pairs of a query and a group: arrays ``[steps]``.
+    """Tokens, or pairs of a query and a group, that are read at each step: arrays ``[steps]``.
 
     Attributes:
         branches: that are decoded, l in the paper.
@@ -90,7 +89,7 @@ class Counts:
 
 
 def count_rows(parts: Iterable[Rows], *, block: int = BLOCK, tile: int = TILE) -> Counts:
-    """Return what is read at each step; ``block`` tokens are a group, ``tile`` queries share a read of it."""
+    """Return the counts of each step; ``block`` tokens are a group, ``tile`` queries share a read of it."""
     counted = [_counted(rows, block, tile) for rows in parts]
     names = [each.name for each in fields(Counts)]
     none = np.zeros(0, np.int64)
@@ -119,8 +118,6 @@ def _counted(rows: Rows, block: int, tile: int) -> dict[str, Integers]:
 
 
 class _Blocks:
-    """The flattened tree of each step, cut into even blocks."""
-
     def __init__(self, rows: Rows, tree_tokens: Integers, block: int) -> None:
         self._rows, self._tree_tokens, self._block = rows, tree_tokens, block
         sizes = np.diff(np.append(rows.starts, len(rows.tokens)))
@@ -131,7 +128,6 @@ class _Blocks:
         self._shared = (rows.above >= 0) & (self._first == self._last[rows.above])
 
     def pairs(self) -> Integers:
-        """Return the branches of each block, summed over the blocks of each step."""
         entered = self._last - self._first + ~self._shared
         return np.add.reduceat(self._rows.branches * entered, self._rows.starts)
 

@@ -1,4 +1,4 @@
-"""Where trees come from: a file, or a generator that is written as ``few-shot:prompt=4000,branches=20,steps=400``."""
+"""Sources of trees: a file, or a generator that is written as ``few-shot:prompt=4000,branches=20,steps=400``."""
 
 from collections.abc import Callable
 from inspect import Parameter, signature
@@ -33,14 +33,12 @@ def _value(name: str, key: str, text: str) -> int | str | Path:
 
 
 def open_trees(source: str, *, limit: int | None = None) -> Forest:
-    """Return the trees of a file, or the one that a generator makes.
+    """Return the trees of a file, the first ``limit`` complete ones, or the tree of a generator.
 
-    Args:
-        source: a path, or ``NAME:key=value,...`` with a generator's name.
-        limit: of a file, take the first so many complete trees.
+    ``source`` is a path, or ``NAME:key=value,...`` with a generator's name.
 
     Raises:
-        UsageError: if there is neither, or what is there is no tree.
+        UsageError: there is neither, or no tree in it.
     """
     name, colon, settings = source.partition(":")
     if name in _GENERATORS:
