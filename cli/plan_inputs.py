@@ -16,12 +16,11 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
     Fields that a config leaves out are found by experiment, as ``prefold inspect`` does it.
     """
     from prefold.common.errors import UsageError
-    from prefold.plan import find_shape
+    from prefold.plan import find_shape, shape_from_config
 
     if not _is_checkpoint(model):
         return _assumed(find_shape(model), gated, parallel)
     from prefold.convert.checkpoint import open_config
-    from prefold.plan.model import shape_from_config
 
     opened = open_config(model, revision)
     config = opened.config

@@ -1,6 +1,6 @@
 """A plan in full: the layouts, source and folded, what else would help, and what other batches or chips give."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,7 @@ from prefold.plan.cost.memory import context_left
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, plan_layouts
 from prefold.plan.levers import Lever, rank_levers, verdict
-from prefold.plan.sweep import Space, Target, pareto, too_large
+from prefold.plan.sweep import Space, Target, pareto
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Advice:
     @cached_property
     def twin(self) -> Estimate:
         """The folded model in the layout that was chosen for the source."""
-        return Estimate(self.chosen.case.changed(fold=self.fold), self.chosen.factors)
+        return Estimate(replace(self.chosen.case, fold=self.fold), self.chosen.factors)
 
     @property
     def verdict(self) -> str:
@@ -58,7 +58,7 @@ class Advice:
         where = f"{case.mesh.chips} {case.chip.name} ({case.mesh})"
         left = int(max(context_left(each.case) for each in self.plan.estimates))
         advised = f"; a context of {left} would fit" if left else ""
-        raise Infeasible(f"{case.shape.name}: {asked} does not fit on {where}: {too_large(chosen)}{advised}")
+        raise Infeasible(f"{case.shape.name}: {asked} does not fit on {where}: {chosen.memory.excess}{advised}")
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures under the names that other programs rely on; times are seconds per forward pass."""

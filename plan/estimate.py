@@ -134,12 +134,9 @@ def plan_layouts(
     fold: Fold | None = None,
     factors: Factors | None = None,
 ) -> Plan:
-    """Estimate every layout of a pass, folded or not, and choose one.
+    """Estimate every layout of a pass and choose one; ``Infeasible`` where none can share the batch out.
 
     ``factors`` are those that are known of the chip if None.
-
-    Raises:
-        Infeasible: no layout can share this batch out.
     """
     factors = factors or factors_of(chip.name)
     found, refused = list[Estimate](), list[str]()

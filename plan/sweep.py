@@ -3,10 +3,9 @@
 from dataclasses import dataclass, replace
 
 from prefold.common.errors import UsageError
-from prefold.common.units import spell_bytes, spell_seconds
+from prefold.common.units import spell_seconds
 from prefold.plan.calibration import Factors
-from prefold.plan.chip.hardware import Chip, Mesh
-from prefold.plan.chip.meshes import mesh_of
+from prefold.plan.chip.hardware import Chip, Mesh, mesh_of
 from prefold.plan.cost.workload import Workload
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
@@ -32,7 +31,7 @@ class Space:
         return [self._chosen(mesh, batch) for mesh in self.meshes for batch in self.batches]
 
     def _chosen(self, mesh: Mesh, batch: int) -> Estimate:
-        workload = self.workload.changed(batch=batch)
+        workload = replace(self.workload, batch=batch)
         return plan_layouts(self.shape, self.chip, mesh, workload, factors=self.factors).chosen
 
     def around(self, found: Estimate) -> "Space":
@@ -58,7 +57,7 @@ class Target:
         fitting = [each for each in points if each.memory.fits]
         if not fitting:
             nearest = min(points, key=lambda each: each.memory.missing)
-            raise Infeasible(f"nothing fits: the nearest, {_where(nearest)}, is {too_large(nearest)}")
+            raise Infeasible(f"nothing fits: the nearest, {_where(nearest)}, is {nearest.memory.excess}")
         if self.seconds is not None:
             return self._cheapest(fitting, self.seconds)
         return self._fastest(fitting, self.chip_seconds or 0)
@@ -87,11 +86,6 @@ def _told(estimate: Estimate) -> str:
 def _where(estimate: Estimate) -> str:
     case = estimate.case
     return f"on {case.mesh.chips} {case.chip.name} ({case.mesh}) with batch {case.workload.batch}"
-
-
-def too_large(estimate: Estimate) -> str:
-    """Return by how much an estimate does not fit."""
-    return f"{spell_bytes(estimate.memory.missing)} per chip too large"
 
 
 def batches(branches: int = 1, also: int | None = None) -> tuple[int, ...]:

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from prefold.common.errors import UsageError
+import torch
 
 # More than any processor's cache holds, in 16 bits; and a product large enough to reach the highest rate.
 _ROWS, _WIDTH, _SQUARE = 32768, 4096, 2048
@@ -74,47 +73,39 @@ class Rates:
 
 
 def here() -> tuple[str, str, int]:
-    """Return the measured device, torch's version, and its threads; ``UsageError`` without torch or transformers."""
-    for needed in ("torch", "transformers"):
-        if find_spec(needed) is None:
-            raise UsageError(f"--hardware this: {needed} measures it, and is not installed")
-    import torch
-
-    return str(_device(torch)), str(torch.__version__), torch.get_num_threads()
+    """Return the measured device, torch's version, and its threads."""
+    return str(_device()), str(torch.__version__), torch.get_num_threads()
 
 
+@torch.inference_mode()
 def measure_rates() -> Rates:
-    """Return the rates of this machine; ``UsageError`` without torch or transformers."""
-    where = here()
-    import torch
-
-    device = _device(torch)
-    with torch.inference_mode():
-        decode = _decode(torch, device)
-        on_host = decode["memory_bandwidth"] if device.type == "cpu" else _host_bandwidth(torch, device)
-        return Rates(
-            *where,
-            bf16=_operations(torch, device, torch.bfloat16),
-            fp32=_operations(torch, device, torch.float32),
-            memory_bytes=_memory_bytes(torch, device),
-            host_bandwidth=on_host,
-            disk_bandwidth=_disk_bandwidth(),
-            **decode,
-        )
+    """Return the rates of this machine."""
+    device = _device()
+    decode = _decode(device)
+    return Rates(
+        *here(),
+        bf16=_operations(device, torch.bfloat16),
+        fp32=_operations(device, torch.float32),
+        memory_bytes=_memory_bytes(device),
+        host_bandwidth=decode["memory_bandwidth"] if device.type == "cpu" else _host_bandwidth(device),
+        disk_bandwidth=_disk_bandwidth(),
+        **decode,
+    )
 
 
-def _device(torch: Any) -> Any:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+def _device() -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
-def _decode(torch: Any, device: Any) -> dict[str, Any]:
+def _decode(device: torch.device) -> dict[str, Any]:
     """Return the rates of a decode step; its parts are timed in turn, so that other load meets all alike."""
-    runs = {small: _steps(torch, device, small) for small in (_FEW, _MANY, _FOLDED, _NARROW, _WIDE)}
+    runs = {small: _steps(device, small) for small in (_FEW, _MANY, _FOLDED, _NARROW, _WIDE)}
     weights = torch.full((_ROWS, _WIDTH), 0.01, dtype=torch.bfloat16, device=device)
     token = torch.ones(1, _WIDTH, dtype=torch.bfloat16, device=device)
     read = partial(torch.nn.functional.linear, token, weights)
     rounds = [
-        ({small: _timed(torch, device, run) / _STEPS for small, run in runs.items()}, _timed(torch, device, read))
+        ({small: _timed(device, run) / _STEPS for small, run in runs.items()}, _timed(device, read))
         for _ in range(_ROUNDS + 1)
     ][1:]
     seconds = {small: median(each[small] for each, _ in rounds) for small in runs}
@@ -144,8 +135,7 @@ def _explained_ahead(seconds: Mapping[_Small, float], bandwidth: float) -> dict[
     }
 
 
-def _timed(torch: Any, device: Any, work: Callable[[], Any]) -> float:
-    """Return seconds until the device is done."""
+def _timed(device: torch.device, work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     if device.type != "cpu":
@@ -153,19 +143,19 @@ def _timed(torch: Any, device: Any, work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _operations(torch: Any, device: Any, dtype: Any) -> float:
+def _operations(device: torch.device, dtype: torch.dtype) -> float:
     factor = torch.full((_SQUARE, _SQUARE), 0.01, dtype=dtype, device=device)
-    seconds = [_timed(torch, device, lambda: factor @ factor) for _ in range(_ROUNDS + 1)]
+    seconds = [_timed(device, lambda: factor @ factor) for _ in range(_ROUNDS + 1)]
     return float(2 * _SQUARE**3 / median(seconds[1:]))
 
 
-def _host_bandwidth(torch: Any, device: Any) -> float:
+def _host_bandwidth(device: torch.device) -> float:
     there = torch.ones(_ROWS * _WIDTH, dtype=torch.uint8).pin_memory()
-    seconds = [_timed(torch, device, lambda: there.to(device, non_blocking=True)) for _ in range(_ROUNDS + 1)]
+    seconds = [_timed(device, lambda: there.to(device, non_blocking=True)) for _ in range(_ROUNDS + 1)]
     return float(there.nbytes / median(seconds[1:]))
 
 
-def _memory_bytes(torch: Any, device: Any) -> float:
+def _memory_bytes(device: torch.device) -> float:
     if device.type == "cpu":
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return float(torch.accelerator.get_memory_info()[1])
@@ -191,11 +181,10 @@ def _disk_bandwidth() -> float:
         return _READ * _ROW / (time.perf_counter() - start)
 
 
-def _steps(torch: Any, device: Any, small: _Small) -> Callable[[], None]:
-    """Return a function that runs decode steps of a model of this size."""
-    model = _model(torch, device, small)
+def _steps(device: torch.device, small: _Small) -> Callable[[], None]:
+    model = _model(device, small)
     if device.type == "cpu":
-        _map_weights(torch, model)
+        _map_weights(model)
     token = torch.zeros(1, 1, dtype=torch.long, device=device)
 
     def run() -> None:
@@ -206,7 +195,7 @@ def _steps(torch: Any, device: Any, small: _Small) -> Callable[[], None]:
     return run
 
 
-def _model(torch: Any, device: Any, small: _Small) -> Any:
+def _model(device: torch.device, small: _Small) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"vocab_size": 64, "hidden_size": small.width, "intermediate_size": 4 * small.width}
@@ -215,21 +204,20 @@ def _model(torch: Any, device: Any, small: _Small) -> Any:
     if small.folded:
         first = model.gpt_neox.layers[0]
         first.input_layernorm = first.post_attention_layernorm = torch.nn.Identity()
-        first.attention.query_key_value = _looked_up(torch, device, 3 * small.width)
-        first.mlp = _looked_up(torch, device, small.width)
+        first.attention.query_key_value = _looked_up(device, 3 * small.width)
+        first.mlp = _looked_up(device, small.width)
     return model
 
 
-def _looked_up(torch: Any, device: Any, width: int) -> Any:
-    """Return a module that returns a row of a table for any input."""
+def _looked_up(device: torch.device, width: int) -> Any:
     table = torch.zeros(64, width, dtype=torch.bfloat16, device=device)
     token = torch.zeros(1, 1, dtype=torch.long, device=device)
-    found = torch.nn.Identity()
+    found: Any = torch.nn.Identity()
     found.forward = lambda *_: torch.nn.functional.embedding(token, table)
     return found
 
 
-def _map_weights(torch: Any, model: Any) -> None:
+def _map_weights(model: Any) -> None:
     """Move weights to a mapped file, as those of transformers on a CPU, which are slower to read."""
     weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     with tempfile.NamedTemporaryFile() as file:

@@ -1,7 +1,6 @@
 """The case of an estimate: a model on chips in a layout, with a workload, folded or not."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.cost.attention import Sharding, Ways, moves, require_sequences, ways
@@ -45,10 +44,6 @@ class Case:
     def split(self) -> Ways:
         """How attention is split."""
         return ways(self.sharding, self.layout, self.mesh)
-
-    def changed(self, **changes: Any) -> "Case":
-        """Return the same with other attributes."""
-        return replace(self, **changes)
 
     def sent_by_layer(self) -> list[tuple[int, list[Collective]]]:
         """Return collectives with the number of layers that run them; a folded first layer is the first entry."""

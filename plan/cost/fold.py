@@ -47,7 +47,8 @@ def table_for(workload: Workload, placement: Placement = "device") -> Fold:
 
 def columns(shape: Shape) -> list[Column]:
     """Return a row's slices, the residual first."""
-    return [Column("residual", shape.hidden_size, 0, 0), *attention_columns(shape), *_ffn_columns(shape)]
+    ffn = [Column("FFN", shape.hidden_size, *_first_ffn(shape))] if shape.parallel else []
+    return [Column("residual", shape.hidden_size, 0, 0), *attention_columns(shape), *ffn]
 
 
 def attention_columns(shape: Shape) -> list[Column]:
@@ -60,14 +61,7 @@ def attention_columns(shape: Shape) -> list[Column]:
     ]
 
 
-def _ffn_columns(shape: Shape) -> list[Column]:
-    if not shape.parallel:
-        return []
-    return [Column("FFN", shape.hidden_size, *_first_ffn(shape))]
-
-
 def _first_ffn(shape: Shape) -> tuple[float, float]:
-    """Return all and active weights of the first layer's FFN."""
     if shape.dense_layers or not shape.experts:
         weights = shape.ffn_weights(shape.intermediate_size)
         return weights, weights

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from prefold.common.units import spell_bytes
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.cost.attention import Sharding, Ways, kv_bytes, kv_width_per_chip, ways
 from prefold.plan.cost.case import Case
@@ -38,6 +39,11 @@ class Memory:
     def missing(self) -> float:
         """Bytes that the chip lacks; 0 where all fits."""
         return max(0.0, self.total - self.available)
+
+    @property
+    def excess(self) -> str:
+        """The missing bytes as a text."""
+        return f"{spell_bytes(self.missing)} per chip too large"
 
     @property
     def fits(self) -> bool:
@@ -117,14 +123,5 @@ def context_left(case: Case) -> float:
     memory = memory_of(case)
     left = memory.available - (memory.total - memory.kv)
     share = max(0.0, left / memory.available)
-    workload = case.workload
-    return max_context(
-        case.shape,
-        case.chip,
-        case.mesh,
-        workload.batch,
-        case.sharding,
-        layout=case.layout,
-        kv=workload.kv,
-        share=share,
-    )
+    where = (case.shape, case.chip, case.mesh, case.workload.batch, case.sharding)
+    return max_context(*where, layout=case.layout, kv=case.workload.kv, share=share)

@@ -1,6 +1,5 @@
 """The matrices of one layer, as layouts see them: one or two parts of which each enters and leaves."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
@@ -69,15 +68,15 @@ def look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head:
 
     A column of an FFN is added to the residual before it is sent.
     """
-    return [each for each in _look_up(shape, layout, mesh, tokens, by_head=by_head) if each.axes]
-
-
-def _look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head: bool) -> Iterator[Collective]:
     over, rest = mesh.along(gathered_axes(layout)), mesh.along(rest_axes(layout))
     width = shape.hidden_size + sum(column.width for column in attention_columns(shape))
-    yield Collective("all-to-all", over, tokens * width / mesh.chips)
     part, ways = attention_part(shape, by_head=by_head), prod(rest)
-    yield Collective("all-gather", first(rest, part.sharing(ways, 1, ways)), tokens / prod(over) * part.kept(ways))
+    heads = first(rest, part.sharing(ways, 1, ways))
+    found = [
+        Collective("all-to-all", over, tokens * width / mesh.chips),
+        Collective("all-gather", heads, tokens / prod(over) * part.kept(ways)),
+    ]
+    return [each for each in found if each.axes]
 
 
 def all_parts(

@@ -134,7 +134,6 @@ def _bytes(case: Case, sent: list[Collective], *, exact: bool = False) -> float:
 
 
 def _row_bytes(case: Case) -> float:
-    """Bytes of rows that all chips together read."""
     if case.fold:
         return case.workload.tokens * row_bytes(case.shape, case.fold)
     return case.workload.tokens * case.shape.hidden_size * bytes_of(case.workload.weights)

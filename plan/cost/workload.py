@@ -1,7 +1,7 @@
 """One forward pass: a prefill, or one step of decoding."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from prefold.common.errors import UsageError
 
@@ -86,7 +86,3 @@ class Workload:
     def prefixes(self) -> int:
         """Shared prefixes."""
         return self.batch // self.branches
-
-    def changed(self, **changes: Any) -> "Workload":
-        """Return the same pass with other attributes."""
-        return replace(self, **changes)

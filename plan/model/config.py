@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from prefold.common.errors import UsageError
-from prefold.plan.model.experts import experts_of
 from prefold.plan.model.fields import Fields, read_fields
-from prefold.plan.model.shape import Latent, Shape
+from prefold.plan.model.shape import Experts, Latent, Shape
 
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _LATENT = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -35,6 +34,7 @@ _BEYOND = (
     "swa_num_attention_heads",
     "zero_expert_num",
 )
+_SHARED = ("n_shared_experts", "shared_expert_intermediate_size")
 _NEAR = 0.05  # a model has positions, norms and biases beside what is counted here
 
 
@@ -46,20 +46,18 @@ def shape_from_config(
     parallel: bool | None = None,
     parameters: int | None = None,
 ) -> Shape:
-    """Return the shape of the decoder that a ``config.json`` describes.
+    """Return the shape of the decoder that a ``config.json`` describes, as ``json`` or transformers reads it.
 
-    Args:
-        config: as ``json`` reads it, or as transformers makes it of that; missing fields can be added to it.
-        name: of the shape; the config's ``model_type`` where it is empty.
-        gated: whether the FFN has two matrices on its way in, if the config does not say.
-        parallel: whether attention and FFN read the same input; they do not if neither this nor a field says so.
-        parameters: of the decoder; they decide whether the FFN is gated if neither the config nor ``gated`` does.
+    The name is the config's ``model_type`` if it is empty. ``gated`` (the FFN has two matrices on its way in) and
+    ``parallel`` (attention and FFN read the same input) override the config. Without them and fields for them, the
+    number of ``parameters`` of the decoder shows whether it is gated, and it is serial.
 
     Raises:
         UsageError: a needed field is missing, or the config describes layers that no shape has; a line for each.
     """
     fields = read_fields(config)
-    _refuse(fields)
+    if beyond := [f"config: {field}: no shape has such layers" for field in _beyond(fields)]:
+        raise UsageError("\n".join(beyond))
     gated = gated if gated is not None else _is_gated(fields)
     missing = _missing(fields)
     if gated is None and parameters and not missing:
@@ -68,7 +66,8 @@ def shape_from_config(
     if missing:
         raise UsageError(f"config: it does not say {', '.join(missing)}")
     known = _is_parallel(fields) if parallel is None else parallel
-    source = f"{_source(fields)}; serial, since no field says otherwise" if known is None else _source(fields)
+    source = f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
+    source += "; serial, since no field says otherwise" if known is None else ""
     return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source)
 
 
@@ -85,26 +84,16 @@ def _shape(fields: Fields, name: str) -> Shape:
         head_dim=head or fields.size("hidden_size") // heads,
         vocab_size=fields.size("vocab_size"),
         tied=bool(fields.get("tie_word_embeddings")),
-        experts=experts_of(fields, _inner(fields)),
+        experts=_experts(fields, _inner(fields)),
         latent=latent,
         cross=bool(fields.get("is_encoder_decoder")),
     )
-
-
-def _source(fields: Fields) -> str:
-    return f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
 
 
 def _is_parallel(fields: Fields) -> bool | None:
     """Return whether attention and FFN read the same input; None where no field says it."""
     told = [fields.get(field) for field in _PARALLEL if fields.get(field) is not None]
     return any(told) if told else None
-
-
-def _refuse(fields: Fields) -> None:
-    reasons = [f"config: {field}: no shape has such layers" for field in _beyond(fields)]
-    if reasons:
-        raise UsageError("\n".join(reasons))
 
 
 def _beyond(fields: Fields) -> Iterator[str]:
@@ -164,3 +153,45 @@ def _latent(fields: Fields) -> Latent | None:
         return None
     plain, turned, value = (fields.size(field) for field in _LATENT)
     return Latent(fields.size("q_lora_rank") or None, rank, plain, turned, value)
+
+
+def _experts(fields: Fields, inner: int) -> Experts | None:
+    """Return the experts; None where all layers have one FFN, ``inner`` values wide."""
+    count = fields.size("num_experts")
+    if not count or fields.get("is_moe") is False:
+        return None
+    width, active = _expert_width(fields, inner), fields.size("num_experts_per_tok")
+    return Experts(count, active, width, _shared_width(fields, width), _dense_layers(fields))
+
+
+def _expert_width(fields: Fields, inner: int) -> int:
+    """Return an expert's width; it has the usual name where dense layers have a name of their own."""
+    own = fields.size("moe_intermediate_size")
+    return own or (fields.size("plain_intermediate_size") if fields.has("intermediate_size_mlp") else inner)
+
+
+def _shared_width(fields: Fields, width: int) -> int:
+    """Return the width of the shared experts; one expert's where only the class of the config names them."""
+    if not any(fields.has(field) for field in _SHARED):
+        return width if any(".shared_expert" in name for name in fields.matrices) else 0
+    return fields.size("shared_expert_intermediate_size") or width * fields.size("n_shared_experts")
+
+
+def _dense_layers(fields: Fields) -> int:
+    kinds = fields.get("mlp_layer_types")
+    if kinds:
+        return sum(kind == "dense" for kind in kinds)
+    return sum(not _has_experts(fields, layer) for layer in range(fields.size("num_hidden_layers")))
+
+
+def _has_experts(fields: Fields, layer: int) -> bool:
+    listed = fields.get("moe_layers")
+    if isinstance(listed, list):
+        return layer in listed
+    last = fields.get("moe_layer_end_index")
+    return (
+        layer >= fields.size("first_k_dense_replace")
+        and (last is None or last < 0 or layer <= last)
+        and layer not in (fields.get("mlp_only_layers") or ())
+        and (layer + 1) % (fields.size("decoder_sparse_step") or 1) == 0
+    )

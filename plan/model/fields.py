@@ -83,16 +83,12 @@ class Fields:
         """Return whether there is such a field, be it null."""
         return any(name in known for name in NAMES.get(field, (field,)) for known in (self.told, self.filled))
 
-    def number(self, field: str) -> int | None:
-        """Return a field that counts something; ``UsageError`` where it is not a whole number."""
+    def size(self, field: str) -> int:
+        """Return a field that counts something, 0 without it; ``UsageError`` where it is not a whole number."""
         found = self.get(field)
         if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
             raise UsageError(f"{field}: {found!r} is not a whole number")
-        return found
-
-    def size(self, field: str) -> int:
-        """Return the same; 0 where it is nowhere."""
-        return self.number(field) or 0
+        return found or 0
 
 
 def _first(known: Mapping[str, Any], field: str) -> Any:

@@ -7,13 +7,10 @@ from prefold.plan.advice import Advice
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import row_width, table_bytes
 from prefold.plan.estimate import Estimate
-from prefold.plan.levers import Lever
-from prefold.plan.sweep import too_large
 
 # Rows of cells, the headings first.
 Cells = list[list[str]]
 
-_NOTHING = "-"
 _BILLION, _TERA = 1e9, 1e12
 _SHOWN = 12
 _TERMS = {
@@ -102,7 +99,7 @@ def _figures(each: Estimate) -> list[str]:
 
 
 def _calibrated(each: Estimate) -> str:
-    return _NOTHING if each.calibrated_seconds is None else spell_seconds(each.calibrated_seconds)
+    return "-" if each.calibrated_seconds is None else spell_seconds(each.calibrated_seconds)
 
 
 def _fits(each: Estimate) -> str:
@@ -140,11 +137,8 @@ def levers_table(advice: Advice) -> Cells:
     """Every lever, the one that saves most first."""
     basis = advice.chosen.basis
     head = ["lever", f"saves per pass,\n{basis}", "share", "note"]
-    return [head, *(_lever(each) for each in advice.levers)]
-
-
-def _lever(lever: Lever) -> list[str]:
-    return [lever.name, spell_seconds(lever.seconds_saved), f"{lever.share:.2%}", lever.note]
+    rows = [[each.name, spell_seconds(each.seconds_saved), f"{each.share:.2%}", each.note] for each in advice.levers]
+    return [head, *rows]
 
 
 def points_table(advice: Advice) -> Cells:
@@ -174,4 +168,4 @@ def unfit_line(advice: Advice) -> str:
         return ""
     least = min(unfit, key=lambda each: each.memory.missing)
     many = f"{len(unfit)} of {len(advice.sweep)} that were tried do not fit"
-    return f"{many}; the nearest has batch {least.case.workload.batch:,} and is {too_large(least)}"
+    return f"{many}; the nearest has batch {least.case.workload.batch:,} and is {least.memory.excess}"
