@@ -13,8 +13,6 @@ from prefold.tree.errors import CacheError
 
 
 class _Hold:
-    """See :data:`HOLD`."""
-
     def __repr__(self) -> str:
         return "HOLD"
 
@@ -79,18 +77,12 @@ def tree_generate(
     max_steps: int = 1000,
     max_pages: int | None = None,
 ) -> GeneratedTree:
-    """Grow a tree of text from a prompt.
+    """Grow a tree of text from a prompt, ``[tokens]`` or ``[1, tokens]``.
 
-    After every forward pass the policy gets the live branches, running and held ones, with their next tokens' logits,
-    ``[branches, vocabulary]``. For each branch it returns the tokens to go on with: one continues it, several let it
-    branch, none ends it; or ``HOLD``, which lets it wait. Growing ends when no branch runs.
-
-    Args:
-        model: A causal language model with ``attn_implementation="prefold_tree"``, in evaluation mode.
-        prompt_ids: The prompt, ``[tokens]`` or ``[1, tokens]``.
-        policy: Of growing.
-        max_steps: Passes after which all branches end.
-        max_pages: Of the cache; any number if None.
+    The model is a causal language model with ``attn_implementation="prefold_tree"``, in evaluation mode. After every
+    forward pass the policy gets the live branches, running and held ones, with their next tokens' logits, ``[branches,
+    vocabulary]``. For each branch it returns the tokens to go on with: one continues it, several let it branch, none
+    ends it; or ``HOLD``, which lets it wait. Growing ends when no branch runs, or after ``max_steps`` passes.
 
     Raises:
         CacheError: The prompt is none, or the policy returns anything but one decision for each branch.
@@ -123,16 +115,16 @@ class _Growth:
         decisions = list(policy(live, torch.stack([branch._logits for branch in live if branch._logits is not None])))
         if len(decisions) != len(live):
             raise CacheError(f"tree_generate: the policy decided on {len(decisions)} of {len(live)} branches")
-        names = [self._name(row, branch) for row, branch in enumerate(live)]
+        names = [
+            self.cache.hold(row) if branch._held is None else branch._held  # by which the cache knows a branch
+            for row, branch in enumerate(live)
+        ]
         going = [(at, token) for at, said in enumerate(decisions) if not isinstance(said, _Hold) for token in said]
         grown = [self._grow(live[at], int(token), len(decisions[at]), step) for at, token in going]  # type: ignore[arg-type]
         self.cache.branch([names[at] for at, _ in going])
         self._keep(live, names, decisions)
         self._running = grown
         return bool(grown)
-
-    def _name(self, row: int, branch: Branch) -> int:
-        return self.cache.hold(row) if branch._held is None else branch._held
 
     def _grow(self, branch: Branch, token: int, choices: int, step: int) -> Branch:
         if choices == 1 and branch.parent is not None:

@@ -101,7 +101,6 @@ class LiveTree:
             segment = segment.parent
 
     def _put_together(self, first: Live, second: Live) -> bool:
-        """Let ``second.run`` hold the tokens of both, with as little copying as there can be."""
         if first.run is None or second.run is None:
             second.run = second.run or first.run
             return True
@@ -142,7 +141,6 @@ class LiveTree:
             leaf.length += more
 
     def _go_on(self, leaf: Live, rows: Iterable[int]) -> Live:
-        """Let rows of a leaf go on in a new segment below it."""
         child = Live(next(self._numbers), leaf, start=leaf.end, padding=leaf.padding)
         leaf.children.append(child)
         for row in rows:
@@ -152,13 +150,12 @@ class LiveTree:
         return child
 
     def _go_on_from(self, leaf: Live) -> Live:
-        """Let all rows of a segment go on in another one."""
         return self._go_on(leaf, [row for row, each in enumerate(self.rows) if each is leaf])
 
     def _make_room(self, wants: dict[Live, int]) -> dict[Live, int]:
         """Give every segment room for more tokens; those that go on in another one are replaced by that."""
         crowded = [leaf for leaf, more in wants.items() if leaf.run is None or leaf.length + more > leaf.run.capacity]
-        if len(crowded) == 1 and self._stretch(crowded[0], wants[crowded[0]]):
+        if len(crowded) == 1 and self._extend_run(crowded[0], wants[crowded[0]]):
             return wants
         fresh: dict[int, list[Live]] = defaultdict(list)
         for leaf in crowded:
@@ -173,12 +170,12 @@ class LiveTree:
                 self._move_into(leaf, run)
         return wants
 
-    def _stretch(self, leaf: Live, more: int) -> bool:
+    def _extend_run(self, leaf: Live, more: int) -> bool:
         if leaf.run is None:
             return False
-        stretched = self.pages.extend(leaf.run, leaf.length + more)
-        leaf.run = stretched or leaf.run
-        return stretched is not None
+        longer = self.pages.extend(leaf.run, leaf.length + more)
+        leaf.run = longer or leaf.run
+        return longer is not None
 
     def _move_into(self, leaf: Live, run: PageRun) -> None:
         if leaf.run is not None:

@@ -21,11 +21,6 @@ class PageRun:
     start: int
     capacity: int
 
-    @property
-    def stop(self) -> int:
-        """The slot behind the last."""
-        return self.start + self.capacity
-
 
 class Extent:
     """A part of the pool that is one tensor in every layer: its size in pages, and what of it is free."""
@@ -34,21 +29,13 @@ class Extent:
         self.pages = pages
         self.free: list[tuple[int, int]] = [(0, pages)]
 
-    def take(self, pages: int) -> int | None:
-        """Take the first free run of so many pages; returns its start, None if there is none."""
+    def take(self, pages: int, at: int | None = None) -> int | None:
+        """Take the first free run of so many pages, or the one ``at``; returns its start, None if there is none."""
         for index, (start, size) in enumerate(self.free):
-            if size >= pages:
+            if size >= pages and at in (None, start):
                 self.free[index : index + 1] = [(start + pages, size - pages)] if size > pages else []
                 return start
         return None
-
-    def take_at(self, start: int, pages: int) -> bool:
-        """Take so many pages from ``start`` on, if they are free."""
-        for index, (first, size) in enumerate(self.free):
-            if first == start and size >= pages:
-                self.free[index : index + 1] = [(start + pages, size - pages)] if size > pages else []
-                return True
-        return False
 
     def give(self, start: int, pages: int) -> None:
         """Take pages back and join them with their free neighbours."""
@@ -89,11 +76,7 @@ class Pages:
         return sum(extent.pages for extent in self.extents.values())
 
     def take(self, tokens: int, copies: int = 1) -> list[PageRun]:
-        """Take runs for as many tokens each, side by side where that is possible.
-
-        Raises:
-            OutOfPages: There are not as many free pages in one piece.
-        """
+        """Take runs for as many tokens each, side by side where possible; ``OutOfPages`` without such free pages."""
         pages = max(1, -(-tokens // self.size))
         try:
             extent, start = self._take(pages * copies)
@@ -139,7 +122,7 @@ class Pages:
     def extend(self, run: PageRun, tokens: int) -> PageRun | None:
         """Return the run with room for as many tokens, if the pages behind it are free; else None."""
         more = -(-(tokens - run.capacity) // self.size)
-        if not self.extents[run.extent].take_at(run.stop // self.size, more):
+        if self.extents[run.extent].take(more, at=(run.start + run.capacity) // self.size) is None:
             return None
         return PageRun(run.extent, run.start, run.capacity + more * self.size)
 
@@ -167,13 +150,11 @@ class LayerStore:
 
     def __init__(self, pages: Pages, keys: torch.Tensor, values: torch.Tensor) -> None:
         self._pages = pages
-        self._like = (keys, values)
+        self._like = (keys[:0], values[:0])  # type and shape of an extent's tensors, and no token
         self._tensors: dict[int, Tensors] = {}
         self.steps = 0
         self.heads = int(keys.shape[1])
-        self.kind = (keys.dtype, keys.device, keys.shape[1], keys.shape[-1], values.shape[-1])
         self.token_bytes = sum(each.shape[1] * each.shape[-1] * each.element_size() for each in self._like)
-        self._like = (keys[:0], values[:0])  # what the tensors of an extent are to be like, and no token
 
     def extent(self, name: int) -> Tensors:
         """Return the keys and values of an extent, ``[kv_heads, slots, width]``."""
@@ -183,7 +164,7 @@ class LayerStore:
             self._tensors[name] = (made[0], made[1])
         return self._tensors[name]
 
-    def settle(self, moves: Sequence[Move]) -> None:
+    def apply_moves(self, moves: Sequence[Move]) -> None:
         """Copy tokens that segments have moved, then let go of extents that are gone."""
         for move in moves:
             for source, target in zip(self.extent(move.extent), self.extent(move.to_extent), strict=True):
@@ -194,9 +175,8 @@ class LayerStore:
 
     def view(self, name: int, start: int, tokens: int, count: int, stride: int) -> Tensors:
         """Return ``count`` runs of slots, each ``stride`` behind the last, ``[count, kv_heads, tokens, width]``."""
-        return _runs(self.extent(name)[0], start, tokens, count, stride), _runs(
-            self.extent(name)[1], start, tokens, count, stride
-        )
+        keys, values = self.extent(name)
+        return _runs(keys, start, tokens, count, stride), _runs(values, start, tokens, count, stride)
 
     @property
     def bytes_held(self) -> int:
@@ -205,8 +185,11 @@ class LayerStore:
 
     def same(self, keys: torch.Tensor, values: torch.Tensor) -> bool:
         """Return whether new keys and values are like those that are stored."""
-        found: tuple[Any, ...] = (keys.dtype, keys.device, keys.shape[1], keys.shape[-1], values.shape[-1])
-        return found == self.kind
+        return _kind(keys, values) == _kind(*self._like)
+
+
+def _kind(keys: torch.Tensor, values: torch.Tensor) -> tuple[Any, ...]:
+    return keys.dtype, keys.device, keys.shape[1], keys.shape[-1], values.shape[-1]
 
 
 def _runs(tensor: torch.Tensor, start: int, tokens: int, count: int, stride: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import torch
 
 from prefold.tree.cache.masks import NAME
+from prefold.tree.cache.pool import LayerStore
 from prefold.tree.errors import CacheError, NoAttention, WrongAttention
 
 
@@ -46,6 +47,12 @@ class Update:
     def __init__(self, cache: Any, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.cache, self.layer, self.keys, self.values = cache, layer, keys, values
         self.step: Any = None  # the step that it was stored in
+
+    @property
+    def store(self) -> LayerStore:
+        """The layer's earlier keys and values."""
+        found: LayerStore = self.cache.stores[self.layer]
+        return found
 
 
 class States:

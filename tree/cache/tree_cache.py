@@ -71,11 +71,7 @@ class TreeCache(Refusals, Cache):
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[States, States]:
-        """Take new keys and values, ``[batch, kv_heads, new, head_dim]``; the layer's attention stores and reads them.
-
-        Raises:
-            CacheError: They need gradients.
-        """
+        """Take new keys and values, ``[batch, kv_heads, new, head_dim]``; ``CacheError`` if they need gradients."""
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
             raise CacheError("TreeCache keeps no gradients: run the model under torch.no_grad()")
         update = Update(self, layer_idx, key_states, value_states)
@@ -105,7 +101,7 @@ class TreeCache(Refusals, Cache):
                 self.reads.append(0)
             step = update.step = self._belongs(update, layer)
             layer.steps += 1
-            layer.settle(step.moves)
+            layer.apply_moves(step.moves)
             for part in step.parts:
                 part.store(layer, update.keys, update.values)
         found: Step = update.step
@@ -241,11 +237,7 @@ class TreeCache(Refusals, Cache):
         self.live.set_rows([self._held(name) for name in held])
 
     def prune(self, held: int) -> None:
-        """Let go of a held segment; pages that no row and no other segment needs are freed.
-
-        Raises:
-            PrunedSegment: It was pruned before.
-        """
+        """Let go of a held segment and of pages that nothing else needs; ``PrunedSegment`` if it is gone."""
         leaf = self._held(held)
         del self._holds[held]
         self.live.drop([leaf])

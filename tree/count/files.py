@@ -1,7 +1,7 @@
 """Trees in files: recorded templates (DeFT's, without text), and a plain JSON of our own."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def _tree(name: str, record: dict[str, Any], more: int) -> Tree:
     for key in _COLUMNS:
         _check_integers(f"{name}: `{key}`", record[key])
     tree = make_tree(name, *(record[key] for key in _COLUMNS))
-    return tree if not more else make_tree(name, *(record[key] for key in _COLUMNS), prompt=tree.prompt + more)
+    return replace(tree, prompt=tree.prompt + more)
 
 
 def _check_integers(what: str, values: object) -> None:
