@@ -81,14 +81,8 @@ def _about(forest: Forest, model: str, counted: Counted) -> list[str]:
 
 def _table(counted: Counted) -> Table:
     table = Table("scheme", box=None, pad_edge=False)
-    for heading in (
-        "published\nKV",
-        "published\npartials",
-        "physical\nKV",
-        "KV as\nlaunched",
-        "full",
-        "full, to\nleast",
-    ):
+    headings = ("published\nKV", "published\npartials", "physical\nKV", "KV as\nlaunched", "full", "full, to\nleast")
+    for heading in headings:
         table.add_column(heading, justify="right")
     reads = counted.reads
     least = min(each.full for each in reads.values())
