@@ -91,7 +91,7 @@ def tree_mask(
 
 def _by_slot(blocks: Blocks, slots: int) -> torch.Tensor:
     """Return the first query, the one behind the last, and the position of every slot; no query where it is free."""
-    table = blocks.stretches
+    table = blocks.ranges
     of = np.repeat(np.arange(len(table)), table[:, 1])
     found = np.zeros((3, slots), np.int64)
     found[:, blocks.slots.cpu().numpy()] = [table[of, 2], table[of, 3], blocks.positions.cpu().numpy()]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.fitting import Measurement, as_json, median_error
 from benchmarks.page import table
 from benchmarks.plan_page import write_section
 from benchmarks.pope2022_checks import (
@@ -24,7 +25,7 @@ from benchmarks.pope2022_checks import (
 )
 from benchmarks.pope2022_figures import figure_3
 from benchmarks.pope2022_rows import TABLES, Row, read_rows
-from prefold.plan.calibration import Factors, Measurement, as_json, factors_of, known_factors, median_error
+from prefold.plan.calibration import Factors, factors_of, known_factors
 
 _CALIBRATION = Path(__file__).resolve().parent.parent / "plan" / "calibration.json"
 _TPU = "tpu-v4"

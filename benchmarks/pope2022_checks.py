@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.fitting import Measurement, fit
 from benchmarks.pope2022_figures import CUBE, E, F, figure_6, multihead, read_off
 from benchmarks.pope2022_optima import crossover
 from benchmarks.pope2022_rows import LAYOUTS, TABLES, Row, lines, shape_of
-from prefold.plan.calibration import Factors, Measurement, fit
+from prefold.plan.calibration import Factors
 from prefold.plan.chip.chips import find_chip
 from prefold.plan.cost.layouts import Layout, ffn
 from prefold.plan.cost.memory import max_context
@@ -102,7 +103,7 @@ def serial_cost(rows: Sequence[Row], factors: Factors) -> float:
     """Return by what part a step is longer with serial attention and FFN; section 4.3 has 14 % for this one."""
     row = next(row for row in rows if (row.table, row.phase, row.batch) == ("2", "decode", 512))
     case = row.cases[0][1]
-    serial = case.changed(shape=replace(case.shape, parallel=False))
+    serial = replace(case, shape=replace(case.shape, parallel=False))
     return factors.seconds(terms_of(serial)) / factors.seconds(terms_of(case)) - 1
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from math import log2
 from pathlib import Path
 
+from benchmarks.fitting import Measurement
 from benchmarks.pope2022_rows import DATA, FIGURES, LAYOUTS, MESHES, shape_of
-from prefold.plan.calibration import Measurement
 from prefold.plan.chip.chips import find_chip
 from prefold.plan.chip.hardware import Mesh
 from prefold.plan.cost.attention import Sharding

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prefold.plan.calibration import Measurement
+from benchmarks.fitting import Measurement
 from prefold.plan.chip.chips import find_chip
 from prefold.plan.chip.hardware import Mesh
 from prefold.plan.cost.attention import Sharding
@@ -14,8 +14,7 @@ from prefold.plan.cost.layouts import Layout
 from prefold.plan.cost.terms import terms_of
 from prefold.plan.cost.workload import Phase, Workload
 from prefold.plan.estimate import mfu
-from prefold.plan.model.shape import Shape
-from prefold.plan.model.shapes import find_shape
+from prefold.plan.model.shape import Shape, find_shape
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "plan" / "data"
 TABLES = DATA / "pope2022_tables.csv"

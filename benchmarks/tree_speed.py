@@ -18,7 +18,7 @@ from tree_case import HEADS, LAYERS, TOKEN_BYTES, WIDTH, Caches, Decoder, Flex, 
 from prefold.tree import TreeCache, count_trees, open_trees
 from prefold.tree.cache.attention import tree_attention
 from prefold.tree.cache.masks import TreeMask
-from prefold.tree.cache.partial import Scoring, _flash, _products
+from prefold.tree.cache.partial import Scoring, _flash, attend_masked
 from prefold.tree.count.reads import Attention
 
 _DATA = Path(__file__).resolve().parent.parent / "tests" / "tree" / "data"
@@ -186,7 +186,7 @@ def _kernels(quick: bool) -> list[dict[str, Any]]:
                 query, keys, values = (torch.randn(1, heads, size, width) for size in (queries, tokens, tokens))
                 ways = {
                     "flash": lambda: _seconds(lambda: _flash(query, keys, values, how, causal=False)),  # noqa: B023
-                    "products": lambda: _seconds(lambda: _products(query, keys, values, how, None)),  # noqa: B023
+                    "products": lambda: _seconds(lambda: attend_masked(query, keys, values, how, None)),  # noqa: B023
                 }
                 seconds = {name: median(each) for name, each in in_turn(ways, 3 if quick else 15).items()}
                 shape = {"heads": heads, "width": width, "tokens": tokens, "queries": queries}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefold.common.errors import UsageError
+from prefold.common.units import parse_bytes
 from prefold.convert import DTYPES, FoldOptions, flag
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ Isolated = Annotated[
     typer.Option("--isolated", help="Start every process anew that measures, instead of forking it from one. Slower."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def takes_fold_options(*, inspected: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -88,12 +88,10 @@ def require_page(file: Path | None) -> None:
 
 def parse_size(text: str) -> int:
     """Return the bytes that ``5GB`` or ``200MiB`` means."""
-    unit = text.strip().lstrip("0123456789. ").upper()
-    number = text.strip()[: len(text.strip()) - len(unit)]
     try:
-        size = int(float(number) * _UNITS[unit])
-    except (KeyError, ValueError) as error:
-        raise typer.BadParameter(f"{text!r} is no size such as 5GB or 200MiB") from error
+        size = parse_bytes(text)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
     if size <= 0:
         raise typer.BadParameter(f"{text!r} holds nothing")
     return size

@@ -1,4 +1,4 @@
-"""What a plan is asked for on the command line: a model's shape, a chip, meshes and batches to look at."""
+"""The inputs of a plan on the command line: a model's shape, a chip, meshes and batches to look at."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +13,14 @@ if TYPE_CHECKING:
 def open_shape(model: str, revision: str | None, *, gated: bool | None = None, parallel: bool | None = None) -> "Shape":
     """Return the shape of a preset, or of a checkpoint's config: a folder, a ``config.json`` or a hub id.
 
-    What a config does not say is found by experiment, as ``prefold inspect`` does it.
+    Fields that a config leaves out are found by experiment, as ``prefold inspect`` does it.
     """
     from prefold.common.errors import UsageError
-    from prefold.plan import find_shape
+    from prefold.plan import find_shape, shape_from_config
 
     if not _is_checkpoint(model):
         return _assumed(find_shape(model), gated, parallel)
     from prefold.convert.checkpoint import open_config
-    from prefold.plan.model import shape_from_config
 
     opened = open_config(model, revision)
     config = opened.config
@@ -50,7 +49,7 @@ def _assumed(shape: "Shape", gated: bool | None, parallel: bool | None) -> "Shap
 
 
 def _tried(model: str, revision: str | None) -> tuple[bool | None, int | None]:
-    """Whether the experiment finds an FFN that folds, as in a parallel block, and the parameters of its skeleton."""
+    """Return whether the experiment finds an FFN that folds, and the parameters of the skeleton."""
     from prefold.cli.show.show import note
     from prefold.convert import inspect_checkpoint
 
@@ -63,7 +62,7 @@ def _tried(model: str, revision: str | None) -> tuple[bool | None, int | None]:
 
 
 def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | None]":
-    """Return a chip of the catalogue, the one in a TOML file, or this machine, and its factors where prefold has none.
+    """Return a chip of the catalogue, of a TOML file, or this machine, with its factors if prefold has none.
 
     ``refresh`` measures this machine again.
     """
@@ -75,7 +74,7 @@ def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | Non
 
 
 def parse_target(latency: str | None, cost: float | None) -> "Target | None":
-    """Return what is to be reached; None where neither is given."""
+    """Return the target of a search; None where neither limit is given."""
     if latency is None and cost is None:
         return None
     if latency is not None and cost is not None:
@@ -96,7 +95,7 @@ def space_of(
     searching: bool,
     factors: "Factors | None" = None,
 ) -> "Space":
-    """Return where to look: what was given stays; a search tries all chips and batches that were not."""
+    """Return where to look: given values stay; a search tries all chips and batches that are not given."""
     from prefold.plan import Space, batches, fewest, meshes
 
     if not searching:
@@ -107,7 +106,7 @@ def space_of(
 
 
 def asked_mesh(chip: "Chip", chips: int | None, mesh: str | None) -> "Mesh | None":
-    """Return the mesh that was asked for; None where neither its shape nor a number of chips was."""
+    """Return the mesh that is asked for; None without a shape or a number of chips."""
     from prefold.plan import mesh_of, parse_mesh
 
     if chips is None and mesh is None:

@@ -1,11 +1,14 @@
 """``prefold tree run``."""
 
+import json
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prefold.cli.options import DType, Json, Revision, TrustRemoteCode, parse_dtype
+from prefold.common.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,9 +68,6 @@ def run(
 
 
 def _read_prompt(source: "Source", model: str, file: Path, *, trust_remote_code: bool) -> tuple[Any, list[int]]:
-    """Return the tokenizer, if one is needed, and the tokens of the prompt."""
-    from prefold.convert import UsageError
-
     try:
         content = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -79,10 +79,6 @@ def _read_prompt(source: "Source", model: str, file: Path, *, trust_remote_code:
 
 
 def _read_tokens(content: str, file: Path) -> list[int]:
-    import json
-
-    from prefold.convert import UsageError
-
     try:
         found = json.loads(content)
     except ValueError as error:
@@ -95,21 +91,16 @@ def _read_tokens(content: str, file: Path) -> list[int]:
 def _tokenizer(source: "Source", model: str, *, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    from prefold.convert import UsageError
-
     where = {"revision": source.revision} if source.revision else {}
     name = model if source.revision else str(source.folder)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"{model}: its tokenizer does not load; a .json file of token ids needs none: {said}"
-        ) from error
+        reason = f"its tokenizer does not load; a .json file of token ids needs none: {one_line(error)}"
+        raise UsageError(f"{model}: {reason}") from error
 
 
 def _load(source: "Source", dtype: Any, *, trust_remote_code: bool) -> "PreTrainedModel":
-    """Load the model with its own attention implementation."""
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
     from prefold.convert import UnsupportedModel
@@ -119,29 +110,26 @@ def _load(source: "Source", dtype: Any, *, trust_remote_code: bool) -> "PreTrain
             source.folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code, use_safetensors=True
         )
     except (ValueError, KeyError, TypeError, OSError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedModel([f"{source.name}: no causal language model that transformers loads: {said}"]) from error
+        reason = f"{source.name}: no causal language model that transformers loads: {one_line(error)}"
+        raise UnsupportedModel([reason]) from error
     model: PreTrainedModel = loaded.eval()
     return model
 
 
 def _require_tokens(prompt: list[int], model: "PreTrainedModel", file: Path) -> None:
-    from prefold.convert import UsageError
-
     size = model.config.get_text_config(decoder=True).vocab_size
     if not prompt:
         raise UsageError(f"{file}: no token in it")
-    if min(prompt) < 0 or max(prompt) >= size:
-        raise UsageError(
-            f"{file}: token {max(prompt) if max(prompt) >= size else min(prompt)} of a vocabulary of {size}"
-        )
+    wrong = max(prompt) if max(prompt) >= size else min(prompt)
+    if not 0 <= wrong < size:
+        raise UsageError(f"{file}: token {wrong} of a vocabulary of {size}")
 
 
 def _figures(
     model: str, asked: "Asked", tree: "Sampled", plain: "Sampled | None", texts: list[str] | None
 ) -> dict[str, Any]:
-    """Return what was found as JSON has it."""
-    same = None if plain is None else _equal_rows(tree, plain)
+    rows = tree.continuations.tolist()
+    same = None if plain is None else sum(map(eq, rows, plain.continuations.tolist()))
     return {
         "model": model,
         "prompt_tokens": len(asked.prompt),
@@ -150,16 +138,8 @@ def _figures(
         "tree": _cost(tree),
         "transformers": None if plain is None else _cost(plain),
         "same_continuations": same,
-        "continuations": [
-            {"tokens": row, "text": None if texts is None else texts[at]}
-            for at, row in enumerate(tree.continuations.tolist())
-        ],
+        "continuations": [{"tokens": row, "text": None if texts is None else texts[at]} for at, row in enumerate(rows)],
     }
-
-
-def _equal_rows(one: "Sampled", other: "Sampled") -> int:
-    pairs = zip(one.continuations.tolist(), other.continuations.tolist(), strict=True)
-    return sum(a == b for a, b in pairs)
 
 
 def _cost(sampled: "Sampled") -> dict[str, Any]:
@@ -181,9 +161,9 @@ def _show(figures: dict[str, Any]) -> None:
         said = each["text"] if each["text"] is not None else " ".join(map(str, each["tokens"]))
         say(f"{number}: {said}")
     table = Table("", "keys and values read", "held", "prefill", "decode", "per step", box=None)
-    for name, key in (("tree", "tree"), ("transformers", "transformers")):
-        if figures[key]:
-            table.add_row(name, *_cells(figures[key]))
+    for name in ("tree", "transformers"):
+        if figures[name]:
+            table.add_row(name, *_cells(figures[name]))
     out.print(table)
     if figures["transformers"]:
         say(_verdict(figures))

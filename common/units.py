@@ -1,6 +1,7 @@
 """Quantities with their units, as ``1200 GB/s``, ``32 GiB``, ``275 TFLOP/s`` and ``30 ms``."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from prefold.common.errors import UsageError
@@ -20,7 +21,7 @@ _UNITS: dict[Kind, dict[str, float]] = {
     "seconds": {"s": 1, "ms": 1e-3, "us": 1e-6},
 }
 _DIGITS, _MANY = 4, 10_000
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+(?:/s)?)")
+_QUANTITY = re.compile(r"(\d*\.?\d+) ?([A-Za-z]*(?:/s)?)")
 
 
 def parse_quantity(text: Any, kind: Kind) -> float:
@@ -31,6 +32,15 @@ def parse_quantity(text: Any, kind: Kind) -> float:
     return float(found[1]) * _UNITS[kind][found[2]]
 
 
+def parse_bytes(text: str) -> int:
+    """Return bytes as a user types them, the unit in any case or left out; ``UsageError`` where they are no size."""
+    found = _QUANTITY.fullmatch(text.strip())
+    scales = {unit.lower(): scale for unit, scale in {"": 1, **_BYTES}.items()}
+    if found is None or found[2].lower() not in scales:
+        raise UsageError(f"{text!r} is no size such as 5GB or 200MiB")
+    return int(float(found[1]) * scales[found[2].lower()])
+
+
 def spell_seconds(seconds: float) -> str:
     """Return a time as it is read most easily, as ``88.3 ms``."""
     unit, scale = next((each for each in _UNITS["seconds"].items() if abs(seconds) >= each[1]), ("us", 1e-6))
@@ -38,9 +48,10 @@ def spell_seconds(seconds: float) -> str:
     return f"{number} {unit}" if abs(seconds) < _MANY else f"{seconds:,.0f} s"
 
 
-def spell_bytes(amount: float) -> str:
-    """Return bytes as GiB, or as MiB where that is less than a hundredth of one."""
-    return f"{amount / 2**30:,.2f} GiB" if abs(amount) >= 2**30 / 100 else f"{amount / 2**20:,.2f} MiB"
+def spell_bytes(amount: float, units: Sequence[str] = ("GiB", "MiB")) -> str:
+    """Return bytes in the first of some units of which they are a hundredth or more, or else in the last."""
+    unit = next((each for each in units if abs(amount) >= _BYTES[each] / 100), units[-1])
+    return f"{amount:,.0f} B" if unit == "B" else f"{amount / _BYTES[unit]:,.2f} {unit}"
 
 
 def spell_weights(count: float) -> str:

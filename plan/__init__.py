@@ -2,10 +2,9 @@
 
 from prefold.common.errors import UnknownName, UsageError
 from prefold.plan.advice import Advice, advise
-from prefold.plan.calibration import Factors, Measurement, factors_of, fit
+from prefold.plan.calibration import Factors, factors_of
 from prefold.plan.chip.chips import catalogue, find_chip
-from prefold.plan.chip.hardware import Chip, Mesh
-from prefold.plan.chip.meshes import mesh_of, parse_mesh
+from prefold.plan.chip.hardware import Chip, Mesh, mesh_of, parse_mesh
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import Fold, Placement, break_even_batch, row_width, table_for
 from prefold.plan.cost.memory import Memory, context_left, max_context
@@ -15,8 +14,7 @@ from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, mfu, plan_layouts
 from prefold.plan.levers import Lever, rank_levers, verdict
 from prefold.plan.model.config import shape_from_config
-from prefold.plan.model.shape import Experts, Latent, Shape
-from prefold.plan.model.shapes import find_shape, presets
+from prefold.plan.model.shape import Experts, Latent, Shape, find_shape, presets
 from prefold.plan.page.page import write_plot
 from prefold.plan.sweep import Space, Target, batches, fewest, meshes, pareto
 from prefold.plan.this_machine import THIS, this_chip
@@ -33,7 +31,6 @@ __all__ = [
     "Infeasible",
     "Latent",
     "Lever",
-    "Measurement",
     "Memory",
     "Mesh",
     "Phase",
@@ -55,7 +52,6 @@ __all__ = [
     "fewest",
     "find_chip",
     "find_shape",
-    "fit",
     "max_context",
     "mesh_of",
     "meshes",

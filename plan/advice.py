@@ -1,6 +1,6 @@
-"""All that a plan says: the layouts, source and folded, what else would help, and what other batches or chips give."""
+"""A plan in full: the layouts, source and folded, what else would help, and what other batches or chips give."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -9,20 +9,12 @@ from prefold.plan.cost.memory import context_left
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, plan_layouts
 from prefold.plan.levers import Lever, rank_levers, verdict
-from prefold.plan.sweep import Space, Target, pareto, too_large
+from prefold.plan.sweep import Space, Target, pareto
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer to ``prefold plan``.
-
-    Attributes:
-        plan: of the source.
-        folded: of the folded model.
-        fold: what it is folded with.
-        levers: that could be pulled, those that save most first.
-        sweep: the layout to take for each batch or number of chips that was tried.
-    """
+    """The answer to ``prefold plan``; levers that save most come first."""
 
     plan: Plan
     folded: Plan
@@ -38,11 +30,11 @@ class Advice:
     @cached_property
     def twin(self) -> Estimate:
         """The folded model in the layout that was chosen for the source."""
-        return Estimate(self.chosen.case.changed(fold=self.fold), self.chosen.factors)
+        return Estimate(replace(self.chosen.case, fold=self.fold), self.chosen.factors)
 
     @property
     def verdict(self) -> str:
-        """Where folding comes among what would help, in a sentence."""
+        """The rank of folding among the levers, in a sentence."""
         return verdict(self.levers)
 
     @cached_property
@@ -66,7 +58,7 @@ class Advice:
         where = f"{case.mesh.chips} {case.chip.name} ({case.mesh})"
         left = int(max(context_left(each.case) for each in self.plan.estimates))
         advised = f"; a context of {left} would fit" if left else ""
-        raise Infeasible(f"{case.shape.name}: {asked} does not fit on {where}: {too_large(chosen)}{advised}")
+        raise Infeasible(f"{case.shape.name}: {asked} does not fit on {where}: {chosen.memory.excess}{advised}")
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures under the names that other programs rely on; times are seconds per forward pass."""
@@ -107,15 +99,12 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def advise(space: Space, fold: Fold | None = None, target: Target | None = None) -> Advice:
-    """Plan a pass, and tell what it would be folded, with other levers, and with other batches.
+    """Plan a pass, its source and folded, with other levers, and with other batches.
 
-    Args:
-        space: where to look; without a target its first mesh and batch are those that are asked for.
-        fold: what to compare with; a table on the device for None.
-        target: what to reach.
+    Without a target the first mesh and batch of ``space`` are planned; ``fold`` is a table on the device if None.
 
     Raises:
-        Infeasible: nothing reaches the target. What does not fit without a target is told by ``Advice.require_room``.
+        Infeasible: nothing reaches the target. Without one, ``Advice.require_room`` raises it for what does not fit.
     """
     points = space.points()
     found = target.pick(points) if target else points[0]

@@ -1,7 +1,7 @@
 """What a forward pass costs in each layout, and which layout to choose.
 
-Every time says which it is: ideal, from the chip's full rates, or calibrated, by factors that were fitted to measured
-times. There is no calibrated time for a chip that nobody has measured.
+A time is ideal, from the chip's full rates, or calibrated, by factors that were fitted to measured times. There is no
+calibrated time for a chip without measurements.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,12 +26,7 @@ _CLOSE = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """The figures of one layout.
-
-    Attributes:
-        case: what was asked for.
-        factors: what the chip reaches; None where that is not known.
-    """
+    """The figures of one layout; ``factors`` is None for a chip without measurements."""
 
     case: Case
     factors: Factors | None
@@ -58,12 +53,12 @@ class Estimate:
 
     @cached_property
     def calibrated_seconds(self) -> float | None:
-        """Seconds per pass that can be expected; None where nobody has measured this chip."""
+        """Seconds per pass that can be expected; None for a chip without measurements."""
         return self.factors.seconds(self.terms) if self.factors else None
 
     @property
     def basis(self) -> str:
-        """Which seconds MFU, cost and savings are calculated from: ``calibrated`` if there are such, else ``ideal``."""
+        """The time that MFU, cost and savings are calculated from: ``calibrated`` if there is one, else ``ideal``."""
         return "ideal" if self.calibrated_seconds is None else "calibrated"
 
     @property
@@ -118,13 +113,7 @@ def mfu(case: Case, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """All layouts of a pass.
-
-    Attributes:
-        estimates: of those that are possible, the cheapest first.
-        refused: why the others are not.
-        chosen: the one to take.
-    """
+    """The possible layouts of a pass, the cheapest first, and why the others are refused."""
 
     estimates: list[Estimate]
     refused: list[str]
@@ -145,18 +134,9 @@ def plan_layouts(
     fold: Fold | None = None,
     factors: Factors | None = None,
 ) -> Plan:
-    """Estimate every layout and choose one.
+    """Estimate every layout of a pass and choose one; ``Infeasible`` where none can share the batch out.
 
-    Args:
-        shape: of the model.
-        chip: that it runs on.
-        mesh: of so many of them.
-        workload: the pass.
-        fold: of the first layer; None for the source.
-        factors: what the chip reaches; None for those that are known of it.
-
-    Raises:
-        Infeasible: no layout can share this batch out.
+    ``factors`` are those that are known of the chip if None.
     """
     factors = factors or factors_of(chip.name)
     found, refused = list[Estimate](), list[str]()

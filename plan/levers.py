@@ -1,10 +1,10 @@
 """What would make a pass cheaper, and by how much: every lever tried on the same case, ranked by the time it saves."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from prefold.plan.cost.attention import Sharding, shardings
+from prefold.plan.cost.attention import shardings
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import PLACEMENTS, Fold, table_for
 from prefold.plan.cost.workload import bytes_of
@@ -17,16 +17,7 @@ _PERCENT = 100
 
 @dataclass(frozen=True)
 class Lever:
-    """One thing that could be done.
-
-    Attributes:
-        name: of it.
-        seconds_saved: per pass; negative where it takes longer.
-        share: of the pass's time.
-        basis: what both times are: ``ideal`` or ``calibrated``.
-        note: what else is to be known of it.
-        estimate: with it.
-    """
+    """One change of a case, and the seconds of a pass that it saves, negative where it takes longer."""
 
     name: str
     seconds_saved: float
@@ -65,8 +56,7 @@ def rank_levers(base: Estimate) -> list[Lever]:
 def _lever(name: str, note: str, base: Estimate, other: Estimate) -> Lever:
     saved = base.seconds - other.seconds * base.case.workload.batch / other.case.workload.batch
     if not other.memory.fits:
-        short = f"does not fit: {other.memory.missing / 2**30:.2f} GiB per chip too large"
-        note = f"{note}; {short}" if note else short
+        note = "; ".join(filter(None, [note, f"does not fit: {other.memory.excess}"]))
     return Lever(name, saved, saved / base.seconds, base.basis, note, other)
 
 
@@ -77,32 +67,30 @@ def _changes(base: Estimate) -> Iterator[tuple[str, str, Case]]:
     yield from _layouts(base)
     yield from _attention(case)
     yield from _prefixes(case)
-    twice = case.workload.changed(batch=2 * case.workload.batch)
-    yield "larger batch", f"{twice.batch}; for each sequence: a step itself takes longer", case.changed(workload=twice)
+    twice = replace(case.workload, batch=2 * case.workload.batch)
+    yield "larger batch", f"{twice.batch}; for each sequence: a step itself takes longer", replace(case, workload=twice)
 
 
 def _folds(case: Case) -> Iterator[tuple[str, str, Case]]:
-    """Fold, with the table in each place; of what is folded, the other places."""
     for placement in PLACEMENTS:
         if placement == "host" and case.chip.shares_memory:
             continue
         if case.fold is None:
             name = "folding" if placement == "device" else f"folding, table on {placement}"
-            yield name, "", case.changed(fold=table_for(case.workload, placement))
+            yield name, "", replace(case, fold=table_for(case.workload, placement))
         elif case.fold.placement != placement:
-            yield f"table on {placement}", "", case.changed(fold=Fold(placement, case.fold.dtype))
+            yield f"table on {placement}", "", replace(case, fold=Fold(placement, case.fold.dtype))
 
 
 def _weights(case: Case) -> Iterator[tuple[str, str, Case]]:
     now = bytes_of(case.workload.weights)
     for dtype in _SMALLER:
         if bytes_of(dtype) < now:
-            workload = case.workload.changed(weights=dtype)
-            yield f"{dtype} weights", "gives up exactness", case.changed(workload=workload)
+            workload = replace(case.workload, weights=dtype)
+            yield f"{dtype} weights", "gives up exactness", replace(case, workload=workload)
 
 
 def _layouts(base: Estimate) -> Iterator[tuple[str, str, Case]]:
-    """The cheapest other layout of the FFN, whatever attention does in it."""
     case = base.case
     found = plan_layouts(case.shape, case.chip, case.mesh, case.workload, fold=case.fold, factors=base.factors)
     others = [each for each in found.estimates if each.case.layout != case.layout]
@@ -112,20 +100,20 @@ def _layouts(base: Estimate) -> Iterator[tuple[str, str, Case]]:
 
 
 def _attention(case: Case) -> Iterator[tuple[str, str, Case]]:
-    others: list[Sharding] = [each for each in shardings(case.layout, case.mesh) if each != case.sharding]
-    for sharding in others:
-        yield f"{sharding}-sharded attention", "", case.changed(sharding=sharding)
+    for sharding in shardings(case.layout, case.mesh):
+        if sharding != case.sharding:
+            yield f"{sharding}-sharded attention", "", replace(case, sharding=sharding)
 
 
 def _prefixes(case: Case) -> Iterator[tuple[str, str, Case]]:
     workload = case.workload
     if workload.branches > 1 and workload.shared_prefix and not workload.shares_reads:
         note = f"{workload.branches} branches, {workload.shared_prefix} tokens"
-        yield "sharing prefixes", note, case.changed(workload=workload.changed(shares_reads=True))
+        yield "sharing prefixes", note, replace(case, workload=replace(workload, shares_reads=True))
 
 
 def verdict(levers: list[Lever]) -> str:
-    """Say in a sentence where folding comes, of how many."""
+    """Return the rank of folding among the levers, in a sentence."""
     names = [each.name for each in levers]
     if "folding" not in names:
         return "The first layer is folded already."

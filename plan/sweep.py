@@ -3,10 +3,9 @@
 from dataclasses import dataclass, replace
 
 from prefold.common.errors import UsageError
-from prefold.common.units import spell_bytes, spell_seconds
+from prefold.common.units import spell_seconds
 from prefold.plan.calibration import Factors
-from prefold.plan.chip.hardware import Chip, Mesh
-from prefold.plan.chip.meshes import mesh_of
+from prefold.plan.chip.hardware import Chip, Mesh, mesh_of
 from prefold.plan.cost.workload import Workload
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
@@ -18,16 +17,7 @@ _BEHIND_A_SWITCH = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Space:
-    """Where a plan is looked for.
-
-    Attributes:
-        shape: of the model.
-        chip: that it runs on.
-        workload: the pass; its batch is replaced by each of ``batches``.
-        meshes: of so many chips.
-        batches: sequences.
-        factors: what the chip reaches; None for those that are known of it.
-    """
+    """Meshes and batches among which a plan is looked for; ``workload.batch`` is replaced by each of ``batches``."""
 
     shape: Shape
     chip: Chip
@@ -41,7 +31,7 @@ class Space:
         return [self._chosen(mesh, batch) for mesh in self.meshes for batch in self.batches]
 
     def _chosen(self, mesh: Mesh, batch: int) -> Estimate:
-        workload = self.workload.changed(batch=batch)
+        workload = replace(self.workload, batch=batch)
         return plan_layouts(self.shape, self.chip, mesh, workload, factors=self.factors).chosen
 
     def around(self, found: Estimate) -> "Space":
@@ -52,12 +42,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan is to reach, one of the two.
-
-    Attributes:
-        seconds: that a pass may take; the cheapest plan is looked for.
-        chip_seconds: that a token may cost; the fastest plan is looked for.
-    """
+    """Seconds that a pass may take, or chip-seconds that a token may cost: one of the two."""
 
     seconds: float | None = None
     chip_seconds: float | None = None
@@ -72,7 +57,7 @@ class Target:
         fitting = [each for each in points if each.memory.fits]
         if not fitting:
             nearest = min(points, key=lambda each: each.memory.missing)
-            raise Infeasible(f"nothing fits: the nearest, {_where(nearest)}, is {too_large(nearest)}")
+            raise Infeasible(f"nothing fits: the nearest, {_where(nearest)}, is {nearest.memory.excess}")
         if self.seconds is not None:
             return self._cheapest(fitting, self.seconds)
         return self._fastest(fitting, self.chip_seconds or 0)
@@ -101,11 +86,6 @@ def _told(estimate: Estimate) -> str:
 def _where(estimate: Estimate) -> str:
     case = estimate.case
     return f"on {case.mesh.chips} {case.chip.name} ({case.mesh}) with batch {case.workload.batch}"
-
-
-def too_large(estimate: Estimate) -> str:
-    """Say by how much an estimate does not fit."""
-    return f"{spell_bytes(estimate.memory.missing)} per chip too large"
 
 
 def batches(branches: int = 1, also: int | None = None) -> tuple[int, ...]:

@@ -3,11 +3,16 @@
 import json
 import os
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from prefold.common.errors import UsageError
 from prefold.plan.calibration import Factors
 from prefold.plan.chip.hardware import Chip
-from prefold.plan.chip.rates import Rates, here, measure_rates
+
+if TYPE_CHECKING:
+    from prefold.plan.chip.rates import Rates
 
 THIS = "this"
 # Of operations that run side by side the longest alone counts: one product reads and multiplies at the same time.
@@ -15,11 +20,12 @@ _OVERLAP = 8.0
 
 
 def this_chip(*, refresh: bool = False) -> tuple[Chip, Factors]:
-    """Return this machine as a chip, and what a transformers model reaches of its rates.
+    """Return this machine as a chip, with its factors; ``UsageError`` without torch or transformers to measure with."""
+    for needed in ("torch", "transformers"):
+        if find_spec(needed) is None:
+            raise UsageError(f"--hardware this: {needed} measures it, and is not installed")
+    from prefold.plan.chip.rates import measure_rates
 
-    Raises:
-        UsageError: torch or transformers is not there to measure with.
-    """
     file = _cache()
     rates = None if refresh else _known(file)
     if rates is None:
@@ -33,8 +39,10 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "prefold" / "this-machine.json"
 
 
-def _known(file: Path) -> Rates | None:
-    """Return what an earlier run measured, if it ran as this one would."""
+def _known(file: Path) -> "Rates | None":
+    """Return the rates of an earlier run on the same device, torch and threads."""
+    from prefold.plan.chip.rates import Rates, here
+
     try:
         rates = Rates(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
@@ -42,7 +50,7 @@ def _known(file: Path) -> Rates | None:
     return rates if (rates.device, rates.torch, rates.threads) == here() else None
 
 
-def _chip(rates: Rates) -> Chip:
+def _chip(rates: "Rates") -> Chip:
     figures = ("peak", "memory", "memory_bandwidth", "host_bandwidth", "disk_bandwidth")
     told = f"measured on this machine: {rates.device}, torch {rates.torch}, {rates.threads} threads"
     return Chip(
@@ -58,7 +66,7 @@ def _chip(rates: Rates) -> Chip:
     )
 
 
-def _factors(rates: Rates) -> Factors:
+def _factors(rates: "Rates") -> Factors:
     source = f"what transformers reaches on this machine, with torch {rates.torch}"
     calls = {"step": rates.step, "layer": rates.layer, "call": rates.call}
     return Factors(1, rates.memory_share, 1, 0, _OVERLAP, source, **calls, ahead=rates.device != "cpu")

@@ -30,8 +30,8 @@ MAY_IMPORT = {
 BY_MODULE = {"common", "runtime", "demo"}
 # Of a room, what every floor may import.
 GROUND = {"convert": {"errors", "options"}, "plan": {"errors"}, "tree": {"errors"}, "verify": {"checks", "page"}}
-# The deepest way within a folder: generate, prefill, cache, step, layer, segment, page.
-MOST_FILES, MOST_LINES, DEEPEST, MOST_COMPLEX = 16, 350, 7, 12
+# The deepest way within a folder: generate, sampling, tree_cache, step, live, pool.
+MOST_FILES, MOST_LINES, DEEPEST, MOST_COMPLEX = 16, 350, 6, 12
 
 
 def modules(room: str) -> dict[str, Path]:

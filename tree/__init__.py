@@ -1,19 +1,16 @@
 """Trees of token sequences: what their attention reads, and attention that reads a shared prefix once (DeFT 2024).
 
-What counts needs NumPy alone; what runs needs torch, which is imported when the first of its names is asked for.
+Counting needs NumPy alone; running needs torch, which is imported with the first of its names.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefold.common.errors import UnknownName, UsageError
-from prefold.tree.count.accepted import read_accepted, speculative
 from prefold.tree.count.files import Forest, read_trees
-from prefold.tree.count.generators import beam, few_shot, n_best
-from prefold.tree.count.reads import Attention, Counted, Reads, count_trees
-from prefold.tree.count.schemes import SCHEMES, Counts, Scheme, count_rows
+from prefold.tree.count.generators import beam, few_shot, n_best, open_trees, read_accepted, speculative
+from prefold.tree.count.reads import SCHEMES, Attention, Counted, Counts, Reads, Scheme, count_rows, count_trees
 from prefold.tree.count.segments import Tree, make_tree
-from prefold.tree.count.sources import open_trees
 from prefold.tree.count.timeline import replay
 from prefold.tree.errors import CacheError, Uncountable
 
@@ -59,12 +56,11 @@ __all__ = [
     "tree_generate",
 ]
 
-_SHOWN = {
-    "generate": ("HOLD", "Branch", "GeneratedTree", "tree_generate"),
-    "sampling": ("Asked", "Sampled", "prefill", "sample_plain", "sample_tree"),
-    "tree_cache": ("Memory", "TreeCache"),
+_RUNNING = {
+    **dict.fromkeys(("HOLD", "Branch", "GeneratedTree", "tree_generate"), "generate"),
+    **dict.fromkeys(("Asked", "Sampled", "prefill", "sample_plain", "sample_tree"), "sampling"),
+    **dict.fromkeys(("Memory", "TreeCache"), "tree_cache"),
 }
-_RUNNING = {name: module for module, names in _SHOWN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

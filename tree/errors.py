@@ -22,16 +22,16 @@ class NoAttention(Uncountable, CacheError):
 
 
 class OutOfPages(CacheError):
-    """There are more tokens than pages to hold them."""
+    """More pages are needed than there are."""
 
 
 class PrunedSegment(CacheError):
-    """A branch was asked for from a segment that is gone."""
+    """A branch of a segment that is gone."""
 
 
 class RaggedRows(CacheError):
-    """The rows end at different positions, which the call does not say."""
+    """The rows end at different positions, and the call gives no positions."""
 
 
 class UnequalRows(CacheError):
-    """Rows that were promised to say the same do not."""
+    """Rows that share a prompt differ in it."""

@@ -1,4 +1,4 @@
-"""What people see of the catalogues: chips and shapes, all of them or one with its sources."""
+"""The catalogues in a terminal: chips and shapes, all of them or one with its sources."""
 
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ def chip_json(chip: Chip) -> dict[str, Any]:
 
 
 def show_chips(chips: list[Chip]) -> None:
-    """Print all chips; `~` marks what the vendor does not publish."""
+    """Print all chips; `~` marks estimates."""
     table = Table("name", box=None, pad_edge=False)
     for heading in ("peak, TFLOP/s", "memory", "at GB/s", "links, GB/s", "host, GB/s", "disk, GB/s", "chips in a mesh"):
         table.add_column(heading, justify="right")
@@ -55,7 +55,7 @@ def show_chip(chip: Chip) -> None:
 
 
 def _figures(chip: Chip) -> dict[str, str]:
-    """Spell figures by their names in ``chip.source``."""
+    """Return figures as texts by their names in ``chip.source``."""
     figures = {
         "peak": ", ".join(f"{kind} {value / _TERA:,.4g}" for kind, value in chip.peak.items()),
         "memory": spell_bytes(chip.memory_bytes),
@@ -66,7 +66,7 @@ def _figures(chip: Chip) -> dict[str, str]:
 
 
 def shape_json(shape: Shape) -> dict[str, Any]:
-    """Return a shape's figures by their names, and what they come to; weights and values."""
+    """Return a shape's figures by their names, and their sums; weights and values."""
     told = {"weights": shape.weights, "active_weights": shape.active_weights, "row_width": row_width(shape)}
     return asdict(shape) | told
 

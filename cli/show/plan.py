@@ -8,17 +8,7 @@ from rich.text import Text
 
 from prefold.cli.show.show import out, say
 from prefold.plan import Advice
-from prefold.plan.page import (
-    Cells,
-    about,
-    choice_line,
-    layouts_table,
-    levers_table,
-    points_table,
-    source_and_folded,
-    table_line,
-    unfit_line,
-)
+from prefold.plan.page import tables
 
 _NOTE = "note"
 # Words are read from the left, figures from the right.
@@ -27,21 +17,21 @@ _WORDS = ("FFN", "attention", "bound,\nideal", "fits", _NOTE)
 
 def show_advice(advice: Advice) -> None:
     """Print a plan from top to bottom: layouts, source and folded, levers, verdict, sweep."""
-    for line in about(advice):
+    for line in tables.about(advice):
         say(line)
-    _show("layouts", layouts_table(advice))
-    for line in filter(None, [choice_line(advice), *advice.plan.refused]):
+    _show("layouts", tables.layouts_table(advice))
+    for line in filter(None, [tables.choice_line(advice), *advice.plan.refused]):
         say(line, "yellow")
-    _show("where the time of the chosen layout goes", source_and_folded(advice))
-    say(table_line(advice))
+    _show("where the time of the chosen layout goes", tables.source_and_folded(advice))
+    say(tables.table_line(advice))
     if advice.folded.chosen.case.layout != advice.chosen.case.layout:
         say(f"folded, {advice.folded.chosen.case.layout} would be chosen", "yellow")
-    _show("what would help, each by itself", levers_table(advice))
+    _show("what would help, each by itself", tables.levers_table(advice))
     say(advice.verdict, "bold")
     _show_sweep(advice)
 
 
-def _show(title: str, cells: Cells) -> None:
+def _show(title: str, cells: tables.Cells) -> None:
     say(f"\n{title}", "bold")
     head, *rows = cells
     table = Table(box=None, pad_edge=False)
@@ -58,6 +48,6 @@ def _show(title: str, cells: Cells) -> None:
 def _show_sweep(advice: Advice) -> None:
     if any(each.memory.fits for each in advice.sweep):
         title = f"other batches and chips: not beaten in time and MFU ({advice.chosen.basis})"
-        _show(title, points_table(advice))
-    if unfit := unfit_line(advice):
+        _show(title, tables.points_table(advice))
+    if unfit := tables.unfit_line(advice):
         say(unfit, "yellow")

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
+from prefold.common.units import spell_bytes
+
 if TYPE_CHECKING:
     from prefold.convert import FoldedSide, Inspection, Savings
     from prefold.verify import Verification
@@ -60,7 +62,7 @@ def byte_bars() -> Iterator[Progress]:
 
 
 def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.2f} GB" if abs(size) >= 1e7 else f"{size / 1e6:,.2f} MB"
+    return spell_bytes(size, ("GB", "MB"))
 
 
 def show_inspection(inspection: "Inspection") -> None:

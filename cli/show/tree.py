@@ -6,13 +6,14 @@ from typing import Any
 from rich.table import Table
 
 from prefold.cli.show.show import out, say
+from prefold.common.units import spell_bytes
 from prefold.tree import Attention, Counted, Forest, Reads
 
-_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_UNITS = ("TB", "GB", "MB", "kB", "B")
 
 
 def tree_json(forest: Forest, model: str, counted: Counted) -> dict[str, Any]:
-    """Return what was counted as JSON has it; figures are means per tree."""
+    """Return counts as JSON; figures are means per tree."""
     totals, attention = counted.totals, counted.attention
     return {
         "source": forest.name,
@@ -53,18 +54,12 @@ def _number(value: Fraction) -> int | float:
 
 
 def show_counted(forest: Forest, model: str, counted: Counted) -> None:
-    """Print what was counted: of what, and the bytes of each scheme."""
+    """Print the source, and the bytes of each scheme."""
     for line in _about(forest, model, counted):
         say(line)
     out.print(_table(counted))
     for line in _explained(counted.attention):
         say(line)
-
-
-def _spell(size: float) -> str:
-    """Write bytes in the unit that fits them."""
-    unit, scale = next((each for each in _UNITS if size >= each[1] / 100), ("B", 1.0))
-    return f"{size / scale:,.2f} {unit}" if scale > 1 else f"{size:,.0f} B"
 
 
 def _about(forest: Forest, model: str, counted: Counted) -> list[str]:
@@ -86,21 +81,15 @@ def _about(forest: Forest, model: str, counted: Counted) -> list[str]:
 
 def _table(counted: Counted) -> Table:
     table = Table("scheme", box=None, pad_edge=False)
-    for heading in (
-        "published\nKV",
-        "published\npartials",
-        "physical\nKV",
-        "KV as\nlaunched",
-        "full",
-        "full, to\nleast",
-    ):
+    headings = ("published\nKV", "published\npartials", "physical\nKV", "KV as\nlaunched", "full", "full, to\nleast")
+    for heading in headings:
         table.add_column(heading, justify="right")
     reads = counted.reads
     least = min(each.full for each in reads.values())
     for name, each in reads.items():
         sizes = (each.published, each.published_partials, each.physical, each.kv, each.full)
         ratio = f"{float(each.full / least):,.2f}x" if least else "-"
-        table.add_row(name, *(_spell(float(size)) for size in sizes), ratio)
+        table.add_row(name, *(spell_bytes(float(size), _UNITS) for size in sizes), ratio)
     return table
 
 

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from prefold.common.errors import UsageError
+import torch
 
 # More than any processor's cache holds, in 16 bits; and a product large enough to reach the highest rate.
 _ROWS, _WIDTH, _SQUARE = 32768, 4096, 2048
@@ -31,7 +30,7 @@ _GONE = 7
 
 
 class _Small(NamedTuple):
-    """A small model: its layers and their width, and whether the first one's projections are looked up."""
+    """A small model; ``folded``: the projections of its first layer are look-ups."""
 
     layers: int
     width: int
@@ -48,22 +47,14 @@ _NARROW, _WIDE = _Small(24, 384), _Small(6, 1024)
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured.
+    """The measured rates of a device: operations and bytes per second, and seconds.
 
     Attributes:
-        device: that ran it.
-        torch: its version.
-        threads: that it used.
-        bf16: operations per second.
-        fp32: operations per second.
-        memory_bytes: of the device.
-        memory_bandwidth: bytes per second, of one large product.
-        memory_share: of it, that the layers of a model reach.
-        host_bandwidth: bytes per second.
-        disk_bandwidth: bytes per second of random reads of rows.
-        step: seconds of a decode step without layers.
-        layer: seconds that every layer adds besides the reading of its weights.
-        call: seconds of these for each module that is called.
+        memory_share: of the memory's bandwidth, that the layers of a model reach.
+        disk_bandwidth: of random reads of rows.
+        step: of a decode step without layers.
+        layer: that every layer adds besides the reading of its weights.
+        call: of these, for each module that is called.
     """
 
     device: str
@@ -82,55 +73,39 @@ class Rates:
 
 
 def here() -> tuple[str, str, int]:
-    """Return the device that is measured, torch's version, and its threads.
-
-    Raises:
-        UsageError: torch or transformers is not there to measure with.
-    """
-    for needed in ("torch", "transformers"):
-        if find_spec(needed) is None:
-            raise UsageError(f"--hardware this: {needed} measures it, and is not installed")
-    import torch
-
-    return str(_device(torch)), str(torch.__version__), torch.get_num_threads()
+    """Return the measured device, torch's version, and its threads."""
+    return str(_device()), str(torch.__version__), torch.get_num_threads()
 
 
+@torch.inference_mode()
 def measure_rates() -> Rates:
-    """Measure.
-
-    Raises:
-        UsageError: torch or transformers is not there to measure with.
-    """
-    where = here()
-    import torch
-
-    device = _device(torch)
-    with torch.inference_mode():
-        decode = _decode(torch, device)
-        on_host = decode["memory_bandwidth"] if device.type == "cpu" else _host_bandwidth(torch, device)
-        return Rates(
-            *where,
-            bf16=_operations(torch, device, torch.bfloat16),
-            fp32=_operations(torch, device, torch.float32),
-            memory_bytes=_memory_bytes(torch, device),
-            host_bandwidth=on_host,
-            disk_bandwidth=_disk_bandwidth(),
-            **decode,
-        )
+    """Return the rates of this machine."""
+    device = _device()
+    decode = _decode(device)
+    return Rates(
+        *here(),
+        bf16=_operations(device, torch.bfloat16),
+        fp32=_operations(device, torch.float32),
+        memory_bytes=_memory_bytes(device),
+        host_bandwidth=decode["memory_bandwidth"] if device.type == "cpu" else _host_bandwidth(device),
+        disk_bandwidth=_disk_bandwidth(),
+        **decode,
+    )
 
 
-def _device(torch: Any) -> Any:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+def _device() -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
-def _decode(torch: Any, device: Any) -> dict[str, Any]:
-    """Measure all that a decode step is made of in turn, so that whatever else the machine does meets all alike."""
-    runs = {small: _steps(torch, device, small) for small in (_FEW, _MANY, _FOLDED, _NARROW, _WIDE)}
+def _decode(device: torch.device) -> dict[str, Any]:
+    """Return the rates of a decode step; its parts are timed in turn, so that other load meets all alike."""
+    runs = {small: _steps(device, small) for small in (_FEW, _MANY, _FOLDED, _NARROW, _WIDE)}
     weights = torch.full((_ROWS, _WIDTH), 0.01, dtype=torch.bfloat16, device=device)
     token = torch.ones(1, _WIDTH, dtype=torch.bfloat16, device=device)
     read = partial(torch.nn.functional.linear, token, weights)
     rounds = [
-        ({small: _timed(torch, device, run) / _STEPS for small, run in runs.items()}, _timed(torch, device, read))
+        ({small: _timed(device, run) / _STEPS for small, run in runs.items()}, _timed(device, read))
         for _ in range(_ROUNDS + 1)
     ][1:]
     seconds = {small: median(each[small] for each, _ in rounds) for small in runs}
@@ -139,7 +114,7 @@ def _decode(torch: Any, device: Any) -> dict[str, Any]:
 
 
 def _explained(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, Any]:
-    """Return what explains the seconds of a step of each model; no share above 1, and nothing below 0."""
+    """Return the rates that explain the seconds of a step of each model; no share above 1, and nothing below 0."""
     calls = _explained_ahead(seconds, bandwidth)
     narrow, wide = ((seconds[small] - calls["step"]) / small.layers for small in (_NARROW, _WIDE))
     reached = (_WIDE.layer_bytes - _NARROW.layer_bytes) / (wide - narrow) if wide > narrow else bandwidth
@@ -149,7 +124,7 @@ def _explained(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, A
 
 
 def _explained_ahead(seconds: Mapping[_Small, float], bandwidth: float) -> dict[str, Any]:
-    """Return what explains them on a device that calls run ahead of: the smallest models' steps are calls alone."""
+    """Return the rates of a device that calls run ahead of: the smallest models' steps are calls alone."""
     layer = max(0.0, seconds[_MANY] - seconds[_FEW]) / (_MANY.layers - _FEW.layers)
     return {
         "memory_bandwidth": bandwidth,
@@ -160,8 +135,7 @@ def _explained_ahead(seconds: Mapping[_Small, float], bandwidth: float) -> dict[
     }
 
 
-def _timed(torch: Any, device: Any, work: Callable[[], Any]) -> float:
-    """Return seconds up to the moment at which the device is done."""
+def _timed(device: torch.device, work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     if device.type != "cpu":
@@ -169,26 +143,26 @@ def _timed(torch: Any, device: Any, work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _operations(torch: Any, device: Any, dtype: Any) -> float:
+def _operations(device: torch.device, dtype: torch.dtype) -> float:
     factor = torch.full((_SQUARE, _SQUARE), 0.01, dtype=dtype, device=device)
-    seconds = [_timed(torch, device, lambda: factor @ factor) for _ in range(_ROUNDS + 1)]
+    seconds = [_timed(device, lambda: factor @ factor) for _ in range(_ROUNDS + 1)]
     return float(2 * _SQUARE**3 / median(seconds[1:]))
 
 
-def _host_bandwidth(torch: Any, device: Any) -> float:
+def _host_bandwidth(device: torch.device) -> float:
     there = torch.ones(_ROWS * _WIDTH, dtype=torch.uint8).pin_memory()
-    seconds = [_timed(torch, device, lambda: there.to(device, non_blocking=True)) for _ in range(_ROUNDS + 1)]
+    seconds = [_timed(device, lambda: there.to(device, non_blocking=True)) for _ in range(_ROUNDS + 1)]
     return float(there.nbytes / median(seconds[1:]))
 
 
-def _memory_bytes(torch: Any, device: Any) -> float:
+def _memory_bytes(device: torch.device) -> float:
     if device.type == "cpu":
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return float(torch.accelerator.get_memory_info()[1])
 
 
 def _disk_bandwidth() -> float:
-    """Read rows here and there of a file that the system was asked to forget, all asked for at once."""
+    """Read scattered rows of a file that the system was asked to forget, all asked for at once."""
     with tempfile.TemporaryFile(dir=Path.cwd() if os.access(Path.cwd(), os.W_OK) else None) as file:
         file.truncate(0)
         for _ in range(_FILE_ROWS):
@@ -207,11 +181,10 @@ def _disk_bandwidth() -> float:
         return _READ * _ROW / (time.perf_counter() - start)
 
 
-def _steps(torch: Any, device: Any, small: _Small) -> Callable[[], None]:
-    """Return what runs decode steps of a model of this size."""
-    model = _model(torch, device, small)
+def _steps(device: torch.device, small: _Small) -> Callable[[], None]:
+    model = _model(device, small)
     if device.type == "cpu":
-        _map_weights(torch, model)
+        _map_weights(model)
     token = torch.zeros(1, 1, dtype=torch.long, device=device)
 
     def run() -> None:
@@ -222,7 +195,7 @@ def _steps(torch: Any, device: Any, small: _Small) -> Callable[[], None]:
     return run
 
 
-def _model(torch: Any, device: Any, small: _Small) -> Any:
+def _model(device: torch.device, small: _Small) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"vocab_size": 64, "hidden_size": small.width, "intermediate_size": 4 * small.width}
@@ -231,22 +204,21 @@ def _model(torch: Any, device: Any, small: _Small) -> Any:
     if small.folded:
         first = model.gpt_neox.layers[0]
         first.input_layernorm = first.post_attention_layernorm = torch.nn.Identity()
-        first.attention.query_key_value = _looked_up(torch, device, 3 * small.width)
-        first.mlp = _looked_up(torch, device, small.width)
+        first.attention.query_key_value = _looked_up(device, 3 * small.width)
+        first.mlp = _looked_up(device, small.width)
     return model
 
 
-def _looked_up(torch: Any, device: Any, width: int) -> Any:
-    """Return a module that gives a row of a table, whatever it is given."""
+def _looked_up(device: torch.device, width: int) -> Any:
     table = torch.zeros(64, width, dtype=torch.bfloat16, device=device)
     token = torch.zeros(1, 1, dtype=torch.long, device=device)
-    found = torch.nn.Identity()
+    found: Any = torch.nn.Identity()
     found.forward = lambda *_: torch.nn.functional.embedding(token, table)
     return found
 
 
-def _map_weights(torch: Any, model: Any) -> None:
-    """Let a model's weights lie in a mapped file, as transformers' do on a CPU: those are slower to read."""
+def _map_weights(model: Any) -> None:
+    """Move weights to a mapped file, as those of transformers on a CPU, which are slower to read."""
     weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     with tempfile.NamedTemporaryFile() as file:
         size = sum(weight.numel() for weight in weights)

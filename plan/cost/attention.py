@@ -17,12 +17,7 @@ SHARDINGS: tuple[Sharding, ...] = get_args(Sharding)
 
 @dataclass(frozen=True)
 class Ways:
-    """Into how many parts attention is split.
-
-    Attributes:
-        batch: groups of chips that hold other sequences.
-        heads: chips of such a group, which hold other heads of the same sequences.
-    """
+    """Groups of chips that hold other sequences, and chips of a group that hold other heads."""
 
     batch: int
     heads: int

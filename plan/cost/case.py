@@ -1,7 +1,6 @@
-"""What an estimate is for: a model on chips in a layout, with a workload, folded or not."""
+"""The case of an estimate: a model on chips in a layout, with a workload, folded or not."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.cost.attention import Sharding, Ways, moves, require_sequences, ways
@@ -14,17 +13,7 @@ from prefold.plan.model.shape import Shape
 
 @dataclass(frozen=True)
 class Case:
-    """A forward pass and where it runs.
-
-    Attributes:
-        shape: of the model.
-        chip: that it runs on.
-        mesh: of so many of them.
-        workload: the pass.
-        layout: of the weights.
-        sharding: of attention.
-        fold: of the first layer; None for the source.
-    """
+    """A forward pass and where it runs; ``fold`` is None for the source."""
 
     shape: Shape
     chip: Chip
@@ -41,7 +30,7 @@ class Case:
 
     @property
     def placement(self) -> Placement | None:
-        """Where the table lies; None without one. A host's memory may be the chip's own."""
+        """The place of the table; None without one. A host's memory may be the chip's own."""
         if self.fold is None or (self.fold.placement == "host" and self.chip.shares_memory):
             return "device" if self.fold else None
         return self.fold.placement
@@ -56,12 +45,8 @@ class Case:
         """How attention is split."""
         return ways(self.sharding, self.layout, self.mesh)
 
-    def changed(self, **changes: Any) -> "Case":
-        """Return the same with other attributes."""
-        return replace(self, **changes)
-
     def sent_by_layer(self) -> list[tuple[int, list[Collective]]]:
-        """Return how many layers send what; a folded first layer has an entry of its own, the first one."""
+        """Return collectives with the number of layers that run them; a folded first layer is the first entry."""
         tokens, width = self.workload.tokens, self.shape.hidden_size
         by_head = self.sharding == "head"
         moved = moves(self.shape, self.sharding, self.layout, self.mesh, tokens)

@@ -18,14 +18,7 @@ PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 @dataclass(frozen=True)
 class Column:
-    """A slice of a row: its values, and the weights that it replaces.
-
-    Attributes:
-        name: what it holds.
-        width: values.
-        weights: that leave the model.
-        active: those of them that one token is multiplied by; fewer than all where they are experts'.
-    """
+    """A slice of a row, and the weights that it replaces, of which a token is multiplied by ``active``."""
 
     name: str
     width: int
@@ -35,18 +28,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Fold:
-    """A table, where it lies, and what its values are stored as.
-
-    Attributes:
-        placement: ``device``, ``host`` or ``disk``.
-        dtype: of its values.
-    """
+    """A table: its place, and the type of its values."""
 
     placement: Placement = "device"
     dtype: str = "bf16"
 
     def __post_init__(self) -> None:
-        """Raise ``UsageError`` for a place or a type that is none."""
+        """Raise ``UsageError`` for an unknown place or type."""
         bytes_of(self.dtype)
         if self.placement not in PLACEMENTS:
             raise UsageError(f"{self.placement}: no such place for a table; there are {', '.join(PLACEMENTS)}")
@@ -59,7 +47,8 @@ def table_for(workload: Workload, placement: Placement = "device") -> Fold:
 
 def columns(shape: Shape) -> list[Column]:
     """Return a row's slices, the residual first."""
-    return [Column("residual", shape.hidden_size, 0, 0), *attention_columns(shape), *_ffn_columns(shape)]
+    ffn = [Column("FFN", shape.hidden_size, *_first_ffn(shape))] if shape.parallel else []
+    return [Column("residual", shape.hidden_size, 0, 0), *attention_columns(shape), *ffn]
 
 
 def attention_columns(shape: Shape) -> list[Column]:
@@ -72,14 +61,7 @@ def attention_columns(shape: Shape) -> list[Column]:
     ]
 
 
-def _ffn_columns(shape: Shape) -> list[Column]:
-    if not shape.parallel:
-        return []
-    return [Column("FFN", shape.hidden_size, *_first_ffn(shape))]
-
-
 def _first_ffn(shape: Shape) -> tuple[float, float]:
-    """All and active weights of the first layer's FFN."""
     if shape.dense_layers or not shape.experts:
         weights = shape.ffn_weights(shape.intermediate_size)
         return weights, weights
@@ -100,7 +82,7 @@ def weights_gone(shape: Shape) -> float:
 
 
 def active_gone(shape: Shape) -> float:
-    """Weights that one token was multiplied by, and is not any more."""
+    """Weights that one token is not multiplied by any more."""
     return sum(column.active for column in columns(shape))
 
 

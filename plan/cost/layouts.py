@@ -1,7 +1,7 @@
-"""The layouts of the weights over chips, and what chips send each other in each of them.
+"""The layouts of the weights over chips, and the collectives of each.
 
-Pope et al. 2022, sections 3.2 and A.2. E is split over the x axis, F and the heads over y and z. Everything here is in
-elements, as in the paper: how many bytes one has depends on whether it is a weight or an activation.
+Pope et al. 2022, sections 3.2 and A.2. E is split over the x axis, F and the heads over y and z. All counts are
+elements, as in the paper, since weights and activations differ in bytes.
 """
 
 from collections.abc import Iterator
@@ -21,13 +21,12 @@ STATIONARY: tuple[Layout, ...] = ("1d-ws", "2d-ws")
 
 @dataclass(frozen=True)
 class Collective:
-    """What all chips of a group send each other at once.
+    """A message of all chips of a group to each other.
 
     Attributes:
-        kind: ``all-gather``, ``reduce-scatter`` or ``all-to-all``.
         axes: chips of the group, along each axis that it has more than one of.
-        elements: that a chip has afterwards (all-gather), or before (the others): D in section A.1.
-        weights: it is weights that are sent, and not activations.
+        elements: on a chip afterwards (all-gather), or before (the others): D in section A.1.
+        weights: weights are sent, and not activations.
         beside: it runs beside another one or the FFN, and its start is not counted: keys and values, by themselves.
     """
 
@@ -59,10 +58,9 @@ class Part:
     """Matrices on the way in and on the way out, and what lies between them, as of an FFN.
 
     Attributes:
-        entering: values of a token behind the matrices on the way in; 0 where there are none, as of a folded attention.
+        entering: values of a token behind the matrices on the way in; 0 without these, as of a folded attention.
         leaving: values of a token before those on the way out.
-        weights: of all its matrices.
-        key_values: of the values that enter, those that go to heads of keys and values, which are not split.
+        key_values: of the values that enter, those of heads of keys and values, which are not split.
         heads: such heads; 0 where attention needs no more of them on a chip than of any other value.
     """
 
@@ -77,12 +75,9 @@ class Part:
         return ceil(self.heads / ways) * self.key_values / self.heads if self.heads else self.key_values / ways
 
     def sharing(self, chips: int, had: int, needed: int) -> int:
-        """Return how many chips send each other keys and values, to have those of one of ``needed`` ways.
+        """Return how many of ``chips`` send each other keys and values.
 
-        Args:
-            chips: that a chip's share of heads is split over before.
-            had: ways that heads are split before.
-            needed: ways that heads are split in attention.
+        Heads were split ``had`` ways over these chips before, and attention needs them ``needed`` ways.
         """
         return -(-chips * ceil(self.heads / needed) // ceil(self.heads / had)) if self.heads else 1
 
@@ -132,15 +127,7 @@ def require_batch(layout: Layout, mesh: Mesh, batch: int) -> None:
 
 
 def collectives(layout: Layout, mesh: Mesh, tokens: float, hidden_size: int, part: Part) -> list[Collective]:
-    """Return what is sent for one part of one layer.
-
-    Args:
-        layout: of the weights.
-        mesh: of the chips.
-        tokens: BL.
-        hidden_size: E.
-        part: whose matrices these are.
-    """
+    """Return what is sent for one part of one layer; ``tokens`` are BL, ``hidden_size`` is E in the paper."""
     if layout == "1d-ws":
         found = _stationary_1d(mesh, tokens * hidden_size, part)
     elif layout == "2d-ws":
@@ -187,7 +174,6 @@ def _gathered(layout: Layout, mesh: Mesh, tokens: float, hidden_size: int, part:
 def _gathered_weights(
     mesh: Mesh, over: tuple[int, ...], rest: tuple[int, ...], hidden_size: int, part: Part
 ) -> Iterator[Collective]:
-    """The way in and the way out; keys and values are gathered from chips that do not have the same heads."""
     each, split = part.weights / (part.entering + part.leaving), prod(rest)
     evenly, keys = each * part.entering / split, 0.0
     if part.heads and split > 1:

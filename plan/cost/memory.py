@@ -1,7 +1,8 @@
-"""What lies in a chip's memory: weights, the KV cache, and what a pass needs beside them."""
+"""The contents of a chip's memory: weights, the KV cache, and what a pass needs beside them."""
 
 from dataclasses import dataclass
 
+from prefold.common.units import spell_bytes
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.cost.attention import Sharding, Ways, kv_bytes, kv_width_per_chip, ways
 from prefold.plan.cost.case import Case
@@ -17,11 +18,10 @@ class Memory:
     """Bytes on one chip.
 
     Attributes:
-        weights: of the model, the embedding among them if there is no table.
-        table: of a fold, if it lies on the device.
+        weights: with the embedding if there is no table.
+        table: if it lies on the device.
         kv: of the cache when the pass is over.
-        activations: what a pass needs beside these; an estimate.
-        available: that the chip has.
+        activations: an estimate of the rest that a pass needs.
     """
 
     weights: float
@@ -37,8 +37,13 @@ class Memory:
 
     @property
     def missing(self) -> float:
-        """Bytes that the chip has too few; 0 where all fits."""
+        """Bytes that the chip lacks; 0 where all fits."""
         return max(0.0, self.total - self.available)
+
+    @property
+    def excess(self) -> str:
+        """The missing bytes as a text."""
+        return f"{spell_bytes(self.missing)} per chip too large"
 
     @property
     def fits(self) -> bool:
@@ -77,7 +82,6 @@ def _copies(case: Case) -> float:
 
 
 def _repeats(split: int, heads: int) -> float:
-    """How many copies there are beside the one that is needed."""
     return max(0.0, split / heads - 1)
 
 
@@ -119,14 +123,5 @@ def context_left(case: Case) -> float:
     memory = memory_of(case)
     left = memory.available - (memory.total - memory.kv)
     share = max(0.0, left / memory.available)
-    workload = case.workload
-    return max_context(
-        case.shape,
-        case.chip,
-        case.mesh,
-        workload.batch,
-        case.sharding,
-        layout=case.layout,
-        kv=workload.kv,
-        share=share,
-    )
+    where = (case.shape, case.chip, case.mesh, case.workload.batch, case.sharding)
+    return max_context(*where, layout=case.layout, kv=case.workload.kv, share=share)

@@ -1,6 +1,5 @@
-"""What the matrices of one layer are, as layouts see them: one or two parts of which each enters and leaves."""
+"""The matrices of one layer, as layouts see them: one or two parts of which each enters and leaves."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
@@ -13,9 +12,7 @@ from prefold.plan.model.shape import Shape
 def attention_part(shape: Shape, *, by_head: bool = False) -> Part:
     """The matrices of attention: queries, keys and values on the way in, and the one on the way out.
 
-    Args:
-        shape: of the model.
-        by_head: attention is split over heads, of which those of keys and values may be too few.
+    ``by_head``: attention is split over heads, of which those of keys and values may be too few.
     """
     part = Part(shape.query_width + shape.key_value_width, shape.value_width, shape.attention_weights)
     heads = 1 if shape.latent else shape.num_key_value_heads
@@ -38,12 +35,8 @@ def layer_parts(
 ) -> list[Part]:
     """Return the parts of a layer: one where attention and FFN read the same input (section 3.4), else two.
 
-    Args:
-        shape: of the model.
-        tokens: of the pass; experts are read by them.
-        expert: the layer's FFN is made of experts.
-        folded: it is the first layer, and a table replaces what depends on the token alone.
-        by_head: attention is split over heads.
+    ``expert``: its FFN is made of experts, which are read by ``tokens``. ``folded``: it is the first layer, and a table
+    replaces what depends on the token alone. ``by_head``: attention is split over heads.
     """
     attention, inner = attention_part(shape, by_head=by_head), ffn_part(shape, tokens, expert=expert)
     if folded:
@@ -75,15 +68,15 @@ def look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head:
 
     A column of an FFN is added to the residual before it is sent.
     """
-    return [each for each in _look_up(shape, layout, mesh, tokens, by_head=by_head) if each.axes]
-
-
-def _look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head: bool) -> Iterator[Collective]:
     over, rest = mesh.along(gathered_axes(layout)), mesh.along(rest_axes(layout))
     width = shape.hidden_size + sum(column.width for column in attention_columns(shape))
-    yield Collective("all-to-all", over, tokens * width / mesh.chips)
     part, ways = attention_part(shape, by_head=by_head), prod(rest)
-    yield Collective("all-gather", first(rest, part.sharing(ways, 1, ways)), tokens / prod(over) * part.kept(ways))
+    heads = first(rest, part.sharing(ways, 1, ways))
+    found = [
+        Collective("all-to-all", over, tokens * width / mesh.chips),
+        Collective("all-gather", heads, tokens / prod(over) * part.kept(ways)),
+    ]
+    return [each for each in found if each.axes]
 
 
 def all_parts(

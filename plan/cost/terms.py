@@ -15,19 +15,19 @@ from prefold.plan.cost.workload import bytes_of
 
 @dataclass(frozen=True)
 class Terms:
-    """Seconds per forward pass, and what a cost that does not depend on sizes is counted by.
+    """Seconds per forward pass, and the numbers behind costs that do not depend on sizes.
 
     Attributes:
         compute: of the matmuls with weights, 2 operations for each weight and token.
         attention: of the scores, and of the sum of values.
-        weights: their way from memory, once per pass.
-        kv: the cache's way from memory.
-        rows: those of the table or the embedding, from memory.
-        link_rows: those of a table elsewhere, over the link to it.
+        weights: from memory, once per pass.
+        kv: of the cache, from memory.
+        rows: of the table or the embedding, from memory.
+        link_rows: of a table elsewhere, over the link to it.
         communication: between chips.
-        phases: how many times a collective starts: along each axis, or once where a switch joins the chips.
+        phases: starts of collectives: along each axis, or one where a switch joins the chips.
         layers: that the pass goes through.
-        gone: modules that are not called any more, since a table holds what they return.
+        gone: modules that a table replaces.
     """
 
     compute: float
@@ -63,7 +63,7 @@ class Terms:
 
     @cached_property
     def bound(self) -> str:
-        """Name the term that bounds the pass: the largest one of the largest group."""
+        """The name of the term that bounds the pass: the largest one of the largest group."""
         groups = {
             self.arithmetic: {"compute": self.compute, "attention": self.attention},
             self.memory: {"weights": self.weights, "kv": self.kv, "rows": self.rows},
@@ -134,7 +134,6 @@ def _bytes(case: Case, sent: list[Collective], *, exact: bool = False) -> float:
 
 
 def _row_bytes(case: Case) -> float:
-    """Bytes of rows that all chips together read."""
     if case.fold:
         return case.workload.tokens * row_bytes(case.shape, case.fold)
     return case.workload.tokens * case.shape.hidden_size * bytes_of(case.workload.weights)

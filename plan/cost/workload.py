@@ -1,7 +1,7 @@
-"""What is asked of a model in one forward pass: a prefill, or one step of decoding."""
+"""One forward pass: a prefill, or one step of decoding."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from prefold.common.errors import UsageError
 
@@ -18,7 +18,7 @@ def bytes_of(dtype: str) -> float:
 
 
 def unknown_type(dtype: str) -> str:
-    """Say that there is no such type of numbers."""
+    """Return the message for an unknown type of numbers."""
     return f"{dtype}: no such type of numbers; there are {', '.join(BYTES)}"
 
 
@@ -27,12 +27,11 @@ class Workload:
     """One forward pass.
 
     Attributes:
-        phase: ``prefill`` or ``decode``.
         batch: B in the paper, sequences.
-        context: tokens: of a prefill, those of each sequence; of a decode step, those that are cached for each.
+        context: tokens of each sequence: of its prompt, or cached for it in a decode step.
         weights: type that weights are stored in; the matmuls stay in ``activations`` (section 3.6).
-        kv: type that the KV cache is stored in.
-        activations: type of what is multiplied and of what chips send each other.
+        kv: type of the KV cache.
+        activations: type of what is multiplied and sent between chips.
         branches: sequences that continue one prefix; 1 where each has a context of its own.
         shared_prefix: tokens of the context that ``branches`` sequences have in common.
         shares_reads: the shared prefix is kept once for its branches, and read once for all of them.
@@ -49,7 +48,7 @@ class Workload:
     shares_reads: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ``UsageError`` with all that is wrong, a line for each."""
+        """Raise ``UsageError`` with a line for each fault."""
         wrong = [text for text, holds in self._faults() if holds]
         if wrong:
             raise UsageError("\n".join(wrong))
@@ -68,7 +67,7 @@ class Workload:
 
     @property
     def tokens_per_sequence(self) -> int:
-        """Tokens that the pass works on, of one sequence: L in the paper, 1 in a decode step."""
+        """Tokens of one sequence that the pass works on: L in the paper, 1 in a decode step."""
         return self.context if self.phase == "prefill" else 1
 
     @property
@@ -85,9 +84,5 @@ class Workload:
 
     @property
     def prefixes(self) -> int:
-        """Prefixes that are shared."""
+        """Shared prefixes."""
         return self.batch // self.branches
-
-    def changed(self, **changes: Any) -> "Workload":
-        """Return the same pass with other attributes."""
-        return replace(self, **changes)

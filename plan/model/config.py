@@ -1,8 +1,7 @@
 """The shape of a decoder, from its ``config.json``.
 
-Configs share names for their fields, and these are all that is read: no model is known here by its name. What a file
-leaves out is as transformers' own class of that config fills it in, where transformers is installed and has one; how
-wide and how deep the model is must be in the file itself.
+Configs share names of fields, and these are all that is read: no model is known here by its name. A field that a file
+leaves out has the default of its class in transformers, where that is installed; width and depth must be in the file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,9 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from prefold.common.errors import UsageError
-from prefold.plan.model.experts import experts_of
 from prefold.plan.model.fields import Fields, read_fields
-from prefold.plan.model.shape import Latent, Shape
+from prefold.plan.model.shape import Experts, Latent, Shape
 
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _LATENT = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -36,6 +34,7 @@ _BEYOND = (
     "swa_num_attention_heads",
     "zero_expert_num",
 )
+_SHARED = ("n_shared_experts", "shared_expert_intermediate_size")
 _NEAR = 0.05  # a model has positions, norms and biases beside what is counted here
 
 
@@ -47,20 +46,18 @@ def shape_from_config(
     parallel: bool | None = None,
     parameters: int | None = None,
 ) -> Shape:
-    """Return the shape of the decoder that a ``config.json`` describes.
+    """Return the shape of the decoder that a ``config.json`` describes, as ``json`` or transformers reads it.
 
-    Args:
-        config: as ``json`` reads it, or as transformers makes it of that; what is missing can be added to it.
-        name: what to call the shape; the config's ``model_type`` where it is empty.
-        gated: whether the FFN has two matrices on its way in, where the config does not say.
-        parallel: whether attention and FFN read the same input; where nothing says so, they do not.
-        parameters: that the decoder has; where neither the config nor ``gated`` says it, the FFN is as they show it.
+    The name is the config's ``model_type`` if it is empty. ``gated`` (the FFN has two matrices on its way in) and
+    ``parallel`` (attention and FFN read the same input) override the config. Without them and fields for them, the
+    number of ``parameters`` of the decoder shows whether it is gated, and it is serial.
 
     Raises:
-        UsageError: the config does not say all that is needed, or describes layers that no shape has; a line for each.
+        UsageError: a needed field is missing, or the config describes layers that no shape has; a line for each.
     """
     fields = read_fields(config)
-    _refuse(fields)
+    if beyond := [f"config: {field}: no shape has such layers" for field in _beyond(fields)]:
+        raise UsageError("\n".join(beyond))
     gated = gated if gated is not None else _is_gated(fields)
     missing = _missing(fields)
     if gated is None and parameters and not missing:
@@ -69,7 +66,8 @@ def shape_from_config(
     if missing:
         raise UsageError(f"config: it does not say {', '.join(missing)}")
     known = _is_parallel(fields) if parallel is None else parallel
-    source = f"{_source(fields)}; serial, since no field says otherwise" if known is None else _source(fields)
+    source = f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
+    source += "; serial, since no field says otherwise" if known is None else ""
     return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source)
 
 
@@ -86,27 +84,16 @@ def _shape(fields: Fields, name: str) -> Shape:
         head_dim=head or fields.size("hidden_size") // heads,
         vocab_size=fields.size("vocab_size"),
         tied=bool(fields.get("tie_word_embeddings")),
-        experts=experts_of(fields, _inner(fields)),
+        experts=_experts(fields, _inner(fields)),
         latent=latent,
         cross=bool(fields.get("is_encoder_decoder")),
     )
-
-
-def _source(fields: Fields) -> str:
-    return f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
 
 
 def _is_parallel(fields: Fields) -> bool | None:
     """Return whether attention and FFN read the same input; None where no field says it."""
     told = [fields.get(field) for field in _PARALLEL if fields.get(field) is not None]
     return any(told) if told else None
-
-
-def _refuse(fields: Fields) -> None:
-    """Raise ``UsageError`` with every field that no shape has a place for."""
-    reasons = [f"config: {field}: no shape has such layers" for field in _beyond(fields)]
-    if reasons:
-        raise UsageError("\n".join(reasons))
 
 
 def _beyond(fields: Fields) -> Iterator[str]:
@@ -130,7 +117,7 @@ def _missing(fields: Fields) -> list[str]:
 
 
 def _inner(fields: Fields) -> int:
-    """Return F; it may be a multiple of E, and is four times E where it is null. 0 where nothing says it."""
+    """Return F: a field, a multiple of E, or four times E where it is null; 0 without any of these."""
     told = fields.size("intermediate_size") or fields.size("moe_intermediate_size")
     ratio = fields.size("expansion_ratio") or (4 if fields.has("intermediate_size") else 0)
     return told or ratio * fields.size("hidden_size")
@@ -143,7 +130,7 @@ def _key_value_heads(fields: Fields) -> int:
 
 
 def _is_gated(fields: Fields) -> bool | None:
-    """Return what the config says by a field, by its activation's name, or by the matrices that its class names."""
+    """Return whether a field, the activation's name or the class's matrices show a gate; None for neither."""
     told = fields.get("gated")
     if told is not None:
         return bool(told)
@@ -155,7 +142,7 @@ def _is_gated(fields: Fields) -> bool | None:
 
 
 def _gated_by_count(shape: Shape, parameters: int) -> bool | None:
-    """Return which of the two is nearer to so many parameters; None where neither is near."""
+    """Return the choice that is nearer to so many parameters; None where neither is near."""
     apart, gated = min((abs(replace(shape, gated=each).weights / parameters - 1), each) for each in (True, False))
     return gated if apart < _NEAR else None
 
@@ -166,3 +153,45 @@ def _latent(fields: Fields) -> Latent | None:
         return None
     plain, turned, value = (fields.size(field) for field in _LATENT)
     return Latent(fields.size("q_lora_rank") or None, rank, plain, turned, value)
+
+
+def _experts(fields: Fields, inner: int) -> Experts | None:
+    """Return the experts; None where all layers have one FFN, ``inner`` values wide."""
+    count = fields.size("num_experts")
+    if not count or fields.get("is_moe") is False:
+        return None
+    width, active = _expert_width(fields, inner), fields.size("num_experts_per_tok")
+    return Experts(count, active, width, _shared_width(fields, width), _dense_layers(fields))
+
+
+def _expert_width(fields: Fields, inner: int) -> int:
+    """Return an expert's width; it has the usual name where dense layers have a name of their own."""
+    own = fields.size("moe_intermediate_size")
+    return own or (fields.size("plain_intermediate_size") if fields.has("intermediate_size_mlp") else inner)
+
+
+def _shared_width(fields: Fields, width: int) -> int:
+    """Return the width of the shared experts; one expert's where only the class of the config names them."""
+    if not any(fields.has(field) for field in _SHARED):
+        return width if any(".shared_expert" in name for name in fields.matrices) else 0
+    return fields.size("shared_expert_intermediate_size") or width * fields.size("n_shared_experts")
+
+
+def _dense_layers(fields: Fields) -> int:
+    kinds = fields.get("mlp_layer_types")
+    if kinds:
+        return sum(kind == "dense" for kind in kinds)
+    return sum(not _has_experts(fields, layer) for layer in range(fields.size("num_hidden_layers")))
+
+
+def _has_experts(fields: Fields, layer: int) -> bool:
+    listed = fields.get("moe_layers")
+    if isinstance(listed, list):
+        return layer in listed
+    last = fields.get("moe_layer_end_index")
+    return (
+        layer >= fields.size("first_k_dense_replace")
+        and (last is None or last < 0 or layer <= last)
+        and layer not in (fields.get("mlp_only_layers") or ())
+        and (layer + 1) % (fields.size("decoder_sparse_step") or 1) == 0
+    )

@@ -1,4 +1,4 @@
-"""The fields of a ``config.json``: what the file says, and what transformers' class of it fills in."""
+"""The fields of a ``config.json``: those in the file, and those that the class of transformers fills in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,25 +40,13 @@ NAMES: dict[str, tuple[str, ...]] = {
         "dim_ff",
     ),
     "expansion_ratio": ("expansion_ratio", "intermediate_multiple_size"),
-    "parallel": ("use_parallel_residual", "parallel_attn", "parallel_attention"),
-    "gated": ("is_gated_act", "gated_mlp", "use_gated_mlp"),
+    "parallel": ("use_parallel_residual", "parallel_attn"),
+    "gated": ("is_gated_act",),
     "activation": ("hidden_act", "hidden_activation", "activation_function", "activation", "feed_forward_proj"),
     "num_experts": ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"),
-    "num_experts_per_tok": (
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "moe_topk",
-        "moe_k",
-        "moe_top_k",
-        "top_k_experts",
-    ),
-    "moe_intermediate_size": ("moe_intermediate_size", "expert_ffn_hidden_size"),
+    "num_experts_per_tok": ("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "top_k_experts"),
     "n_shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
-    "shared_expert_intermediate_size": (
-        "shared_expert_intermediate_size",
-        "moe_shared_expert_intermediate_size",
-        "shared_intermediate_size",
-    ),
+    "shared_expert_intermediate_size": ("shared_expert_intermediate_size", "shared_intermediate_size"),
     "plain_intermediate_size": ("intermediate_size",),
     "first_k_dense_replace": ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"),
     "decoder_sparse_step": ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step"),
@@ -72,13 +60,13 @@ _TIED = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class Fields:
-    """What is known of a decoder's config.
+    """The fields of a decoder's config.
 
     Attributes:
-        told: what the file says.
-        filled: what transformers makes of it, with what the file leaves out; empty where it knows no such config.
-        matrices: that the class of the config names in its plan for tensor parallelism, as ``layers.*.mlp.up_proj``.
-        kind: the class's name; empty where there is none.
+        told: of the file.
+        filled: of transformers' class, with its defaults; empty without a class.
+        matrices: that the class names in its plan for tensor parallelism, as ``layers.*.mlp.up_proj``.
+        kind: the class's name; empty without one.
     """
 
     told: Mapping[str, Any]
@@ -95,16 +83,12 @@ class Fields:
         """Return whether there is such a field, be it null."""
         return any(name in known for name in NAMES.get(field, (field,)) for known in (self.told, self.filled))
 
-    def number(self, field: str) -> int | None:
-        """Return a field that counts something; ``UsageError`` where it is not a whole number."""
+    def size(self, field: str) -> int:
+        """Return a field that counts something, 0 without it; ``UsageError`` where it is not a whole number."""
         found = self.get(field)
         if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
             raise UsageError(f"{field}: {found!r} is not a whole number")
-        return found
-
-    def size(self, field: str) -> int:
-        """Return the same; 0 where it is nowhere."""
-        return self.number(field) or 0
+        return found or 0
 
 
 def _first(known: Mapping[str, Any], field: str) -> Any:
@@ -112,11 +96,7 @@ def _first(known: Mapping[str, Any], field: str) -> Any:
 
 
 def read_fields(config: Mapping[str, Any]) -> Fields:
-    """Return the fields of the config's decoder, which may lie in another config beside those of an encoder.
-
-    Raises:
-        UsageError: transformers' class of the config refuses it.
-    """
+    """Return the fields of the config's decoder, perhaps nested; ``UsageError`` where its class refuses it."""
     decoder = next((config[name] for name in _NESTED if isinstance(config.get(name), Mapping)), config)
     told = {**decoder, **({_TIED: config[_TIED]} if _TIED in config else {})}
     made = _as_transformers_reads_it(told)

@@ -3,7 +3,13 @@
 Norms and biases are left out: they are less than a thousandth of all weights.
 """
 
+import tomllib
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from prefold.common.errors import UnknownName
 
 
 @dataclass(frozen=True)
@@ -11,10 +17,7 @@ class Experts:
     """The experts of a layer.
 
     Attributes:
-        num_experts: that there are.
-        num_experts_per_tok: that a token goes through.
-        moe_intermediate_size: F of one expert.
-        shared_intermediate_size: F of the FFN that all tokens go through beside them; 0 where there is none.
+        shared_intermediate_size: F of the FFN beside them that all tokens go through; 0 without one.
         first_k_dense_replace: layers, the first ones, that have one ordinary FFN instead.
     """
 
@@ -27,15 +30,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Latent:
-    """Attention whose keys and values are stored compressed (DeepSeek).
-
-    Attributes:
-        query_rank: of the queries' compression; None where they are not compressed.
-        kv_lora_rank: of the compressed keys and values.
-        plain_dim: of a head's key that does not turn with its position.
-        turned_dim: of the key that does, which all heads share.
-        v_head_dim: of a head's value.
-    """
+    """Attention whose keys and values are stored compressed (DeepSeek); ``q_lora_rank`` is None for plain queries."""
 
     q_lora_rank: int | None
     kv_lora_rank: int
@@ -49,22 +44,17 @@ class Shape:
     """A decoder.
 
     Attributes:
-        name: what it is called.
-        num_layers: blocks.
         hidden_size: E in the paper.
         intermediate_size: F, of an FFN that is not made of experts.
         num_attention_heads: H.
         num_key_value_heads: 1 for multiquery, H for multihead attention.
         head_dim: Q.
-        vocab_size: rows of the embedding.
         gated: the FFN has two matrices on its way in.
         parallel: attention and FFN read the same input.
         tied: the output head is the embedding.
-        experts: of layers that have them; None where none has.
-        latent: how keys and values are compressed; None where they are not.
-        cross: every layer also attends to what an encoder returned.
-        nominal: weights as its name has them, which the paper counts MFU by; None to count all.
-        source: where these figures come from.
+        cross: every layer also attends to an encoder's output.
+        nominal: weights by its name, which the paper counts MFU by; None to count all.
+        source: of these figures.
     """
 
     name: str
@@ -111,19 +101,16 @@ class Shape:
 
     @property
     def key_value_weights(self) -> int:
-        """Weights of one layer that make what its KV cache keeps."""
+        """Weights of one layer that make the values of its KV cache."""
         return self.hidden_size * self.key_value_width
 
     @property
     def expansion_weights(self) -> int:
-        """Weights of one layer that make keys and values of what is kept compressed; 0 where nothing is."""
-        if self.latent is None:
+        """Weights of one layer that make keys and values of the compressed ones; 0 without compression."""
+        latent = self.latent
+        if latent is None:
             return 0
-        return (
-            self.latent.kv_lora_rank
-            * self.num_attention_heads
-            * (self.latent.qk_nope_head_dim + self.latent.v_head_dim)
-        )
+        return latent.kv_lora_rank * self.num_attention_heads * (latent.qk_nope_head_dim + latent.v_head_dim)
 
     @property
     def attention_weights(self) -> int:
@@ -167,17 +154,15 @@ class Shape:
 
     def expert_weights(self, experts: float) -> float:
         """Weights of so many experts in each layer that has them."""
-        return (
-            self.expert_layers * experts * self.ffn_weights(self.experts.moe_intermediate_size) if self.experts else 0
-        )
+        width = self.experts.moe_intermediate_size if self.experts else 0
+        return self.expert_layers * experts * self.ffn_weights(width)
 
     def experts_read(self, tokens: float) -> float:
         """Experts of a layer that a step of ``tokens`` reads: the mean over tokens that choose evenly."""
-        if self.experts is None:
+        experts = self.experts
+        if experts is None:
             return 0
-        return self.experts.num_experts * (
-            1 - float((1 - self.experts.num_experts_per_tok / self.experts.num_experts) ** tokens)
-        )
+        return experts.num_experts * (1 - float((1 - experts.num_experts_per_tok / experts.num_experts) ** tokens))
 
     @property
     def layer_weights(self) -> float:
@@ -198,12 +183,35 @@ class Shape:
     @property
     def active_weights(self) -> float:
         """Weights that one token is multiplied by."""
-        return (
-            self.fixed_weights
-            + self.expert_weights(self.experts.num_experts_per_tok if self.experts else 0)
-            + self.head_weights
-        )
+        experts = self.expert_weights(self.experts.num_experts_per_tok if self.experts else 0)
+        return self.fixed_weights + experts + self.head_weights
 
     def weights_read(self, tokens: float) -> float:
         """Weights that a step of ``tokens`` reads, the rows of the embedding aside."""
         return self.fixed_weights + self.expert_weights(self.experts_read(tokens)) + self.head_weights
+
+
+@cache
+def presets() -> dict[str, Shape]:
+    """Return the catalogue, in its order."""
+    tables = tomllib.loads(files("prefold.plan.model").joinpath("shapes.toml").read_text(encoding="utf-8"))
+    return {name: _shape(name, table) for name, table in tables.items()}
+
+
+def find_shape(name: str) -> Shape:
+    """Return the shape of that name; ``UnknownName``, with the nearest names, where there is none."""
+    known = presets()
+    if name.lower() not in known:
+        raise UnknownName("shape", name, list(known))
+    return known[name.lower()]
+
+
+def _shape(name: str, table: dict[str, Any]) -> Shape:
+    experts, latent = table.pop("experts", None), table.pop("latent", None)
+    table.setdefault("head_dim", table["hidden_size"] // table["num_attention_heads"])
+    return Shape(
+        name=name,
+        experts=Experts(**experts) if experts else None,
+        latent=Latent(**latent) if latent else None,
+        **table,
+    )

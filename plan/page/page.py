@@ -5,17 +5,8 @@ from html import escape
 from pathlib import Path
 
 from prefold.plan.advice import Advice
+from prefold.plan.page import tables
 from prefold.plan.page.plots import picture
-from prefold.plan.page.tables import (
-    Cells,
-    about,
-    choice_line,
-    layouts_table,
-    levers_table,
-    points_table,
-    source_and_folded,
-    table_line,
-)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }
@@ -46,26 +37,26 @@ def _parts(advice: Advice) -> Iterator[str]:
     title = escape(f"{case.shape.name} on {case.mesh.chips} {case.chip.name}")
     yield f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
-    yield from (f"<p>{escape(line)}</p>" for line in about(advice))
-    yield from _section("Layouts", layouts_table(advice))
-    yield from (f"<p>{escape(line)}</p>" for line in (choice_line(advice), *advice.plan.refused) if line)
-    yield from _section("Source and folded, in the chosen layout", source_and_folded(advice))
-    yield f"<p>{escape(table_line(advice))}</p>"
-    yield from _section("What else would help", levers_table(advice))
+    yield from (f"<p>{escape(line)}</p>" for line in tables.about(advice))
+    yield from _section("Layouts", tables.layouts_table(advice))
+    yield from (f"<p>{escape(line)}</p>" for line in (tables.choice_line(advice), *advice.plan.refused) if line)
+    yield from _section("Source and folded, in the chosen layout", tables.source_and_folded(advice))
+    yield f"<p>{escape(tables.table_line(advice))}</p>"
+    yield from _section("What else would help", tables.levers_table(advice))
     yield f"<p><strong>{escape(advice.verdict)}</strong></p>"
     yield "<h2>Other batches and chips</h2>"
     svg = picture(advice).decode()
     yield svg[svg.index("<svg") :]
-    yield _table(points_table(advice))
+    yield _table(tables.points_table(advice))
     yield "</body></html>"
 
 
-def _section(title: str, cells: Cells) -> Iterator[str]:
+def _section(title: str, cells: tables.Cells) -> Iterator[str]:
     yield f"<h2>{title}</h2>"
     yield _table(cells)
 
 
-def _table(cells: Cells) -> str:
+def _table(cells: tables.Cells) -> str:
     head, *rows = cells
     lines = [_row(head, "th"), *(_row(row, "td") for row in rows)]
     return f"<table>{''.join(lines)}</table>"

@@ -1,13 +1,13 @@
 """The pictures of a plan: time against MFU as in figure 1 of the paper, and the roofline. They need matplotlib."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from prefold.common.figures import INK, drawn
 from prefold.plan.advice import Advice
 from prefold.plan.estimate import Estimate
-from prefold.plan.page.roofline import intensity, reached, roof_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,14 +41,12 @@ def _fitting(advice: Advice) -> list[Estimate]:
 
 
 def _by_mesh(points: list[Estimate]) -> Iterator[tuple[str, str, list[Estimate]]]:
-    """Yield points of the same number of chips: what to call them, a colour, and themselves."""
     groups = groupby(points, key=lambda each: each.case.mesh.chips)
     for index, (chips, found) in enumerate(groups):
         yield f"{chips} chip{'s' if chips > 1 else ''}", _COLOURS[index % len(_COLOURS)], list(found)
 
 
 def _spread(front: list[Estimate]) -> list[Estimate]:
-    """Return those that are far enough apart for a label each, from the top."""
     kept: list[Estimate] = []
     for each in reversed(front):
         if not kept or kept[-1].mfu - each.mfu > _APART * front[-1].mfu:
@@ -92,7 +90,6 @@ def _draw_roofline(axes: "Axes", advice: Advice) -> None:
 
 
 def _plain(axis: "Axis") -> None:
-    """Write the numbers of a logarithmic axis as they are."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()
@@ -103,3 +100,36 @@ def _plain(axis: "Axis") -> None:
 
 def _mark(axes: "Axes", x: float, y: float) -> None:
     axes.plot([x], [y], "o", color=_CHOSEN, markersize=8, label="chosen")
+
+
+@dataclass(frozen=True)
+class Roof:
+    """The roofline of one chip: operations per second, and bytes per second of its memory."""
+
+    peak: float
+    bandwidth: float
+
+    @property
+    def ridge(self) -> float:
+        """Operations per byte from which memory is no bound any more."""
+        return self.peak / self.bandwidth
+
+    def ceiling(self, intensity: float) -> float:
+        """Operations per second that are possible at so many operations per byte."""
+        return min(self.peak, self.bandwidth * intensity)
+
+
+def roof_of(estimate: Estimate) -> Roof:
+    """Return the roof of an estimate's chip."""
+    case = estimate.case
+    return Roof(case.chip.peak_of(case.workload.activations), case.chip.memory_bandwidth)
+
+
+def intensity(estimate: Estimate) -> float:
+    """Operations for each byte that passes through the chip's memory."""
+    return estimate.terms.arithmetic / estimate.terms.memory * roof_of(estimate).ridge
+
+
+def reached(estimate: Estimate) -> float:
+    """Operations per second of one chip, by the estimate's basis."""
+    return estimate.terms.arithmetic / estimate.seconds * roof_of(estimate).peak

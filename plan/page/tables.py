@@ -7,13 +7,10 @@ from prefold.plan.advice import Advice
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import row_width, table_bytes
 from prefold.plan.estimate import Estimate
-from prefold.plan.levers import Lever
-from prefold.plan.sweep import too_large
 
 # Rows of cells, the headings first.
 Cells = list[list[str]]
 
-_NOTHING = "-"
 _BILLION, _TERA = 1e9, 1e12
 _SHOWN = 12
 _TERMS = {
@@ -28,7 +25,7 @@ _TERMS = {
 
 
 def about(advice: Advice) -> Iterator[str]:
-    """Yield what the plan is of, and what its two kinds of times are."""
+    """Yield the model, the pass and the chips of a plan, and the meaning of its two kinds of times."""
     case, factors = advice.chosen.case, advice.chosen.factors
     yield f"{case.shape.name}: {_shape(case)}"
     yield f"{_pass(case)}; weights {case.workload.weights}, KV cache {case.workload.kv}{_shared(case)}"
@@ -82,7 +79,7 @@ def _layout(each: Estimate, *, is_chosen: bool) -> list[str]:
 
 
 def choice_line(advice: Advice) -> str:
-    """Say why the layout that is estimated to be fastest is not the one to take; empty where it is."""
+    """Return why the layout that is estimated to be fastest is not chosen; empty where it is."""
     fastest = advice.plan.fastest
     if fastest is advice.chosen or not advice.chosen.memory.fits:
         return ""
@@ -102,7 +99,7 @@ def _figures(each: Estimate) -> list[str]:
 
 
 def _calibrated(each: Estimate) -> str:
-    return _NOTHING if each.calibrated_seconds is None else spell_seconds(each.calibrated_seconds)
+    return "-" if each.calibrated_seconds is None else spell_seconds(each.calibrated_seconds)
 
 
 def _fits(each: Estimate) -> str:
@@ -110,7 +107,7 @@ def _fits(each: Estimate) -> str:
 
 
 def source_and_folded(advice: Advice) -> Cells:
-    """Where the time goes in the chosen layout, of source and folded, and what the table takes."""
+    """Where the time goes in the chosen layout, of source and folded."""
     both = advice.chosen, advice.twin
     basis = advice.chosen.basis
     seconds = {label: [getattr(each.terms, term) for each in both] for term, label in _TERMS.items()}
@@ -128,7 +125,7 @@ def source_and_folded(advice: Advice) -> Cells:
 
 
 def table_line(advice: Advice) -> str:
-    """Say how large the table is, where it lies, and up to which batch its rows are fewer bytes."""
+    """Return the size and place of the table, and the batch up to which its rows are fewer bytes."""
     shape, limit = advice.chosen.case.shape, advice.break_even_batch
     row = f"{row_width(shape):,} values of {advice.fold.dtype} in a row"
     size = f"{row}, {spell_bytes(table_bytes(shape, advice.fold))}"
@@ -137,25 +134,22 @@ def table_line(advice: Advice) -> str:
 
 
 def levers_table(advice: Advice) -> Cells:
-    """What else would help, what saves most first."""
+    """Every lever, the one that saves most first."""
     basis = advice.chosen.basis
     head = ["lever", f"saves per pass,\n{basis}", "share", "note"]
-    return [head, *(_lever(each) for each in advice.levers)]
-
-
-def _lever(lever: Lever) -> list[str]:
-    return [lever.name, spell_seconds(lever.seconds_saved), f"{lever.share:.2%}", lever.note]
+    rows = [[each.name, spell_seconds(each.seconds_saved), f"{each.share:.2%}", each.note] for each in advice.levers]
+    return [head, *rows]
 
 
 def points_table(advice: Advice) -> Cells:
-    """Those of the sweep that no other beats in time and in MFU."""
+    """The points of the sweep that no other beats in time and in MFU."""
     basis = advice.chosen.basis
     head = ["chips", "batch", "FFN", "attention", *_headings(basis)]
     return [head, *(_point(each) for each in _some(advice.front, advice.chosen))]
 
 
 def _some(front: list[Estimate], chosen: Estimate) -> list[Estimate]:
-    """Return a dozen of them, evenly taken, with both ends and what was chosen."""
+    """Return a dozen of them, evenly taken, with both ends and the chosen one."""
     step = max(1, -(-len(front) // _SHOWN))
     kept = {*range(0, len(front), step), len(front) - 1}
     return [each for index, each in enumerate(front) if index in kept or each.case == chosen.case]
@@ -168,10 +162,10 @@ def _point(each: Estimate) -> list[str]:
 
 
 def unfit_line(advice: Advice) -> str:
-    """Say which of the sweep do not fit; empty where all do."""
+    """Return how many points of the sweep do not fit; empty where all do."""
     unfit = [each for each in advice.sweep if not each.memory.fits]
     if not unfit:
         return ""
     least = min(unfit, key=lambda each: each.memory.missing)
     many = f"{len(unfit)} of {len(advice.sweep)} that were tried do not fit"
-    return f"{many}; the nearest has batch {least.case.workload.batch:,} and is {too_large(least)}"
+    return f"{many}; the nearest has batch {least.case.workload.batch:,} and is {least.memory.excess}"

@@ -21,7 +21,7 @@ from prefold.plan.cost.attention import (
 from prefold.plan.cost.layouts import LAYOUTS
 from prefold.plan.cost.workload import Workload
 from prefold.plan.errors import Infeasible
-from prefold.plan.model.shapes import find_shape
+from prefold.plan.model.shape import find_shape
 
 CUBE = Mesh(4, 4, 4)
 PALM = find_shape("palm-540b")
@@ -95,7 +95,7 @@ def test_an_unknown_sharding_names_those_that_there_are():
 
 def test_branches_share_their_prefix_once():
     apart = Workload("decode", 8, 1000, branches=4, shared_prefix=900)
-    together = apart.changed(shares_reads=True)
+    together = replace(apart, shares_reads=True)
     assert kv_bytes(LLAMA, apart, Ways(1, 1)) == 8 * 1000 * 131072
     assert kv_bytes(LLAMA, together, Ways(1, 1)) == (2 * 900 + 8 * 100) * 131072
 
@@ -103,7 +103,7 @@ def test_branches_share_their_prefix_once():
 def test_a_prefill_works_on_a_shared_prefix_once():
     prefill = Workload("prefill", 8, 1000, branches=4, shared_prefix=900)
     assert prefill.tokens == 8000
-    assert prefill.changed(shares_reads=True).tokens == 2 * 900 + 8 * 100
+    assert replace(prefill, shares_reads=True).tokens == 2 * 900 + 8 * 100
 
 
 def test_a_decode_step_attends_to_the_cache_and_itself():

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.fitting import Measurement, as_json, fit, median_error
 from benchmarks.pope2022_checks import FITTED, fit_chip, fitted_rows
 from benchmarks.pope2022_rows import read_rows
-from prefold.plan.calibration import Factors, Measurement, as_json, factors_of, fit, known_factors, median_error
+from prefold.plan.calibration import Factors, factors_of, known_factors
 from prefold.plan.cost.terms import Terms
 
 FULL = Factors(1, 1, 1, 0, 1)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from prefold.common.errors import UnknownName, UsageError
 from prefold.common.units import parse_quantity
 from prefold.plan.chip.chips import catalogue, find_chip, parse_chips, read_chips
-from prefold.plan.chip.hardware import Chip, Mesh
-from prefold.plan.chip.meshes import cubic_mesh, mesh_of, parse_mesh
+from prefold.plan.chip.hardware import Chip, Mesh, cubic_mesh, mesh_of, parse_mesh
 from prefold.plan.errors import Infeasible
 
 MINE = """

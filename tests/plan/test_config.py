@@ -13,8 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from prefold.common.errors import UsageError
 from prefold.plan.model.config import shape_from_config
-from prefold.plan.model.shape import Shape
-from prefold.plan.model.shapes import find_shape, presets
+from prefold.plan.model.shape import Shape, find_shape, presets
 from tests.conftest import auto_class, small_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"

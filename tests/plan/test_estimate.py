@@ -63,7 +63,7 @@ def test_weights_and_cache_cross_memory_once():
 
 
 def test_experts_are_read_as_tokens_choose_them():
-    one, many = (weight_bytes_read(case(MIXTRAL, workload=STEP.changed(batch=batch))) for batch in (1, 4096))
+    one, many = (weight_bytes_read(case(MIXTRAL, workload=replace(STEP, batch=batch))) for batch in (1, 4096))
     assert one == pytest.approx(2 * MIXTRAL.active_weights)
     assert many == pytest.approx(2 * (MIXTRAL.weights - MIXTRAL.head_weights))
 
@@ -71,16 +71,16 @@ def test_experts_are_read_as_tokens_choose_them():
 @pytest.mark.parametrize(("dtype", "size"), [("int8", 0.5), ("int4", 0.25)])
 def test_smaller_weights_load_faster_and_compute_as_before(dtype, size):
     """Section 3.6: weights alone are smaller, and so is what gathering them sends."""
-    small = STEP.changed(batch=64, weights=dtype)
-    old, new = (terms_of(case(PALM, TPU, CUBE, w, "2d-ws")) for w in (STEP.changed(batch=64), small))
+    small = replace(STEP, batch=64, weights=dtype)
+    old, new = (terms_of(case(PALM, TPU, CUBE, w, "2d-ws")) for w in (replace(STEP, batch=64), small))
     assert (new.compute, new.communication) == (old.compute, old.communication)
     assert new.weights == pytest.approx(size * old.weights)
-    gathered = [terms_of(case(PALM, TPU, CUBE, w, "wg-xyz", "batch")) for w in (STEP.changed(batch=64), small)]
+    gathered = [terms_of(case(PALM, TPU, CUBE, w, "wg-xyz", "batch")) for w in (replace(STEP, batch=64), small)]
     assert gathered[1].communication == pytest.approx(size * gathered[0].communication)
 
 
 def test_the_bounds_are_the_largest_term_and_the_sum():
-    terms = terms_of(case(PALM, TPU, CUBE, STEP.changed(batch=512), "2d-ws", "batch"))
+    terms = terms_of(case(PALM, TPU, CUBE, replace(STEP, batch=512), "2d-ws", "batch"))
     assert terms.lower == terms.arithmetic
     assert terms.upper == pytest.approx(terms.arithmetic + terms.memory + terms.communication)
 
@@ -91,7 +91,7 @@ def test_the_bounds_are_the_largest_term_and_the_sum():
         (case(), "weights"),
         (case(workload=Workload("prefill", 8, 4096)), "compute"),
         (case(workload=Workload("decode", 256, 8192)), "kv"),
-        (case(PALM, TPU, CUBE, STEP.changed(batch=64), "wg-xyz", "batch"), "communication"),
+        (case(PALM, TPU, CUBE, replace(STEP, batch=64), "wg-xyz", "batch"), "communication"),
         (case(workload=Workload("prefill", 1, 10_000_000)), "attention"),
         (case(PYTHIA, replace(H100, disk_bandwidth=1e6), fold=Fold("disk")), "rows"),
     ],
@@ -124,7 +124,7 @@ def test_factors_of_the_callers_own_are_used():
 
 
 def test_the_calibrated_time_is_above_the_lower_bound():
-    for found in plan_layouts(PALM, TPU, CUBE, STEP.changed(batch=64)).estimates:
+    for found in plan_layouts(PALM, TPU, CUBE, replace(STEP, batch=64)).estimates:
         assert found.calibrated_seconds > found.ideal_seconds
 
 
@@ -136,7 +136,7 @@ def test_every_layout_has_the_keys_that_others_rely_on():
 
 
 def test_layouts_come_the_cheapest_first_and_the_impossible_with_a_reason():
-    found = plan_layouts(PALM, TPU, CUBE, STEP.changed(batch=2))
+    found = plan_layouts(PALM, TPU, CUBE, replace(STEP, batch=2))
     assert [each.rank for each in found.estimates] == sorted(each.rank for each in found.estimates)
     assert {each.case.layout for each in found.estimates} == {"1d-ws", "2d-ws"}
     assert any(

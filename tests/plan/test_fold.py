@@ -19,8 +19,7 @@ from prefold.plan.cost.fold import (
     table_bytes,
     weights_gone,
 )
-from prefold.plan.model.shape import Experts, Shape
-from prefold.plan.model.shapes import find_shape
+from prefold.plan.model.shape import Experts, Shape, find_shape
 
 PYTHIA, MISTRAL = find_shape("pythia-6.9b"), find_shape("mistral-7b")
 # The paper's hypothetical one.

@@ -13,7 +13,7 @@ from prefold.plan.chip.hardware import Mesh
 from prefold.plan.cost.layouts import LAYOUTS, Collective, Part, collectives, distinct, ffn, require_batch, volume
 from prefold.plan.cost.parts import all_parts, layer_parts, look_up
 from prefold.plan.errors import Infeasible
-from prefold.plan.model.shapes import find_shape
+from prefold.plan.model.shape import find_shape
 
 E, F = 16384, 65536
 CUBE = Mesh(4, 4, 4)

@@ -13,7 +13,7 @@ from prefold.plan.cost.fold import Fold, table_bytes, weights_gone
 from prefold.plan.cost.layouts import LAYOUTS
 from prefold.plan.cost.memory import context_left, max_context, memory_of
 from prefold.plan.cost.workload import Workload
-from prefold.plan.model.shapes import find_shape
+from prefold.plan.model.shape import find_shape
 
 ONE, CUBE = Mesh(1, 1, 1), Mesh(4, 4, 4)
 LLAMA, PYTHIA, PALM = find_shape("llama3-8b"), find_shape("pythia-6.9b"), find_shape("palm-540b")
@@ -35,11 +35,11 @@ def test_one_chip_holds_all_weights_and_the_whole_cache():
 
 @pytest.mark.parametrize(("dtype", "size"), [("int8", 1), ("fp8", 1), ("int4", 0.5), ("bf16", 2)])
 def test_smaller_weights_take_less(dtype, size):
-    assert memory_of(case(workload=STEP.changed(weights=dtype))).weights == size * LLAMA.weights
+    assert memory_of(case(workload=replace(STEP, weights=dtype))).weights == size * LLAMA.weights
 
 
 def test_a_smaller_cache_takes_less():
-    assert memory_of(case(workload=STEP.changed(kv="fp8"))).kv == 4 * 1000 * 65536
+    assert memory_of(case(workload=replace(STEP, kv="fp8"))).kv == 4 * 1000 * 65536
 
 
 @pytest.mark.parametrize("shape", [LLAMA, PYTHIA])
@@ -97,7 +97,7 @@ def test_a_context_of_all_that_is_left_fits_and_more_does_not(sharding):
     setup = case(PALM, TPU, CUBE, Workload("decode", 128, 100), "2d-ws", sharding)
     longest = int(context_left(setup))
     for tokens, fits in ((longest, True), (longest + 1, False)):
-        assert memory_of(setup.changed(workload=setup.workload.changed(context=tokens))).fits is fits
+        assert memory_of(replace(setup, workload=replace(setup.workload, context=tokens))).fits is fits
 
 
 def test_no_context_is_left_where_weights_do_not_fit():

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fitting import median_error
 from benchmarks.plan_page import PAGE, write_section
 from benchmarks.pope2022 import page
 from benchmarks.pope2022_checks import choices, context_limits, crossovers, fitted_rows, held_out, serial_cost
 from benchmarks.pope2022_figures import figure_3
 from benchmarks.pope2022_rows import read_rows
-from prefold.plan.calibration import factors_of, median_error
+from prefold.plan.calibration import factors_of
 
 ROWS = read_rows()
 FACTORS = factors_of("tpu-v4")

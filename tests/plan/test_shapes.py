@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefold.common.errors import UnknownName
-from prefold.plan.model.shape import Shape
-from prefold.plan.model.shapes import find_shape, presets
+from prefold.plan.model.shape import Shape, find_shape, presets
 
 # Weights with the embedding once, as their sources count them (pope2022.md, section 2).
 PAPER = {
@@ -114,7 +113,7 @@ def test_the_catalogue_needs_neither_torch_nor_transformers():
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
         "from prefold.plan.chip.chips import catalogue\n"
         "from prefold.plan.model.config import shape_from_config\n"
-        "from prefold.plan.model.shapes import presets\n"
+        "from prefold.plan.model.shape import presets\n"
         "print(len(presets()), len(catalogue()))"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -10,7 +10,7 @@ from prefold.common.errors import UsageError
 from prefold.common.units import spell_bytes, spell_seconds, spell_weights
 from prefold.plan import Fold, Infeasible, Mesh, Workload, find_chip, find_shape, presets
 from prefold.plan.advice import advise, table_for
-from prefold.plan.page.roofline import intensity, reached, roof_of
+from prefold.plan.page.plots import intensity, reached, roof_of
 from prefold.plan.sweep import LARGEST, Space, Target, batches, fewest, meshes, pareto
 
 TPU, H100, DESKTOP = map(find_chip, ("tpu-v4", "h100", "desktop-ddr5"))
@@ -52,7 +52,7 @@ def test_chips_are_tried_as_their_links_are_made(chip, counts):
 
 def test_the_fewest_chips_are_those_that_the_model_fits_on():
     assert fewest(PALM, TPU, STEP) == Mesh(4, 4, 4)
-    assert fewest(PALM, TPU, STEP.changed(weights="int8")) == Mesh(4, 2, 4)
+    assert fewest(PALM, TPU, replace(STEP, weights="int8")) == Mesh(4, 2, 4)
     assert fewest(LLAMA, H100, STEP).chips == 1
 
 
@@ -146,7 +146,7 @@ def test_a_larger_batch_has_more_operations_for_each_byte():
 
 
 def asked(batch=64, chips=SLICE, workload=STEP, **more):
-    return advise(space(workload=workload.changed(batch=batch), tried=(chips,), sizes=(batch,)), **more)
+    return advise(space(workload=replace(workload, batch=batch), tried=(chips,), sizes=(batch,)), **more)
 
 
 @pytest.mark.parametrize(
@@ -197,17 +197,17 @@ def test_source_and_folded_are_compared_in_one_layout():
 
 
 def test_a_table_is_as_exact_as_what_chips_calculate_with():
-    assert table_for(STEP.changed(weights="int8")) == Fold("device", "bf16")
-    assert table_for(STEP.changed(weights="fp32"), "disk") == Fold("disk", "fp32")
+    assert table_for(replace(STEP, weights="int8")) == Fold("device", "bf16")
+    assert table_for(replace(STEP, weights="fp32"), "disk") == Fold("disk", "fp32")
 
 
 def test_what_does_not_fit_says_which_context_would():
     with pytest.raises(Infeasible, match=r"batch 64 with context 400000 .* GiB per chip too large") as told:
-        asked(workload=STEP.changed(context=400_000)).require_room()
+        asked(workload=replace(STEP, context=400_000)).require_room()
     left = int(re.findall(r"; a context of (\d+) would fit$", str(told.value))[0])
-    asked(workload=STEP.changed(context=left)).require_room()
+    asked(workload=replace(STEP, context=left)).require_room()
     with pytest.raises(Infeasible):
-        asked(workload=STEP.changed(context=left + 1)).require_room()
+        asked(workload=replace(STEP, context=left + 1)).require_room()
 
 
 def test_where_weights_alone_are_too_large_no_context_is_advised():

@@ -13,7 +13,7 @@ from tests.tree.trees import Grove, model_of
 def _by_kernels() -> Iterator[list[int]]:
     """Let steps of one token be attended to by the kernels; yields how many rows each call had."""
     from prefold.tree.cache import attention
-    from prefold.tree.cache.triton_decoding import attend_decoding
+    from prefold.tree.cache.triton_attention import attend_decoding
 
     calls: list[int] = []
     grouped = attention._attend_part

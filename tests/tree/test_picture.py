@@ -9,8 +9,7 @@ import pytest
 from prefold.common.errors import UsageError
 from prefold.common.figures import require_plot
 from prefold.tree import SCHEMES, beam, count_trees, few_shot, make_tree
-from prefold.tree.count.over_time import over_time
-from prefold.tree.count.picture import KINDS, picture, write_picture
+from prefold.tree.count.picture import KINDS, over_time, picture, write_picture
 from tests.tree.growing import LLAMA3_8B
 
 SVG = "{http://www.w3.org/2000/svg}"

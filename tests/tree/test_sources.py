@@ -8,7 +8,7 @@ import pytest
 
 from prefold.common.errors import UsageError
 from prefold.tree import Tree, beam, few_shot, make_tree, n_best, open_trees, speculative
-from prefold.tree.count.accepted import refill
+from prefold.tree.count.generators import refill
 from tests.tree.growing import DATA
 
 

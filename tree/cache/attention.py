@@ -12,11 +12,11 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.masks import NAME, TreeMask, Window
 from prefold.tree.cache.partial import Partial, Scoring, add_sinks, attend, attend_causally, attend_masked, merge
+from prefold.tree.cache.pool import LayerStore
 from prefold.tree.cache.states import States, Update
-from prefold.tree.cache.step import Group, Part, Step
+from prefold.tree.cache.step import Part, RowGroup, Step
 from prefold.tree.errors import WrongAttention
 
 # What changes attention in ways that are not those of a tree; None means that a model does not use it.
@@ -36,16 +36,10 @@ def tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' other implementations do, to a tree if the keys come from a TreeCache.
 
-    Args:
-        module: The layer.
-        query: ``[batch, heads, new, head_dim]``.
-        key: Ordinary keys, ``[batch, kv_heads, tokens, head_dim]``, or what a TreeCache gave for them.
-        value: As the keys.
-        attention_mask: As made for this implementation, or an ordinary mask where keys are ordinary.
-        scaling: Factor of the scores; by default one over the root of the width of a head.
-        softcap: Bound of the scores, which approach it as a hyperbolic tangent.
-        s_aux: A logit for each head that takes part in the softmax and has no value (attention sinks), ``[heads]``.
-        **kwargs: What else a model says.
+    ``query`` is ``[batch, heads, new, head_dim]``; ``key`` and ``value`` are ordinary, ``[batch, kv_heads, tokens,
+    head_dim]`` with an ordinary mask, or the states of a TreeCache. Scores are scaled by one over the root of the width
+    of a head if ``scaling`` is None, and approach ``softcap`` as a hyperbolic tangent; ``s_aux`` is a logit without
+    value for each head (attention sinks), ``[heads]``.
 
     Returns:
         ``[batch, new, heads, width]`` and None, since weights are never there as a whole.
@@ -53,18 +47,18 @@ def tree_attention(
     Raises:
         WrongAttention: The model wants something that attention to a tree does not do.
     """
-    how = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
+    scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
     if not isinstance(key, States):
         mask = attention_mask.ordinary() if isinstance(attention_mask, TreeMask) else attention_mask
         if softcap is None and s_aux is None:
             out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)  # type: ignore[arg-type]
             return out, None
-        return _ordinary(query, key, value, attention_mask, how, s_aux), None  # type: ignore[arg-type]
+        return _ordinary(query, key, value, attention_mask, scoring, s_aux), None  # type: ignore[arg-type]
     _refuse(module, kwargs)
     window = _window(module, attention_mask, kwargs)
     padding = attention_mask.padding if isinstance(attention_mask, TreeMask) else None
     step = key.update.cache.store(key.update, padding)
-    return _attend(query, key.update, step, window, how, s_aux), None
+    return _attend(query, key.update, step, window, scoring, s_aux), None
 
 
 def _ordinary(
@@ -72,13 +66,12 @@ def _ordinary(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | TreeMask | None,
-    how: Scoring,
+    scoring: Scoring,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attend to ordinary keys as no kernel of torch does."""
     seen = mask.ordinary(skip=False) if isinstance(mask, TreeMask) else mask
     each = query.shape[1] // key.shape[1]
-    part = attend_masked(query, repeat_kv(key, each), repeat_kv(value, each), how, seen)
+    part = attend_masked(query, repeat_kv(key, each), repeat_kv(value, each), scoring, seen)
     out = part[0] if sinks is None else add_sinks(part, sinks.view(1, -1, 1))
     return out.to(query.dtype).transpose(1, 2).contiguous()
 
@@ -92,7 +85,7 @@ def _refuse(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
 
 
 def _window(module: torch.nn.Module, mask: torch.Tensor | TreeMask | None, kwargs: dict[str, Any]) -> Window | None:
-    """Return how far back queries see, as the model's own mask says or, where it makes none, the layer."""
+    """Return how far back queries see, by the model's own mask or, without one, by the layer."""
     if isinstance(mask, TreeMask):
         return mask.window()
     if mask is not None:
@@ -109,16 +102,14 @@ def _attend(
     update: Update,
     step: Step,
     window: Window | None,
-    how: Scoring,
+    scoring: Scoring,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attend from every row's new tokens, ``[batch, new, heads, width]``; zeros where there is no token."""
-    layer, batch = update.cache.stores[update.layer], query.shape[0]
-    outs = [_back_end(part, query)(part, query, update, layer, window, how, sinks) for part in step.parts]
-    if step.parts and step.whole(batch):
+    outs = [_back_end(part, query)(part, query, update, window, scoring, sinks) for part in step.parts]
+    if step.parts and step.whole(len(query)):
         return outs[0]
-    shape = (batch, step.columns, query.shape[1], update.values.shape[-1])
-    out = query.new_zeros(shape)
+    out = query.new_zeros(len(query), step.columns, query.shape[1], update.values.shape[-1])
     for part, found in zip(step.parts, outs, strict=True):
         rows = torch.tensor(part.rows, device=query.device)
         for copy in range(step.copies):
@@ -127,7 +118,7 @@ def _attend(
 
 
 def _back_end(part: Part, query: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """Return what attends from a part: the Triton kernels where they decode on CUDA, else group by group."""
+    """Return the function that attends from a part: the Triton kernels where they decode on CUDA."""
     return _decoding() if part.new == 1 and query.device.type == "cuda" else _attend_part
 
 
@@ -135,7 +126,7 @@ def _back_end(part: Part, query: torch.Tensor) -> Callable[..., torch.Tensor]:
 def _decoding() -> Callable[..., torch.Tensor]:
     if find_spec("triton") is None:
         return _attend_part
-    from prefold.tree.cache.triton_decoding import attend_decoding  # needs triton
+    from prefold.tree.cache.triton_attention import attend_decoding  # needs triton
 
     return attend_decoding
 
@@ -144,21 +135,20 @@ def _attend_part(
     part: Part,
     query: torch.Tensor,
     update: Update,
-    layer: LayerStore,
     window: Window | None,
-    how: Scoring,
+    scoring: Scoring,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attend from the new tokens of rows that gain equally many, ``[rows, new, heads, width]``."""
-    work, heads = part.work(window, query.device), layer.heads
-    own = part.pick(query)
+    work, own = part.work(window, query.device), part.pick(query)
+    layer, heads = update.store, update.store.heads
     rows, each = own.shape[0], own.shape[1] // heads
     by_head = own.unflatten(1, (heads, each)).transpose(0, 1).flatten(2, 3)  # every head's queries side by side
     parts = [
-        _attend_group(group, by_head, pick, layer, how) for group, pick in zip(work.groups, work.picks, strict=True)
+        _attend_group(group, by_head, pick, layer, scoring) for group, pick in zip(work.groups, work.picks, strict=True)
     ]
     if work.own:
-        parts.append(_attend_own(own, part, update, window, how))
+        parts.append(_attend_own(own, part, update, window, scoring))
     tokens = work.tokens + (rows * part.new if work.own else 0)
     update.cache.reads[-1] += tokens * layer.token_bytes
     out, total = merge(parts, work.index)
@@ -170,7 +160,7 @@ def _attend_part(
 
 
 def _attend_group(
-    group: Group, query: torch.Tensor, pick: torch.Tensor | None, layer: LayerStore, how: Scoring
+    group: RowGroup, query: torch.Tensor, pick: torch.Tensor | None, layer: LayerStore, scoring: Scoring
 ) -> Partial:
     """Attend from the queries of a group, of ``[kv_heads, rows, queries, head_dim]``, in one call."""
     count, rows = group.count, len(group.rows)
@@ -182,17 +172,17 @@ def _attend_group(
         each = queries // mask.shape[1]
         mask = mask[:, None].expand(-1, each, -1, -1).reshape(-1, group.tokens)
     folded = picked.reshape(heads, count, group.width * queries, width).transpose(0, 1)
-    out, total = attend(folded, keys, values, how, mask)
+    out, total = attend(folded, keys, values, scoring, mask)
     return out.transpose(0, 1).reshape(heads, rows, queries, -1), total.transpose(0, 1).reshape(heads, rows, queries)
 
 
-def _attend_own(query: torch.Tensor, part: Part, update: Update, window: Window | None, how: Scoring) -> Partial:
-    """Attend from several new tokens of a row to one another; keys are not repeated for the heads that share them."""
+def _attend_own(query: torch.Tensor, part: Part, update: Update, window: Window | None, scoring: Scoring) -> Partial:
+    """Attend from several new tokens of a row to one another; heads share keys that are not repeated."""
     keys, values = part.pick(update.keys), part.pick(update.values)
     if window is None or window.kind == "sliding":  # where a row begins matters to chunks alone
-        return _attend_rows(query, keys, values, how, window, 0)
+        return _attend_rows(query, keys, values, scoring, window, 0)
     each = zip(query.split(1), keys.split(1), values.split(1), part.leaves, strict=True)
-    rows = [_attend_rows(q, k, v, how, window, leaf.end - part.new) for q, k, v, leaf in each]
+    rows = [_attend_rows(q, k, v, scoring, window, leaf.end - part.new) for q, k, v, leaf in each]
     return torch.cat([out for out, _ in rows], 1), torch.cat([total for _, total in rows], 1)
 
 
@@ -200,7 +190,7 @@ def _attend_rows(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    how: Scoring,
+    scoring: Scoring,
     window: Window | None,
     position: int,
 ) -> Partial:
@@ -208,7 +198,7 @@ def _attend_rows(
     each = query.shape[1] // heads
     shared = [states.reshape(rows * heads, 1, new, -1).expand(-1, each, -1, -1) for states in (keys, values)]
     folded = query.reshape(rows * heads, each, new, -1)
-    out, total = attend_causally(folded, shared[0], shared[1], how, window, position)
+    out, total = attend_causally(folded, shared[0], shared[1], scoring, window, position)
     out = out.unflatten(0, (rows, heads)).transpose(0, 1).reshape(heads, rows, each * new, -1)
     return out, total.unflatten(0, (rows, heads)).transpose(0, 1).reshape(heads, rows, each * new)
 

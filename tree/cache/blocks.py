@@ -1,4 +1,4 @@
-"""A flattened tree cut into even blocks, and what a kernel has to know of each (DeFT-Flatten).
+"""A flattened tree cut into even blocks, as kernels read it (DeFT-Flatten).
 
 Segments lie one after the other, depth first, and a block may begin and end within one. A block carries the union of
 its queries, in tiles of so many, and for each tile a mask of 64 bits for every token: bit ``i`` is set if the tile's
@@ -16,22 +16,21 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 
 BLOCK, TILE, BITS = 128, 32, 64
-_POOL = 5  # the column of a stretch
+_POOL = 5  # the column of a range
 # 0 to 64 bits that are set, from the lowest on.
 _ONES = np.array([(1 << count) - 1 for count in range(BITS + 1)], np.uint64)
 
 
 class SlotRange(NamedTuple):
-    """Consecutive slots of a pool that hold tokens of one segment, in order, and who sees them.
+    """Consecutive slots of a pool that hold tokens of one segment, in order, and the queries that see them.
+
+    Queries are in depth-first order of where they end, so that those below a segment are consecutive.
 
     Attributes:
         slot: of the first token.
-        tokens: how many; a stretch without any is left out.
-        low: the first query that has the segment on its path. Queries are in depth-first order of where they end, so
-            that those below a segment are consecutive.
-        high: the query behind the last; a stretch that no query sees is left out, and never read.
+        low: the first query that has the segment on its path.
+        high: the query behind the last; a range that no query sees is left out, and never read.
         position: tokens before the first on its path.
-        pool: which one the slots are of.
     """
 
     slot: int
@@ -51,15 +50,11 @@ class Pool(NamedTuple):
     stop: int
 
 
-class Items(NamedTuple):
-    """A block's tiles of queries, in the order of the blocks: arrays ``[items]``.
+class Tiles(NamedTuple):
+    """A block's tiles of queries, in the order of the blocks: arrays ``[tiles]``.
 
-    Attributes:
-        begin: the first token, counted over the flattened tree, that a query of the tile sees.
-        end: the token behind the last.
-        mask: where the masks of its tokens begin.
-        pair: where its queries begin in ``Blocks.queries``.
-        queries: how many it has.
+    A tile reads tokens from ``begin`` up to ``end``, counted over the flattened tree; ``mask`` and ``pair`` are offsets
+    of the masks of these and of its queries in ``Blocks.queries``, and ``queries`` their number.
     """
 
     begin: Integers
@@ -78,14 +73,14 @@ class Blocks:
         positions: of every token on its path, ``[tokens]``.
         masks: of every token that an item reads, item after item.
         queries: of every block, in rising order, ``[pairs]``.
-        items: the columns of :class:`Items`, ``[items, 5]``.
+        items: the columns of :class:`Tiles`, ``[items, 5]``.
         order: the pairs of every query, query after query, in the order of the blocks, ``[pairs]``.
-        offsets: where those of a query begin, ``[number + 1]``.
+        offsets: of those of a query, ``[number + 1]``.
         number: of queries.
         most: queries of an item, at most.
-        pools: that are read, in the order of their items.
+        pools: in the order of their items.
         read: tokens that all items read: those of a block once for each of its tiles, as far as these see them.
-        stretches: what it was made of, ``[stretches, 6]``, without those that nobody sees; on the CPU.
+        ranges: of which it is made, ``[ranges, 6]``, without those that no query sees; on the CPU.
     """
 
     slots: torch.Tensor
@@ -99,30 +94,26 @@ class Blocks:
     most: int
     pools: tuple[Pool, ...]
     read: int
-    stretches: Integers
+    ranges: Integers
 
 
 def make_blocks(
-    stretches: Iterable[SlotRange],
+    ranges: Iterable[SlotRange],
     queries: int,
     *,
     size: int = BLOCK,
     tile: int = TILE,
     device: torch.device | str = "cpu",
 ) -> Blocks:
-    """Cut a tree into blocks.
+    """Cut a tree into blocks of ``size`` tokens, the last one of fewer, and tiles of at most 64 queries.
 
-    Args:
-        stretches: The tokens of all segments, depth first.
-        queries: How many there are; one that no stretch names sees nothing.
-        size: Tokens of a block; the last one has fewer.
-        tile: Queries that are attended from together, at most 64.
-        device: Where the tensors are to be; they get there in one copy.
+    ``ranges`` are the tokens of all segments, depth first; a query that none of them names sees nothing. The tensors
+    get to their device in one copy.
 
     Raises:
-        ValueError: A stretch has no such slots or queries, or a size is out of range.
+        ValueError: A range has no such slots or queries, or a size is out of range.
     """
-    table = _checked(stretches, queries, size, tile)
+    table = _checked(ranges, queries, size, tile)
     pieces = _cut(table, size)
     blocks = int(pieces.block[-1]) + 1 if len(pieces.block) else 0
     present = _present(pieces, blocks, queries)
@@ -138,19 +129,19 @@ def make_blocks(
         positions=moved[1],
         masks=moved[2],
         queries=moved[3],
-        items=moved[4].view(-1, len(Items._fields)),
+        items=moved[4].view(-1, len(Tiles._fields)),
         order=moved[5],
         offsets=moved[6],
         number=queries,
         most=int(items.queries.max(initial=0)),
         pools=tuple(_pools(table, items)),
         read=int((items.end - items.begin).sum()),
-        stretches=table,
+        ranges=table,
     )
 
 
 class _Pieces(NamedTuple):
-    """The parts of stretches that lie in one block each, in order: arrays ``[pieces]``."""
+    """The parts of ranges that lie in one block each, in order: arrays ``[pieces]``."""
 
     block: Integers
     begin: Integers
@@ -159,11 +150,11 @@ class _Pieces(NamedTuple):
     high: Integers
 
 
-def _checked(stretches: Iterable[SlotRange], queries: int, size: int, tile: int) -> Integers:
-    """Return the stretches that are read as a table, ``[stretches, 6]``, pool by pool."""
+def _checked(ranges: Iterable[SlotRange], queries: int, size: int, tile: int) -> Integers:
+    """Return the ranges that are read as a table, ``[ranges, 6]``, pool by pool."""
     if size < 1 or not 1 <= tile <= BITS:
         raise ValueError(f"blocks of {size} tokens and tiles of {tile} queries: at least 1, and at most {BITS} queries")
-    table = np.array([*stretches], np.int64).reshape(-1, len(SlotRange._fields))
+    table = np.array([*ranges], np.int64).reshape(-1, len(SlotRange._fields))
     slot, tokens, low, high, *_ = table.T
     wrong = (slot < 0) | (tokens < 0) | (low < 0) | (low > high) | (high > queries)
     if wrong.any():
@@ -192,14 +183,14 @@ def _cut(table: Integers, size: int) -> _Pieces:
     return _Pieces(block, begin, end, table[kind, 2], table[kind, 3])
 
 
-def _pools(table: Integers, items: Items) -> Iterator[Pool]:
+def _pools(table: Integers, items: Tiles) -> Iterator[Pool]:
     names, counts = np.unique(table[:, _POOL], return_counts=True)
     ends = np.searchsorted(items.begin, table[:, 1].cumsum()[counts.cumsum() - 1])
-    begin = stretch = 0
+    begin = first = 0
     for name, count, end in zip(names.tolist(), counts.tolist(), ends.tolist(), strict=True):
-        own = table[stretch : stretch + count]
+        own = table[first : first + count]
         yield Pool(name, begin, end, int((own[:, 0] + own[:, 1]).max()))
-        begin, stretch = end, stretch + count
+        begin, first = end, first + count
 
 
 def _present(pieces: _Pieces, blocks: int, queries: int) -> NDArray[np.bool_]:
@@ -210,7 +201,7 @@ def _present(pieces: _Pieces, blocks: int, queries: int) -> NDArray[np.bool_]:
     return within
 
 
-def _tiled(pieces: _Pieces, present: NDArray[np.bool_], tile: int) -> tuple[Items, Integers]:
+def _tiled(pieces: _Pieces, present: NDArray[np.bool_], tile: int) -> tuple[Tiles, Integers]:
     """Return the tiles of all blocks, and the masks of the tokens that they read."""
     counts = present.sum(1)
     pairs = counts.cumsum() - counts
@@ -218,20 +209,15 @@ def _tiled(pieces: _Pieces, present: NDArray[np.bool_], tile: int) -> tuple[Item
     each = np.bincount(pieces.block, minlength=len(counts))
     item, within = _counted(each[block])
     piece = (each.cumsum() - each)[block][item] + within
-    low, high = _ranks(pieces, present)
+    rank = present.cumsum(1)  # of a query among those of a block
+    low, high = rank[pieces.block, pieces.low] - 1, rank[pieces.block, pieces.high - 1]
     shift = number[item] * tile
     low, high = (low[piece] - shift).clip(0, tile), (high[piece] - shift).clip(0, tile)
     begin, end, lengths = _trimmed(pieces.begin[piece], pieces.end[piece], high > low, item, len(block))
     masks = np.repeat(_ONES[high - low] << low.clip(max=BITS - 1).astype(np.uint64), lengths).view(np.int64)
     sizes, first = end - begin, pairs[block] + number * tile
-    items = Items(begin, end, sizes.cumsum() - sizes, first, np.minimum(counts[block] - number * tile, tile))
+    items = Tiles(begin, end, sizes.cumsum() - sizes, first, np.minimum(counts[block] - number * tile, tile))
     return items, masks
-
-
-def _ranks(pieces: _Pieces, present: NDArray[np.bool_]) -> tuple[Integers, Integers]:
-    """Return where each piece's queries begin and end among those of its block, which has all of them."""
-    rank = present.cumsum(1)
-    return rank[pieces.block, pieces.low] - 1, rank[pieces.block, pieces.high - 1]
 
 
 def _trimmed(
@@ -248,7 +234,6 @@ def _trimmed(
 
 
 def _tokens(table: Integers) -> tuple[Integers, Integers]:
-    """Return the slot and the position of every token."""
     kind, number = _counted(table[:, 1])
     return table[kind, 0] + number, table[kind, 4] + number
 

@@ -1,4 +1,4 @@
-"""Text that branches: a tree grows as a policy says, token by token, and every segment is read once for all below."""
+"""Text that branches: a tree grows by a policy, token by token, and every segment is read once for all below."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,6 @@ from prefold.tree.errors import CacheError
 
 
 class _Hold:
-    """See :data:`HOLD`."""
-
     def __repr__(self) -> str:
         return "HOLD"
 
@@ -28,9 +26,6 @@ class Branch:
     """A piece of text in the tree: its tokens follow those of its parent; the root's are the prompt.
 
     Attributes:
-        number: Its place in the tree.
-        parent: The branch that it goes on from; None for the root.
-        tokens: Its own tokens.
         birth: The step at which its first token was chosen; 0 for the root.
         end: The last step at which a token was added to it.
     """
@@ -61,13 +56,7 @@ Policy = Callable[[Sequence[Branch], torch.Tensor], Sequence[Decision]]
 
 @dataclass(frozen=True)
 class GeneratedTree:
-    """All branches that there were, and what reading them cost.
-
-    Attributes:
-        branches: The root first, then in the order of their birth.
-        steps: Forward passes after the prompt's.
-        cache: The cache, whose ``reads`` are bytes for every pass.
-    """
+    """All branches, by birth, and the forward passes after the prompt's; ``cache.reads`` are bytes of every pass."""
 
     branches: list[Branch]
     steps: int
@@ -88,21 +77,15 @@ def tree_generate(
     max_steps: int = 1000,
     max_pages: int | None = None,
 ) -> GeneratedTree:
-    """Grow a tree of text from a prompt.
+    """Grow a tree of text from a prompt, ``[tokens]`` or ``[1, tokens]``.
 
-    After every forward pass the policy is shown the live branches, running and held ones, with their next tokens'
-    logits, ``[branches, vocabulary]``. For each branch it returns the tokens to go on with: one continues it, several
-    let it branch, none ends it; or ``HOLD``, which lets it wait. Growing ends when no branch runs.
-
-    Args:
-        model: A causal language model with ``attn_implementation="prefold_tree"``, in evaluation mode.
-        prompt_ids: The prompt, ``[tokens]`` or ``[1, tokens]``.
-        policy: What decides.
-        max_steps: Passes after which all branches end.
-        max_pages: Pages that there may be.
+    The model is a causal language model with ``attn_implementation="prefold_tree"``, in evaluation mode. After every
+    forward pass the policy gets the live branches, running and held ones, with their next tokens' logits, ``[branches,
+    vocabulary]``. For each branch it returns the tokens to go on with: one continues it, several let it branch, none
+    ends it; or ``HOLD``, which lets it wait. Growing ends when no branch runs, or after ``max_steps`` passes.
 
     Raises:
-        CacheError: The prompt is none, or the policy says something else than one decision for each branch.
+        CacheError: The prompt is none, or the policy returns anything but one decision for each branch.
     """
     require_tree_attention(model)
     prompt = torch.as_tensor(prompt_ids, device=model.device).reshape(1, -1)
@@ -117,8 +100,6 @@ def tree_generate(
 
 
 class _Growth:
-    """A tree that grows: its branches, those that run and their rows in the cache."""
-
     def __init__(self, model: PreTrainedModel, cache: TreeCache, prompt: torch.Tensor) -> None:
         self._model, self.cache = model, cache
         root = Branch(0, None, prompt[0].tolist(), 0, 0)
@@ -127,24 +108,23 @@ class _Growth:
         root._logits = run(model, cache, prompt, torch.ones_like(prompt))[0]
 
     def decide(self, policy: Policy, step: int) -> bool:
-        """Ask the policy and prepare the rows of the next pass; returns whether there are any."""
+        """Apply the decisions of the policy to the rows of the next pass; returns whether there are any."""
         live = self._running + self._held
         if not live:
             return False
         decisions = list(policy(live, torch.stack([branch._logits for branch in live if branch._logits is not None])))
         if len(decisions) != len(live):
             raise CacheError(f"tree_generate: the policy decided on {len(decisions)} of {len(live)} branches")
-        names = [self._name(row, branch) for row, branch in enumerate(live)]
+        names = [
+            self.cache.hold(row) if branch._held is None else branch._held  # by which the cache knows a branch
+            for row, branch in enumerate(live)
+        ]
         going = [(at, token) for at, said in enumerate(decisions) if not isinstance(said, _Hold) for token in said]
         grown = [self._grow(live[at], int(token), len(decisions[at]), step) for at, token in going]  # type: ignore[arg-type]
         self.cache.branch([names[at] for at, _ in going])
         self._keep(live, names, decisions)
         self._running = grown
         return bool(grown)
-
-    def _name(self, row: int, branch: Branch) -> int:
-        """Return by which name the cache holds a branch."""
-        return self.cache.hold(row) if branch._held is None else branch._held
 
     def _grow(self, branch: Branch, token: int, choices: int, step: int) -> Branch:
         if choices == 1 and branch.parent is not None:
@@ -156,7 +136,7 @@ class _Growth:
         return child
 
     def _keep(self, live: Sequence[Branch], names: Sequence[int], decisions: Sequence[Decision]) -> None:
-        """Hold what is to wait, and let go of the rest, which lives on in its rows."""
+        """Hold the branches that wait, and let go of the rest, which live on in their rows."""
         self._held = []
         for branch, name, said in zip(live, names, decisions, strict=True):
             if isinstance(said, _Hold):
@@ -167,7 +147,6 @@ class _Growth:
                 self.cache.prune(name)
 
     def run(self) -> None:
-        """Run the last token of every running branch."""
         device = self._model.device
         ids = torch.tensor([[branch.tokens[-1]] for branch in self._running], device=device)
         logits = run(self._model, self.cache, ids, self.cache.attention_mask(1, device))

@@ -1,11 +1,11 @@
-"""The live segments of a cache: who branches from whom, who holds them, and where their tokens lie."""
+"""The live segments of a cache: their branches, their holders, and where their tokens lie."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from prefold.tree.cache.pages import Pages, Run
+from prefold.tree.cache.pool import Move, PageRun, Pages
 from prefold.tree.errors import OutOfPages
 
 # A longer segment is not moved to make room behind it: its branch goes on in a segment of its own.
@@ -25,7 +25,7 @@ class Live:
     start: int = 0
     padding: int = 0
     length: int = 0
-    run: Run | None = None
+    run: PageRun | None = None
     holders: int = 0
     children: "list[Live]" = field(default_factory=list)
 
@@ -43,17 +43,6 @@ class Live:
         return found[::-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Tokens that every layer has to copy, from slot ``start`` of one extent to slot ``to_start`` of another."""
-
-    extent: int
-    start: int
-    to_extent: int
-    to_start: int
-    tokens: int
-
-
 class LiveTree:
     """Segments of several trees, and the row of the batch that goes on in each leaf."""
 
@@ -69,14 +58,14 @@ class LiveTree:
         self.set_rows([root for root in roots for _ in range(branches)])
 
     def set_rows(self, leaves: Sequence[Live]) -> None:
-        """Let rows go on in these segments; what only the former rows held is pruned."""
+        """Let rows go on in these segments; a segment that only the former rows held is pruned."""
         for leaf in leaves:
             leaf.holders += 1
         former, self.rows = self.rows, list(leaves)
         self.drop(former)
 
     def drop(self, held: Iterable[Live]) -> None:
-        """Take one holder from each segment, free what nothing holds any more, and join what need not be apart."""
+        """Take one holder from each segment, free those without any, and join segments that need not be apart."""
         loose: dict[Live, None] = {}
         for leaf in held:
             leaf.holders -= 1
@@ -112,7 +101,6 @@ class LiveTree:
             segment = segment.parent
 
     def _put_together(self, first: Live, second: Live) -> bool:
-        """Let ``second.run`` hold the tokens of both, with as little copying as there can be."""
         if first.run is None or second.run is None:
             second.run = second.run or first.run
             return True
@@ -132,14 +120,14 @@ class LiveTree:
         second.run = first.run
         return True
 
-    def _move(self, source: Run, target: Run, tokens: int, at: int = 0) -> None:
+    def _move(self, source: PageRun, target: PageRun, tokens: int, at: int = 0) -> None:
         if tokens:
             self.moves.append(Move(source.extent, source.start, target.extent, target.start + at, tokens))
 
     def extend(self, new: Sequence[int], *, shared: bool) -> None:
         """Make room for so many new tokens at the end of every row, and count them.
 
-        ``shared``: rows that are in one leaf say the same, and stay there; ``new`` is then the same for them.
+        ``shared``: rows in one leaf have the same tokens, and stay there; ``new`` is then the same for them.
 
         Raises:
             OutOfPages: There are not enough; the cache is of no use any more.
@@ -153,7 +141,6 @@ class LiveTree:
             leaf.length += more
 
     def _go_on(self, leaf: Live, rows: Iterable[int]) -> Live:
-        """Let rows of a leaf go on in a new segment below it."""
         child = Live(next(self._numbers), leaf, start=leaf.end, padding=leaf.padding)
         leaf.children.append(child)
         for row in rows:
@@ -163,13 +150,12 @@ class LiveTree:
         return child
 
     def _go_on_from(self, leaf: Live) -> Live:
-        """Let all rows of a segment go on in another one."""
         return self._go_on(leaf, [row for row, each in enumerate(self.rows) if each is leaf])
 
     def _make_room(self, wants: dict[Live, int]) -> dict[Live, int]:
         """Give every segment room for more tokens; those that go on in another one are replaced by that."""
         crowded = [leaf for leaf, more in wants.items() if leaf.run is None or leaf.length + more > leaf.run.capacity]
-        if len(crowded) == 1 and self._stretch(crowded[0], wants[crowded[0]]):
+        if len(crowded) == 1 and self._extend_run(crowded[0], wants[crowded[0]]):
             return wants
         fresh: dict[int, list[Live]] = defaultdict(list)
         for leaf in crowded:
@@ -184,31 +170,31 @@ class LiveTree:
                 self._move_into(leaf, run)
         return wants
 
-    def _stretch(self, leaf: Live, more: int) -> bool:
+    def _extend_run(self, leaf: Live, more: int) -> bool:
         if leaf.run is None:
             return False
-        stretched = self.pages.extend(leaf.run, leaf.length + more)
-        leaf.run = stretched or leaf.run
-        return stretched is not None
+        longer = self.pages.extend(leaf.run, leaf.length + more)
+        leaf.run = longer or leaf.run
+        return longer is not None
 
-    def _move_into(self, leaf: Live, run: Run) -> None:
+    def _move_into(self, leaf: Live, run: PageRun) -> None:
         if leaf.run is not None:
             self._move(leaf.run, run, leaf.length)
             self.pages.give(leaf.run)
         leaf.run = run
 
     def take_moves(self) -> list[Move]:
-        """Return what every layer has to copy before it stores new tokens, in this order."""
+        """Return the copies that every layer makes before it stores new tokens, in this order."""
         moves, self.moves = self.moves, []
         return moves
 
 
 def _roomier(tokens: int) -> int:
-    """Return room for tokens that may grow: copying then costs a constant for each token, and little room is spare."""
+    """Return room for tokens that may grow: copying then costs a constant for each token."""
     return tokens + tokens // _SPARE
 
 
 def _pages_for(leaf: Live, more: int, page: int) -> int:
-    """Return how many tokens to make room for, in whole pages; a segment that is new has just what it needs."""
+    """Return room for more tokens in whole pages; a new segment has just what it needs."""
     tokens = max(leaf.length + more, _roomier(leaf.length))
     return -(-tokens // page) * page

@@ -1,4 +1,4 @@
-"""What a model's own mask says, without the mask: which columns are padding, and how far back a query sees."""
+"""The arguments of a model's mask: which columns are padding, and how far back a query sees."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,11 +50,7 @@ class TreeMask:
         return found
 
     def window(self) -> Window | None:
-        """Return how far back a query sees; None for back to the first token.
-
-        Raises:
-            WrongAttention: The mask is neither causal nor a causal window.
-        """
+        """Return how far back a query sees, None for the first token; ``WrongAttention`` for other masks."""
         function = self._arguments["mask_function"]
         if function is causal_mask_function:
             return None
@@ -88,7 +84,7 @@ class TreeMask:
 
 
 def _window_kind(function: Callable[..., Any]) -> str | None:
-    """Return which window a function is that transformers joined with causality; None for another mask."""
+    """Return the window that transformers joined with causality; None for another mask."""
     if getattr(function, "__code__", None) is not _BOTH or not function.__closure__:
         return None
     parts = next(cell.cell_contents for cell in function.__closure__ if isinstance(cell.cell_contents, tuple))

@@ -35,29 +35,22 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: Scoring, mask: torch.Tensor | None = None
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring, mask: torch.Tensor | None = None
 ) -> Partial:
     """Attend to all keys, or to those that ``mask``, ``[queries, tokens]``, lets each query see.
 
     By a kernel where there is one: two products are no faster (`python benchmarks/tree.py --case kernels`).
     """
-    if mask is not None or not _has_kernel(query, keys, values, how):
-        return _in_blocks(query, keys, values, how, mask)
-    return _flash(query, keys, values, how, causal=False)
-
-
-def attend_masked(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: Scoring, mask: torch.Tensor | None
-) -> Partial:
-    """Attend with a mask of any shape that broadcasts to ``[batch, heads, queries, tokens]``."""
-    return _products(query, keys, values, how, mask)
+    if mask is not None or not _has_kernel(query, keys, values, scoring):
+        return _in_blocks(query, keys, values, scoring, mask)
+    return _flash(query, keys, values, scoring, causal=False)
 
 
 def attend_causally(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    how: Scoring,
+    scoring: Scoring,
     window: Window | None = None,
     position: int = 0,
 ) -> Partial:
@@ -67,8 +60,8 @@ def attend_causally(
     """
     tokens = query.shape[2]
     near = window is None or window.first(position + tokens - 1) <= position
-    if near and _has_kernel(query, keys, values, how):
-        return _flash(query, keys, values, how, causal=True)
+    if near and _has_kernel(query, keys, values, scoring):
+        return _flash(query, keys, values, scoring, causal=True)
     size = max(1, min(tokens, _SCORES // max(1, query.shape[0] * query.shape[1] * tokens)))
     blocks = []
     for begin in range(0, tokens, size):
@@ -76,7 +69,7 @@ def attend_causally(
         first = max(0, window.first(position + begin) - position) if window else 0
         mask = _causal_mask(range(begin, end), range(first, end), window, position, query.device)
         seen = (keys[:, :, first:end], values[:, :, first:end])
-        blocks.append(_products(query[:, :, begin:end], *seen, how, mask))
+        blocks.append(attend_masked(query[:, :, begin:end], *seen, scoring, mask))
     return _joined(blocks)
 
 
@@ -89,45 +82,49 @@ def _causal_mask(
 
 
 def _joined(blocks: Sequence[Partial]) -> Partial:
-    """Put blocks of queries together."""
     return torch.cat([out for out, _ in blocks], 2), torch.cat([total for _, total in blocks], 2)
 
 
-def _has_kernel(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: Scoring) -> bool:
-    if how.softcap is not None or keys.shape[-1] != values.shape[-1] or keys.shape[2] == 0:
+def _has_kernel(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring) -> bool:
+    if scoring.softcap is not None or keys.shape[-1] != values.shape[-1] or keys.shape[2] == 0:
         return False
     return query.device.type == "cpu" or (query.device.type == "cuda" and keys.shape[-1] % 8 == 0)
 
 
-def _flash(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: Scoring, *, causal: bool) -> Partial:
+def _flash(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring, *, causal: bool) -> Partial:
     if query.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, total = kernel(query, keys, values, 0.0, causal, scale=how.scale)
+        out, total = kernel(query, keys, values, 0.0, causal, scale=scoring.scale)
         return out, total
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-    out, total, *_ = efficient(query, keys, values, None, True, 0.0, causal, scale=how.scale)
+    out, total, *_ = efficient(query, keys, values, None, True, 0.0, causal, scale=scoring.scale)
     return out, total[..., : query.shape[2]]
 
 
 def _in_blocks(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: Scoring, mask: torch.Tensor | None
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring, mask: torch.Tensor | None
 ) -> Partial:
     each = max(1, _SCORES // max(1, query.shape[0] * query.shape[1] * keys.shape[2]))
     if each >= query.shape[2]:
-        return _products(query, keys, values, how, mask)
+        return attend_masked(query, keys, values, scoring, mask)
     masks = [None] * -(-query.shape[2] // each) if mask is None else list(mask.split(each))
-    blocks = [_products(part, keys, values, how, seen) for part, seen in zip(query.split(each, 2), masks, strict=True)]
+    blocks = [
+        attend_masked(part, keys, values, scoring, seen) for part, seen in zip(query.split(each, 2), masks, strict=True)
+    ]
     return _joined(blocks)
 
 
-def _products(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: Scoring, mask: torch.Tensor | None
+def attend_masked(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring, mask: torch.Tensor | None
 ) -> Partial:
-    """Attend by two matrix products in float32; a query that sees no key has output 0 and the total of nothing."""
+    """Attend by two matrix products in float32, with a mask that broadcasts to ``[batch, heads, queries, tokens]``.
+
+    A query that sees no key has output 0 and the total of nothing.
+    """
     query, keys, values = wide(query), wide(keys), wide(values)
-    scores = (query * how.scale) @ keys.transpose(-1, -2)
-    if how.softcap is not None:
-        scores = scores.div_(how.softcap).tanh_().mul_(how.softcap)
+    scores = (query * scoring.scale) @ keys.transpose(-1, -2)
+    if scoring.softcap is not None:
+        scores = scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
     if mask is not None:
         scores.masked_fill_(~mask, _NONE)
     if scores.shape[-1] == 0:
@@ -142,12 +139,10 @@ def _products(
 
 
 def merge(parts: Sequence[Partial], index: torch.Tensor | None) -> Partial:
-    """Merge what each row has from several groups.
+    """Merge the parts of each row.
 
-    Args:
-        parts: Partial attention.
-        index: Which pairs each row has, counted over all parts, ``[rows, pairs of a row]``; the number of all pairs
-            stands for none. None if every part has one pair for every row, in order.
+    ``index`` is the pairs of each row, counted over all parts, ``[rows, pairs of a row]``; the number of all pairs
+    stands for none. It is None if every part has one pair for every row, in order.
     """
     if index is not None:
         return _merge_pairs(parts, index)
@@ -160,17 +155,17 @@ def merge(parts: Sequence[Partial], index: torch.Tensor | None) -> Partial:
 
 def _merge_pairs(parts: Sequence[Partial], index: torch.Tensor) -> Partial:
     heads, _, queries, width = parts[0][0].shape
-    nothing = parts[0][1].new_full((heads, 1, queries), float("-inf"))
+    nothing = parts[0][1].new_full((heads, 1, queries), _NONE)
     totals = torch.cat([*(total for _, total in parts), nothing], 1)[:, index]
     outs = torch.cat([*(wide(out) for out, _ in parts), nothing.new_zeros(heads, 1, queries, width)], 1)[:, index]
     highest = totals.amax(2, keepdim=True)
-    weights = (totals - highest.masked_fill(highest == float("-inf"), 0)).exp_()
+    weights = (totals - highest.masked_fill(highest == _NONE, 0)).exp_()
     sums = weights.sum(2)
     out = (outs * weights.unsqueeze(-1)).sum(2) / sums.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(-1)
     return out, highest.squeeze(2) + sums.log()
 
 
 def add_sinks(part: Partial, sinks: torch.Tensor) -> torch.Tensor:
-    """Let a logit of its own take part in the softmax of every head, ``[kv_heads, 1, queries]``, with no value."""
+    """Add a logit without value to the softmax of every head, ``[kv_heads, 1, queries]``."""
     out, total = part
     return out * torch.sigmoid(total - wide(sinks)).unsqueeze(-1)

@@ -2,11 +2,11 @@
 
 import inspect
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 
 from prefold.tree.cache.masks import NAME
 from prefold.tree.cache.tree_cache import TreeCache
@@ -25,14 +25,8 @@ def prefill(
     """Read prompts but for their last tokens, each once, and return a cache to go on with in ``branches`` rows each.
 
     ``model.generate(input_ids, attention_mask=..., past_key_values=cache, num_return_sequences=branches)`` then runs
-    the last tokens alone.
-
-    Args:
-        model: A causal language model with ``attn_implementation="prefold_tree"``.
-        input_ids: Prompts, ``[prompts, tokens]``, padded at the left.
-        attention_mask: Which of them are tokens, ``[prompts, tokens]``; None for all.
-        branches: Rows for each prompt.
-        max_pages: Pages that there may be.
+    the last tokens alone. The model is a causal language model with ``attn_implementation="prefold_tree"``; prompts,
+    ``[prompts, tokens]``, are padded at the left, and all columns are tokens if ``attention_mask`` is None.
 
     Raises:
         WrongAttention: The model attends in another way.
@@ -49,11 +43,7 @@ def prefill(
 
 
 def require_tree_attention(model: PreTrainedModel) -> None:
-    """Refuse a model that attends in another way.
-
-    Raises:
-        WrongAttention: It does.
-    """
+    """Raise ``WrongAttention`` for a model that attends in another way."""
     found = model.config.get_text_config(decoder=True)._attn_implementation
     if found != NAME:
         raise WrongAttention(
@@ -62,11 +52,7 @@ def require_tree_attention(model: PreTrainedModel) -> None:
 
 
 def run(model: PreTrainedModel, cache: TreeCache, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Run new tokens, ``[rows, new]``, with the mask of all columns; returns the last logits, ``[rows, vocabulary]``.
-
-    Raises:
-        NoAttention: The model stores no keys and values.
-    """
+    """Return the last logits, ``[rows, vocabulary]``, of new tokens, ``[rows, new]``, with the mask of all columns."""
     takes = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
     if "position_ids" in takes:
@@ -83,15 +69,10 @@ def run(model: PreTrainedModel, cache: TreeCache, ids: torch.Tensor, mask: torch
 
 @dataclass(frozen=True)
 class Sampled:
-    """Continuations and what they cost.
+    """Continuations, ``[branches, new]``, and their cost.
 
-    Attributes:
-        continuations: New tokens of every branch, ``[branches, new]``.
-        prefill_seconds: Until the first new token could be chosen.
-        decode_seconds: From then on.
-        steps: Decode steps.
-        read_bytes: Keys and values that attention read in these steps.
-        cache_bytes: Keys and values that are held at the end.
+    The prefill ends when the first new token can be chosen. Bytes are of keys and values: those that attention read in
+    the decode ``steps``, and those that are held at the end.
     """
 
     continuations: torch.Tensor
@@ -104,7 +85,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to sample: so many continuations of at most ``new`` tokens of a prompt, ``[tokens]``."""
+    """A request for continuations of a prompt, ``[tokens]``, of at most ``new`` tokens each."""
 
     prompt: list[int]
     branches: int
@@ -115,8 +96,6 @@ class Asked:
 
 
 class _Clock(LogitsProcessor):
-    """Notes when each step's logits are there."""
-
     def __init__(self) -> None:
         self.ticks: list[float] = []
 
@@ -125,42 +104,31 @@ class _Clock(LogitsProcessor):
         return scores
 
 
-@dataclass(eq=False)
-class _Counted:
-    """Bytes of keys and values that a cache of transformers' own hands to attention, for every pass."""
+class _CountingCache(DynamicCache):
+    """Counts the bytes of keys and values that it hands to attention, for every pass."""
 
-    cache: DynamicCache
-    reads: list[int] = field(default_factory=list)
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config=config)
+        self.reads: list[int] = []
+        self._first: int | None = None
 
-    def __post_init__(self) -> None:
-        cache: Any = self.cache
-        update, first = cache.update, [-1]
-
-        def counted(key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
-            found = update(key, value, layer, *args, **kwargs)
-            if first[0] in (-1, layer):
-                first[0] = layer
-                self.reads.append(0)
-            self.reads[-1] += sum(each.numel() * each.element_size() for each in found)
-            return found
-
-        cache.update = counted
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self._first in (None, layer_idx):
+            self._first = layer_idx
+            self.reads.append(0)
+        self.reads[-1] += sum(each.numel() * each.element_size() for each in found)
+        return found
 
     @property
     def held(self) -> int:
-        """Bytes of the tensors that it holds."""
-        layers: list[Any] = self.cache.layers
+        layers: list[Any] = self.layers
         kept = [each for layer in layers for each in (layer.keys, layer.values) if each is not None]
         return sum(each.numel() * each.element_size() for each in kept)
 
 
 def sample_tree(model: PreTrainedModel, asked: Asked) -> Sampled:
-    """Sample with the prompt read and stored once.
-
-    Raises:
-        WrongAttention: The model does not know ``prefold_tree``.
-        CacheError: As :func:`prefold.tree.prefill` and :class:`prefold.tree.TreeCache` say.
-    """
+    """Sample with the prompt read and stored once; errors are those of ``prefill`` and ``TreeCache``."""
     before = model.config.get_text_config(decoder=True)._attn_implementation
     attend_by(model, NAME)
     try:
@@ -178,18 +146,14 @@ def sample_tree(model: PreTrainedModel, asked: Asked) -> Sampled:
 def sample_plain(model: PreTrainedModel, asked: Asked) -> Sampled:
     """Sample as transformers does by itself, with the model's own attention implementation."""
     ids = torch.tensor([asked.prompt], device=model.device)
-    counted = _Counted(DynamicCache(config=model.config.get_text_config(decoder=True)))
+    cache = _CountingCache(model.config.get_text_config(decoder=True))
     start = time.perf_counter()
-    found, ticks = _generate(model, ids, asked, counted.cache)
-    return _sampled(found, start, ticks, asked, sum(counted.reads[1:]), counted.held)
+    found, ticks = _generate(model, ids, asked, cache)
+    return _sampled(found, start, ticks, asked, sum(cache.reads[1:]), cache.held)
 
 
 def attend_by(model: PreTrainedModel, name: str) -> None:
-    """Let a model attend by an implementation.
-
-    Raises:
-        WrongAttention: It cannot.
-    """
+    """Let a model attend by an implementation; ``WrongAttention`` where it cannot."""
     if model._can_set_attn_implementation():  # else transformers would say so in a warning of several lines
         model.set_attn_implementation(name)
     if model.config.get_text_config(decoder=True)._attn_implementation != name:

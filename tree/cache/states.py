@@ -1,4 +1,4 @@
-"""What a model gets from a tree-structured cache in place of keys and values, and what it is refused."""
+"""The stand-ins for keys and values that a tree-structured cache gives a model, and its refusals."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -6,11 +6,12 @@ from typing import Any, NoReturn
 import torch
 
 from prefold.tree.cache.masks import NAME
+from prefold.tree.cache.pool import LayerStore
 from prefold.tree.errors import CacheError, NoAttention, WrongAttention
 
 
 class Refusals:
-    """Methods and properties that models with other layers ask for: each is an error that says what to do."""
+    """Methods and properties that models with other layers use: each is an error with what to do."""
 
     def _refuse_state(self, *_: Any, **__: Any) -> NoReturn:
         raise NoAttention("TreeCache holds keys and values: this model has layers that keep a state of another kind")
@@ -47,6 +48,12 @@ class Update:
         self.cache, self.layer, self.keys, self.values = cache, layer, keys, values
         self.step: Any = None  # the step that it was stored in
 
+    @property
+    def store(self) -> LayerStore:
+        """The layer's earlier keys and values."""
+        found: LayerStore = self.cache.stores[self.layer]
+        return found
+
 
 class States:
     """Stands for all keys, or all values, of a layer: it has a shape and no elements."""
@@ -61,7 +68,7 @@ class States:
         return self.shape if dim is None else self.shape[dim]
 
     def to(self, *args: Any, **_: Any) -> "States":
-        """Stay as it is, where nothing else is asked for."""
+        """Return itself, for its own type and device."""
         if any(arg not in (self.dtype, self.device, self.device.type) for arg in args):
             _refuse()
         return self

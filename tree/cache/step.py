@@ -1,4 +1,4 @@
-"""One decode step: which queries see which run of slots (DeFT's query groups of a node), and where new tokens go."""
+"""One decode step: the queries that see each run of slots (DeFT's query groups of a node), and where new tokens go."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -7,13 +7,13 @@ from functools import cached_property
 
 import torch
 
-from prefold.tree.cache.layers import LayerStore
-from prefold.tree.cache.live import Live, Move
+from prefold.tree.cache.live import Live
 from prefold.tree.cache.masks import Window
+from prefold.tree.cache.pool import LayerStore, Move
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class SegmentView:
     """Tokens of one segment that the ordered rows ``[low, high)`` see; ``position`` is that of the first."""
 
     segment: Live
@@ -34,7 +34,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RowGroup:
     """Runs of as many tokens, at even distances in one extent, each seen by ``width`` rows: one call reads them.
 
     ``rows``: the ordered rows, run after run; ``contiguous`` if they are consecutive from ``first`` on.
@@ -60,7 +60,7 @@ class Group:
 class Work:
     """All groups of a step, and which of their pairs belong to which row."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[RowGroup, ...]
     rows: int
     own: bool
     device: torch.device
@@ -103,24 +103,24 @@ def depth_first(leaves: Sequence[Live]) -> list[int]:
 def make_work(leaves: Sequence[Live], new: int, window: Window | None, device: torch.device) -> Work:
     """Group what the ``new`` last tokens of each leaf, in depth-first order, attend to.
 
-    With one new token that is everything up to itself; several attend to one another by another way (``own``).
+    One new token attends to everything up to itself; several attend to one another by another way (``own``).
     """
     own = new > 1
-    spans = windowed(spans_of(leaves, new if own else 0), leaves, new, window)
-    together: dict[tuple[int, int, int], list[Span]] = defaultdict(list)
-    groups: list[Group] = []
-    for span in spans:
-        mask = _mask(span, leaves, new, window, device)
+    views = windowed(views_of(leaves, new if own else 0), leaves, new, window)
+    together: dict[tuple[int, int, int], list[SegmentView]] = defaultdict(list)
+    groups: list[RowGroup] = []
+    for view in views:
+        mask = _mask(view, leaves, new, window, device)
         if mask is not None:
-            groups.append(_group([span], mask))
-        elif span.segment.run is not None:
-            together[span.segment.run.extent, span.tokens, span.high - span.low].append(span)
+            groups.append(_group([view], mask))
+        elif view.segment.run is not None:
+            together[view.segment.run.extent, view.tokens, view.high - view.low].append(view)
     for alike in together.values():
         groups.extend(_group(run) for run in _evenly_spaced(alike))
     return Work(tuple(groups), len(leaves), own, device)
 
 
-def spans_of(leaves: Sequence[Live], without: int) -> list[Span]:
+def views_of(leaves: Sequence[Live], without: int) -> list[SegmentView]:
     """Return every segment above the rows with the rows below it; the last tokens of leaves are left out."""
     below: dict[Live, list[int]] = {}
     for row, leaf in enumerate(leaves):
@@ -131,55 +131,56 @@ def spans_of(leaves: Sequence[Live], without: int) -> list[Span]:
             at = at.parent
     ends = set(leaves) if without else set()
     lengths = {segment: segment.length - without * (segment in ends) for segment in below}
-    return [Span(each, low, high, 0, lengths[each]) for each, (low, high) in below.items() if lengths[each] > 0]
+    return [SegmentView(each, low, high, 0, lengths[each]) for each, (low, high) in below.items() if lengths[each] > 0]
 
 
-def windowed(spans: Iterable[Span], leaves: Sequence[Live], new: int, window: Window | None) -> Iterable[Span]:
-    """Leave out the tokens that no query sees."""
+def windowed(
+    views: Iterable[SegmentView], leaves: Sequence[Live], new: int, window: Window | None
+) -> Iterable[SegmentView]:
+    """Yield views without the tokens that no query sees."""
     if window is None:
-        yield from spans
+        yield from views
         return
-    for span in spans:
-        first = min(window.first(leaf.end - new) for leaf in leaves[span.low : span.high])
-        skipped = max(0, first - span.segment.start)
-        if skipped < span.tokens:
-            yield Span(span.segment, span.low, span.high, skipped, span.tokens - skipped)
+    for view in views:
+        first = min(window.first(leaf.end - new) for leaf in leaves[view.low : view.high])
+        skipped = max(0, first - view.segment.start)
+        if skipped < view.tokens:
+            yield SegmentView(view.segment, view.low, view.high, skipped, view.tokens - skipped)
 
 
 def _mask(
-    span: Span, leaves: Sequence[Live], new: int, window: Window | None, device: torch.device
+    view: SegmentView, leaves: Sequence[Live], new: int, window: Window | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Return which of the tokens each query sees, ``[rows, queries, tokens]``; None if each sees all."""
+    """Return which tokens each query sees, ``[rows, queries, tokens]``; None if each sees all."""
     if window is None:
         return None
-    rows = leaves[span.low : span.high]
-    if max(window.first(leaf.end - 1) for leaf in rows) <= span.position:
+    rows = leaves[view.low : view.high]
+    if max(window.first(leaf.end - 1) for leaf in rows) <= view.position:
         return None
     begins = torch.tensor([leaf.end - new for leaf in rows], device=device)[:, None] + torch.arange(new, device=device)
-    positions = torch.arange(span.position, span.position + span.tokens, device=device)
+    positions = torch.arange(view.position, view.position + view.tokens, device=device)
     first: torch.Tensor = window.first(begins)
     return positions >= first[..., None]
 
 
-def _evenly_spaced(spans: list[Span]) -> Iterable[list[Span]]:
-    """Divide spans of equal size into such that lie at even distances from one another."""
-    spans = sorted(spans, key=lambda span: span.slot)
-    run: list[Span] = []
-    for span in spans:
-        if len(run) > 1 and span.slot - run[-1].slot != run[1].slot - run[0].slot:
+def _evenly_spaced(views: list[SegmentView]) -> Iterable[list[SegmentView]]:
+    views = sorted(views, key=lambda view: view.slot)
+    run: list[SegmentView] = []
+    for view in views:
+        if len(run) > 1 and view.slot - run[-1].slot != run[1].slot - run[0].slot:
             yield run
             run = []
-        run.append(span)
+        run.append(view)
     if run:
         yield run
 
 
-def _group(spans: Sequence[Span], mask: torch.Tensor | None = None) -> Group:
-    first = spans[0]
-    stride = spans[1].slot - first.slot if len(spans) > 1 else 0
-    rows = tuple(row for span in spans for row in range(span.low, span.high))
+def _group(views: Sequence[SegmentView], mask: torch.Tensor | None = None) -> RowGroup:
+    first = views[0]
+    stride = views[1].slot - first.slot if len(views) > 1 else 0
+    rows = tuple(row for view in views for row in range(view.low, view.high))
     extent = first.segment.run.extent if first.segment.run else 0
-    return Group(extent, first.slot, stride, len(spans), first.tokens, first.high - first.low, rows, mask)
+    return RowGroup(extent, first.slot, stride, len(views), first.tokens, first.high - first.low, rows, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +194,7 @@ class Part:
     _slots: dict[torch.device, list[tuple[int, torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
 
     def work(self, window: Window | None, device: torch.device) -> Work:
-        """Return what these rows attend to; layers with the same window share it."""
+        """Return the groups that these rows attend to; layers with the same window share them."""
         if (window, device) not in self._works:
             self._works[window, device] = make_work(self.leaves, self.new, window, device)
         return self._works[window, device]

@@ -8,9 +8,8 @@ import torch
 from transformers import Cache
 
 import prefold.tree.cache.attention  # noqa: F401  # makes the implementation known, which no cache does without
-from prefold.tree.cache.layers import LayerStore
 from prefold.tree.cache.live import Live, LiveTree
-from prefold.tree.cache.pages import Pages
+from prefold.tree.cache.pool import LayerStore, Pages
 from prefold.tree.cache.states import Refusals, States, Update
 from prefold.tree.cache.step import Step, make_step
 from prefold.tree.errors import CacheError, PrunedSegment, RaggedRows, UnequalRows
@@ -21,7 +20,7 @@ _ROUNDING, _UNITS = 1e-5, 4
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a cache holds: tokens, pages of ``page_tokens`` tokens, and bytes.
+    """The contents of a cache: tokens, pages of ``page_tokens`` tokens, and bytes.
 
     ``used_bytes`` are those of the pages that hold segments, ``bytes`` those of all of the pool's tensors.
     """
@@ -42,7 +41,7 @@ class TreeCache(Refusals, Cache):
     Args:
         branches: Consecutive rows of the batch that begin with the same prompt, as ``generate`` makes them for
             ``num_return_sequences`` or ``num_beams``: the prompt is stored once for each ``branches`` rows.
-        max_pages: Pages that there may be; None for as many as are needed.
+        max_pages: Any number if None.
         page_tokens: Tokens for each page.
 
     Attributes:
@@ -72,11 +71,7 @@ class TreeCache(Refusals, Cache):
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[States, States]:
-        """Take new keys and values, ``[batch, kv_heads, new, head_dim]``; the layer's attention stores and reads them.
-
-        Raises:
-            CacheError: They need gradients.
-        """
+        """Take new keys and values, ``[batch, kv_heads, new, head_dim]``; ``CacheError`` if they need gradients."""
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
             raise CacheError("TreeCache keeps no gradients: run the model under torch.no_grad()")
         update = Update(self, layer_idx, key_states, value_states)
@@ -84,16 +79,14 @@ class TreeCache(Refusals, Cache):
         return States(update, key_states, columns), States(update, value_states, columns)
 
     def _columns_before(self, layer: int, new: int) -> int:
-        """Return the columns before this pass: an earlier layer of it may have counted its new ones already."""
+        """Return the columns before this pass, whose earlier layers may have counted its own."""
         passes = self.stores[layer].steps if layer in self.stores else 0
         return max(self._columns(), default=0) - (new if passes < self._steps else 0)
 
     def store(self, update: Update, padding: torch.Tensor | None) -> Step:
-        """Store what a layer has given, and return the forward pass that it belongs to.
+        """Store the states of a layer, and return the forward pass that they belong to.
 
-        Args:
-            update: As :meth:`update` made it.
-            padding: Which columns hold tokens, ``[batch, columns]``, all columns so far; None for all.
+        ``padding``: columns that hold tokens, ``[batch, columns]``, all columns so far; None for all.
 
         Raises:
             RaggedRows: ``padding`` does not fit the tokens that are stored.
@@ -108,7 +101,7 @@ class TreeCache(Refusals, Cache):
                 self.reads.append(0)
             step = update.step = self._belongs(update, layer)
             layer.steps += 1
-            layer.settle(step.moves)
+            layer.apply_moves(step.moves)
             for part in step.parts:
                 part.store(layer, update.keys, update.values)
         found: Step = update.step
@@ -143,7 +136,6 @@ class TreeCache(Refusals, Cache):
         return make_step(columns, copies, self.live.rows[::copies], new[::copies], self.live.take_moves())
 
     def _new_tokens(self, columns: int, padding: torch.Tensor | None) -> list[int]:
-        """Return how many of the new columns of each row hold tokens."""
         ends = [leaf.end for leaf in self.live.rows]
         if padding is None:
             if len(set(ends)) > 1 or any(leaf.padding for leaf in self.live.rows):
@@ -179,11 +171,7 @@ class TreeCache(Refusals, Cache):
         return {leaf.padding + leaf.end for leaf in self.live.rows}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the columns of the batch so far, padding and all.
-
-        Raises:
-            RaggedRows: The rows do not end at one position.
-        """
+        """Return the columns of the batch so far, with padding; ``RaggedRows`` for rows of several lengths."""
         columns = self._columns()
         if len(columns) > 1 and not self.takes_positions:
             raise RaggedRows(
@@ -216,7 +204,7 @@ class TreeCache(Refusals, Cache):
         return len(self.live.rows) or -1
 
     def reorder_cache(self, beam_idx: torch.LongTensor | Sequence[int]) -> None:
-        """Let row ``b`` go on where row ``beam_idx[b]`` is; what no row goes on from is pruned."""
+        """Let row ``b`` go on where row ``beam_idx[b]`` is; rows without successors are pruned."""
         rows = beam_idx.tolist() if isinstance(beam_idx, torch.Tensor) else list(beam_idx)
         self.live.set_rows([self._leaf(row) for row in rows])
 
@@ -237,7 +225,7 @@ class TreeCache(Refusals, Cache):
     # What a user asks
 
     def hold(self, row: int) -> int:
-        """Keep what a row has so far, whatever becomes of the row; returns a name to branch from."""
+        """Keep the tokens of a row, whatever becomes of it; returns a name to branch from."""
         leaf = self._leaf(row)
         leaf.holders += 1
         name, self._next_hold = self._next_hold, self._next_hold + 1
@@ -245,19 +233,11 @@ class TreeCache(Refusals, Cache):
         return name
 
     def branch(self, held: Sequence[int]) -> None:
-        """Let the rows go on from what is held, one for each name; what only the former rows held is pruned.
-
-        Raises:
-            PrunedSegment: One of them was pruned.
-        """
+        """Let rows go on from held segments, one for each name; ``PrunedSegment`` for a name that is gone."""
         self.live.set_rows([self._held(name) for name in held])
 
     def prune(self, held: int) -> None:
-        """Let go of what is held; its pages are freed as far as no row and no other segment needs them.
-
-        Raises:
-            PrunedSegment: It was pruned before.
-        """
+        """Let go of a held segment and of pages that nothing else needs; ``PrunedSegment`` if it is gone."""
         leaf = self._held(held)
         del self._holds[held]
         self.live.drop([leaf])
@@ -279,7 +259,7 @@ class TreeCache(Refusals, Cache):
         return (torch.arange(longest + new, device=device) >= longest - ends[:, None]).long()
 
     def memory(self) -> Memory:
-        """Return what the cache holds."""
+        """Return the contents of the cache."""
         segments = {segment for leaf in [*self.live.rows, *self._holds.values()] for segment in leaf.path()}
         used = self._pages.held * self._pages.size * sum(store.token_bytes for store in self.stores.values())
         return Memory(

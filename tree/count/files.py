@@ -1,7 +1,7 @@
 """Trees in files: recorded templates (DeFT's, without text), and a plain JSON of our own."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,8 @@ class Forest:
     """The trees of a source.
 
     Attributes:
-        name: of the file or generator.
-        trees: those to be counted.
-        records: trees that the file has, incomplete ones and those beyond a limit with them.
-        complete: those of them that are not marked as incomplete.
+        records: trees in the file, with incomplete ones and those beyond a limit.
+        complete: those that are not marked as incomplete.
         template: a root stands for its tokens and one more, as in the published figures.
     """
 
@@ -39,7 +37,7 @@ def read_trees(file: Path, *, limit: int | None = None) -> Forest:
     A template's prompt is its root's tokens + 1, the token that a sequence begins with; a plain file's is as it stands.
 
     Raises:
-        UsageError: if the file cannot be read, has no complete tree, or one of those asked for is not a tree.
+        UsageError: the file cannot be read, has no complete tree, or one of those asked for is not a tree.
     """
     content = read_object(file)
     records = _records(file, content)
@@ -54,7 +52,7 @@ def read_trees(file: Path, *, limit: int | None = None) -> Forest:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; ``UsageError`` says why there is none."""
+    """Return the JSON object in a file; ``UsageError`` without one, with the reason."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -90,7 +88,7 @@ def _tree(name: str, record: dict[str, Any], more: int) -> Tree:
     for key in _COLUMNS:
         _check_integers(f"{name}: `{key}`", record[key])
     tree = make_tree(name, *(record[key] for key in _COLUMNS))
-    return tree if not more else make_tree(name, *(record[key] for key in _COLUMNS), prompt=tree.prompt + more)
+    return replace(tree, prompt=tree.prompt + more)
 
 
 def _check_integers(what: str, values: object) -> None:

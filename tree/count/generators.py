@@ -1,10 +1,17 @@
-"""Trees of the usual ways to decode many branches of one prompt."""
+"""Trees of the usual ways to decode many branches, by the names and settings of the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from pathlib import Path
 from random import Random
 
-from prefold.common.errors import UsageError
+import numpy as np
+
+from prefold.common.errors import UnknownName, UsageError
+from prefold.tree.count.files import Forest, read_object, read_trees
 from prefold.tree.count.segments import Tree, make_tree
+
+_SEED = 0
 
 
 def few_shot(prompt: int, branches: int, steps: int) -> Tree:
@@ -30,8 +37,8 @@ def n_best(prompt: int, branches: int, steps: int, shortest: int | None = None) 
 def beam(prompt: int, beams: int, steps: int, every: int = 1, seed: int = 0) -> Tree:
     """Return a beam search that chooses its beams anew after ``every`` steps, each among all of them alike.
 
-    A beam that one beam continues stays one segment; where several continue it, it ends and each gets a segment of its
-    own; one that nobody continues is pruned. Python's Mersenne Twister, seeded, chooses.
+    A beam with one successor stays one segment; with several it ends and each gets a segment of its own; without any it
+    is pruned. Python's Mersenne Twister, seeded, chooses.
     """
     _require(prompt=prompt, beams=beams, steps=steps, every=every)
     random = Random(seed)  # noqa: S311 (no secret)
@@ -48,15 +55,68 @@ def beam(prompt: int, beams: int, steps: int, every: int = 1, seed: int = 0) -> 
         chosen = [random.choice(live) for _ in live]
         live_next = []
         for segment in live:
-            remaining_owners = chosen.count(segment)
-            end[segment] = steps if remaining_owners == 1 else step
-            live_next += (
-                [segment] if remaining_owners == 1 else [begin(segment, step + 1) for _ in range(remaining_owners)]
-            )
+            successors = chosen.count(segment)
+            end[segment] = steps if successors == 1 else step
+            live_next += [segment] if successors == 1 else [begin(segment, step + 1) for _ in range(successors)]
         live = live_next
     tokens = [last - first + 1 for first, last in zip(birth, end, strict=True)]
     name = f"beam: prompt {prompt}, beams {beams}, steps {steps}, every {every}, seed {seed}"
     return make_tree(name, parent, tokens, birth, end)
+
+
+def speculative(accepted: Sequence[int], size: int, prompt: int, cap: int) -> Tree:
+    """Return speculative decoding as DeFT replays it: the root gains ``accepted[j]`` tokens after step ``j``.
+
+    The prefill takes ``accepted[0]``. The ``size`` branches hold one token each, and are the step's queries in any
+    order. The list is cut where it would exceed ``cap`` tokens of output, and filled up to it as ``refill`` does.
+
+    Raises:
+        UsageError: a count is below 1, or nothing is ever accepted.
+    """
+    _require(size=size, prompt=prompt, cap=cap)
+    gained = refill(accepted, cap)
+    steps = max(min(len(gained), cap - 1), 0)
+    name = f"speculative: size {size}, prompt {prompt}, cap {cap}"
+    columns = ([-1, *[0] * size], [prompt, *[1] * size], [1 - prompt, *[1] * size], [0, *[steps] * size])
+    parent, tokens, birth, end = (np.array(column, np.int64) for column in columns)
+    # What step t reads was gained before it; after the last step one more gain is generated, and never read.
+    return Tree(name, parent, tokens, birth, end, prompt, accepted=tuple(gained[1 : steps + 1]))
+
+
+def refill(accepted: Sequence[int], cap: int) -> list[int]:
+    """Return accepted lengths that add up to ``cap``.
+
+    Those given come first, up to where they would exceed it; then numbers between their least and their greatest from
+    Python's Mersenne Twister, seeded with 0; the last is clipped.
+    """
+    if not accepted or min(accepted) < 0 or max(accepted) < 1:
+        raise UsageError("accepted lengths are whole numbers from 0, and one at least is above it")
+    total, kept = 0, []
+    for length in accepted:
+        if total + length > cap:
+            break
+        kept.append(length)
+        total += length
+    random = Random(_SEED)  # noqa: S311 (the published runs drew from it)
+    while total < cap:
+        kept.append(min(random.randint(min(accepted), max(accepted)), cap - total))
+        total += kept[-1]
+    return kept
+
+
+def read_accepted(file: Path, dataset: str = "APPS", index: int = 0) -> list[int]:
+    """Return a list of accepted lengths of ``speculative.json``, a digit for each step; ``UsageError`` without."""
+    found = read_object(file).get("accept_lengths")
+    if not isinstance(found, dict):
+        raise UsageError(f"{file}: no accept_lengths")
+    if dataset not in found:
+        raise UnknownName(f"dataset in {file}", dataset, list(found))
+    lists = found[dataset].get("lists") if isinstance(found[dataset], dict) else None
+    if not isinstance(lists, list) or not 0 <= index < len(lists):
+        raise UsageError(f"{file}: {dataset} has no list {index}")
+    if not isinstance(lists[index], str) or not lists[index].isdecimal():
+        raise UsageError(f"{file}: list {index} of {dataset} is not a string of digits")
+    return [int(digit) for digit in lists[index]]
 
 
 def _require(**counts: int) -> None:
@@ -68,3 +128,55 @@ def _require(**counts: int) -> None:
 def _fan(name: str, prompt: int, lengths: Sequence[int]) -> Tree:
     ones = len(lengths)
     return make_tree(name, [-1, *[0] * ones], [prompt, *lengths], [1 - prompt, *[1] * ones], [0, *lengths])
+
+
+def _replayed(file: Path, size: int, prompt: int, cap: int, dataset: str = "APPS", index: int = 0) -> Tree:
+    return speculative(read_accepted(file, dataset, index), size, prompt, cap)
+
+
+_GENERATORS: dict[str, Callable[..., Tree]] = {
+    "few-shot": few_shot,
+    "n-best": n_best,
+    "beam": beam,
+    "speculative": _replayed,
+}
+
+
+def _value(name: str, key: str, text: str) -> int | str | Path:
+    if key in ("file", "dataset"):
+        return Path(text) if key == "file" else text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {key}={text} is not a whole number") from error
+
+
+def open_trees(source: str, *, limit: int | None = None) -> Forest:
+    """Return the first ``limit`` complete trees of a file, or the tree of a generator, ``NAME:key=value,...``.
+
+    Raises:
+        UsageError: there is neither, or no tree in it.
+    """
+    name, colon, settings = source.partition(":")
+    if name in _GENERATORS:
+        tree = _GENERATORS[name](**_arguments(name, settings))
+        return Forest(tree.name, (tree,))
+    if not Path(source).exists() and (colon or not Path(source).suffix):
+        raise UnknownName("file or generator", name, list(_GENERATORS))
+    return read_trees(Path(source), limit=limit)
+
+
+def _arguments(name: str, settings: str) -> dict[str, int | str | Path]:
+    parameters = signature(_GENERATORS[name]).parameters
+    given: dict[str, int | str | Path] = {}
+    for setting in filter(None, settings.split(",")):
+        key, _, value = setting.partition("=")
+        if key not in parameters:
+            raise UsageError(f"{name}: no setting {key!r}; there are {', '.join(parameters)}")
+        if key in given:
+            raise UsageError(f"{name}: {key} is given twice")
+        given[key] = _value(name, key, value)
+    missing = [key for key, each in parameters.items() if each.default is Parameter.empty and key not in given]
+    if missing:
+        raise UsageError(f"{name}: without {', '.join(missing)}; as {name}:{','.join(f'{key}=...' for key in missing)}")
+    return given

@@ -1,18 +1,21 @@
 """The picture of a tree over time: live branches, tokens, and what each scheme reads. It needs matplotlib."""
 
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefold.common.figures import INK, STYLE, drawn, require_plot
-from prefold.tree.count.over_time import OverTime, Series, over_time
-from prefold.tree.count.reads import Counted
+from prefold.tree.count.reads import Counted, reads_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Series = NDArray[np.float64]
 KINDS = (".svg", ".png")
 _INCHES = (9, 8)
 _POINTS = 1500  # more than the picture is wide
@@ -30,8 +33,7 @@ _STYLE = STYLE | {"lines.linewidth": 1.3}
 def write_picture(counted: Counted, title: str, file: Path) -> None:
     """Draw what was counted into a file, ``.svg`` or ``.png``."""
     require_plot(file, KINDS)
-    drawn = picture(counted, title, file.suffix.lower().removeprefix("."))
-    file.write_bytes(drawn)
+    file.write_bytes(picture(counted, title, file.suffix.lower().removeprefix(".")))
 
 
 def picture(counted: Counted, title: str, kind: str = "svg") -> bytes:
@@ -42,6 +44,37 @@ def picture(counted: Counted, title: str, kind: str = "svg") -> bytes:
         _draw(figure.subplots(3, 1, sharex=True), over_time(counted), len(counted.trees))
 
     return drawn(draw, _INCHES, kind, _STYLE)
+
+
+@dataclass(frozen=True, eq=False)
+class OverTime:
+    """Means over all trees at each step, ``[steps]``; ``reads`` are bytes of all layers, in full, by scheme."""
+
+    branches: Series
+    tree_tokens: Series
+    path_tokens: Series
+    reads: dict[str, Series]
+
+
+def over_time(counted: Counted) -> OverTime:
+    """Return the reads of each step."""
+    steps = max(len(each.branches) for each in counted.trees)
+    names = counted.trees[0].totals()
+    means = {name: _mean([getattr(each, name) for each in counted.trees], steps) for name in names}
+    reads = {}
+    for scheme in counted.schemes:
+        # Bytes are a sum of columns, each by a constant; what one of each column costs is that constant.
+        one = {name: {each: Fraction(each == name) for each in names} for name in names}
+        costs = {name: float(reads_of(scheme, counted.attention, one[name]).full) for name in names}
+        reads[scheme.name] = np.sum([costs[name] * means[name] for name in names], axis=0)
+    return OverTime(means["branches"], means["tree_tokens"], means["path_tokens"], reads)
+
+
+def _mean(columns: list[NDArray[np.int64]], steps: int) -> Series:
+    total = np.zeros(steps)
+    for column in columns:
+        total[: len(column)] += column
+    return total / len(columns)
 
 
 def _draw(panels: "np.ndarray[Any, Any]", shown: OverTime, trees: int) -> None:
@@ -67,6 +100,5 @@ def _draw(panels: "np.ndarray[Any, Any]", shown: OverTime, trees: int) -> None:
 
 
 def _line(axes: "Axes", series: Series, **style: Any) -> None:
-    """Draw a series, thinned to what can be seen."""
     steps = np.unique(np.linspace(0, len(series) - 1, _POINTS).round().astype(int)) if len(series) else slice(0)
     axes.plot(np.arange(1, len(series) + 1)[steps], series[steps], **style)

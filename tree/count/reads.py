@@ -1,25 +1,160 @@
-"""The bytes that a tree's attention reads and writes, scheme by scheme, over all layers and steps (DeFT)."""
+"""The bytes that a tree's attention reads and writes, scheme by scheme, over all layers and steps.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+DeFT, arXiv 2404.00242. Each step of a replay is counted in tokens, from which bytes follow by the sizes of a model.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from fractions import Fraction
 
-from prefold.tree.count.schemes import Counts, Scheme, count_rows, find_schemes
-from prefold.tree.count.segments import Tree
-from prefold.tree.count.timeline import replay
+import numpy as np
 
+from prefold.common.errors import UnknownName
+from prefold.tree.count.segments import Integers, Tree
+from prefold.tree.count.timeline import Rows, replay
+
+BLOCK, TILE = 128, 32
 _PARTIAL = 4  # bytes of a value of a partial output, which are fp32
 
 
 @dataclass(frozen=True)
-class Attention:
-    """The attention of a model.
+class Scheme:
+    """A way to read the KV cache, by columns of ``Counts``.
 
     Attributes:
-        layers: that have one.
-        heads: of queries, H in the paper.
-        kv_heads: of keys and values.
-        head_dim: values of a head, d in the paper.
+        kv: tokens whose keys and values are read, as published.
+        launched: tokens that are read in truth.
+        pairs: of a query and a group of keys.
+        mask: bytes of a mask for each token of the tree.
+        dense: scores and a mask of every query by every token are written and read.
+    """
+
+    name: str
+    kv: str
+    launched: str
+    pairs: str
+    mask: int = 0
+    dense: bool = False
+
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("sequence-wise", "path_tokens", "path_tokens", "splits"),
+        Scheme("medusa", "tree_tokens", "tree_tokens", "branches", dense=True),
+        Scheme("node", "tiled_tokens", "tiled_tokens", "node_pairs"),
+        Scheme("node-chunk", "tiled_tokens", "tiled_tokens", "chunk_pairs"),
+        Scheme("flatten", "tree_tokens", "block_tokens", "block_pairs", mask=8),
+    )
+}
+_ALSO = {"flash-decoding": "sequence-wise", "radix": "sequence-wise", "tree-attention": "medusa"}
+
+
+def find_schemes(names: Iterable[str] = ()) -> list[Scheme]:
+    """Return schemes by name, all where none is named; ``UnknownName`` has the nearest names."""
+    chosen = [name.lower().replace("_", "-").removeprefix("deft-") for name in names]
+    chosen = [_ALSO.get(name, name) for name in chosen]
+    for name in chosen:
+        if name not in SCHEMES:
+            raise UnknownName("scheme", name, [*SCHEMES, *_ALSO])
+    return [scheme for name, scheme in SCHEMES.items() if name in chosen or not chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Tokens, or pairs of a query and a group, that are read at each step: arrays ``[steps]``.
+
+    Attributes:
+        branches: that are decoded, l in the paper.
+        tree_tokens: of all resident segments.
+        path_tokens: of the paths of all branches.
+        dense_pairs: branches times tokens of the tree.
+        splits: blocks of the path of each branch.
+        tiled_tokens: of each segment, once for each tile of queries.
+        node_pairs: branches below each segment.
+        chunk_pairs: branches below each segment, times its blocks.
+        block_tokens: of each block of the flattened tree, once for each tile of queries.
+        block_pairs: branches of each block of the flattened tree.
+    """
+
+    branches: Integers
+    tree_tokens: Integers
+    path_tokens: Integers
+    dense_pairs: Integers
+    splits: Integers
+    tiled_tokens: Integers
+    node_pairs: Integers
+    chunk_pairs: Integers
+    block_tokens: Integers
+    block_pairs: Integers
+
+    def totals(self) -> dict[str, int]:
+        """Return each column's sum over all steps."""
+        return {each.name: int(getattr(self, each.name).sum()) for each in fields(self)}
+
+
+def count_rows(parts: Iterable[Rows], *, block: int = BLOCK, tile: int = TILE) -> Counts:
+    """Return the counts of each step; ``block`` tokens are a group, ``tile`` queries share a read of it."""
+    counted = [_counted(rows, block, tile) for rows in parts]
+    names = [each.name for each in fields(Counts)]
+    none = np.zeros(0, np.int64)
+    return Counts(*(np.concatenate([none, *(part[name] for part in counted)]) for name in names))
+
+
+def _counted(rows: Rows, block: int, tile: int) -> dict[str, Integers]:
+    def by_step(column: Integers) -> Integers:
+        return np.add.reduceat(column, rows.starts)
+
+    tree_tokens = by_step(rows.tokens)
+    blocks = _Blocks(rows, tree_tokens, block)
+    wide = bool((rows.live > tile).any())  # else every tile holds all queries
+    return {
+        "branches": rows.live,
+        "tree_tokens": tree_tokens,
+        "path_tokens": by_step(rows.paths),
+        "dense_pairs": rows.live * tree_tokens,
+        "splits": by_step(-(-rows.paths // block)),
+        "tiled_tokens": by_step(rows.tokens * -(-rows.branches // tile)) if wide else tree_tokens,
+        "node_pairs": by_step(rows.branches),
+        "chunk_pairs": by_step(rows.branches * -(-rows.tokens // block)),
+        "block_tokens": blocks.launched(tile) if wide else tree_tokens,
+        "block_pairs": blocks.pairs(),
+    }
+
+
+class _Blocks:
+    def __init__(self, rows: Rows, tree_tokens: Integers, block: int) -> None:
+        self._rows, self._tree_tokens, self._block = rows, tree_tokens, block
+        sizes = np.diff(np.append(rows.starts, len(rows.tokens)))
+        self._steps = np.repeat(np.arange(len(sizes)), sizes)
+        ends = np.cumsum(rows.tokens) - (np.cumsum(tree_tokens) - tree_tokens)[self._steps]
+        self._first, self._last = (ends - rows.tokens) // block, (ends - 1) // block
+        # A path lies in rising blocks. It may enter a segment in the block in which it left the segment above.
+        self._shared = (rows.above >= 0) & (self._first == self._last[rows.above])
+
+    def pairs(self) -> Integers:
+        entered = self._last - self._first + ~self._shared
+        return np.add.reduceat(self._rows.branches * entered, self._rows.starts)
+
+    def launched(self, tile: int) -> Integers:
+        """Return tokens that are read when each block is, once for each ``tile`` of its queries."""
+        counts = -(-self._tree_tokens // self._block)
+        starts, total = np.cumsum(counts + 1) - counts - 1, int((counts + 1).sum())
+        origin, branches = starts[self._steps], self._rows.branches.astype(np.float64)
+        enters = np.bincount(origin + self._first + self._shared, branches, total)
+        leaves = np.bincount(origin + self._last + 1, branches, total)
+        queries = np.cumsum(np.rint(enters - leaves).astype(np.int64))
+        lengths = np.full(total, self._block)
+        lengths[starts + counts - 1] = self._tree_tokens - (counts - 1) * self._block
+        lengths[starts + counts] = 0
+        return np.add.reduceat(lengths * -(-queries // tile), starts)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of a model: H ``heads`` of queries, and values of d, ``head_dim``, of so many bytes.
+
+    Attributes:
         value_bytes: of a query, a key, a value or an output; the paper's are fp16.
     """
 
@@ -66,14 +201,7 @@ class Reads:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """What was counted of some trees. Figures are means per tree, exact.
-
-    Attributes:
-        attention: that reads the trees.
-        trees: what was read at each step, of each tree.
-        generated: tokens that all trees generate.
-        schemes: those that were asked for.
-    """
+    """The counts of some trees at each step, and the tokens that they generate; figures are exact means per tree."""
 
     attention: Attention
     trees: tuple[Counts, ...]
@@ -107,16 +235,10 @@ class Counted:
 def count_trees(
     trees: Sequence[Tree], attention: Attention, *, schemes: Sequence[str] = (), cap: int | None = None
 ) -> Counted:
-    """Return what schemes read of trees, step by step.
+    """Return what schemes read of one or more trees, step by step; ``UnknownName`` for an unknown scheme.
 
-    Args:
-        trees: one or more.
-        attention: that reads them.
-        schemes: names of ``SCHEMES``; all if none is given.
-        cap: the longest output, in tokens; the last step is one before it.
-
-    Raises:
-        UnknownName: if there is no such scheme.
+    ``schemes`` are names of ``SCHEMES``, all if none is given; ``cap`` is the longest output, in tokens, and the last
+    step is one before it.
     """
     found = tuple(find_schemes(schemes))
     counts = tuple(count_rows(replay(tree, cap)) for tree in trees)
@@ -125,7 +247,7 @@ def count_trees(
 
 
 def _generated(tree: Tree, steps: int) -> int:
-    """Return tokens of a tree beside its prompt, those that the last step has yet to append with them."""
+    """Return tokens of a tree beside its prompt, with those that the last step has yet to append."""
     held = (tree.end.clip(max=steps + 1) - tree.birth + 1).clip(0, tree.tokens)
     held[tree.root] = sum(tree.accepted[:steps])
     return int(held.sum())

@@ -1,4 +1,4 @@
-"""A tree of segments: which follows which, how many tokens each has, and when it is decoded."""
+"""A tree of segments: the parent of each, its number of tokens, and the steps at which it is decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,7 @@ class Tree:
     """A tree of token segments that decode step by step; steps count from 1. Arrays are ``[segments]``.
 
     Attributes:
-        name: what it is called.
-        parent: of each segment; -1 of the root, which is the prompt.
+        parent: -1 of the root, which is the prompt.
         tokens: of each segment when it is whole.
         birth: the first step at which it holds a token; that of the root is before the first step.
         end: the last step at which it is decoded: it branches there, or is pruned.
@@ -58,16 +57,11 @@ def make_tree(
 ) -> Tree:
     """Return a tree that has been checked.
 
-    Args:
-        name: what it is called, also in errors.
-        parent: of each segment; -1 of the root.
-        tokens: of each segment.
-        birth: ``end`` of the parent + 1; 1 - ``tokens`` of the root.
-        end: ``birth + tokens - 1``.
-        prompt: tokens that the root holds, where they are not those that ``tokens`` has.
+    ``birth`` is ``end`` of the parent + 1, or 1 - ``tokens`` of the root, and ``end`` is ``birth + tokens - 1``;
+    ``prompt`` is the tokens that the root holds, where ``tokens`` has others.
 
     Raises:
-        UsageError: if it is not one tree, or its arrays contradict each other.
+        UsageError: it is not one tree, or its arrays contradict each other.
     """
     if not len(parent) == len(tokens) == len(birth) == len(end) > 0:
         lengths = ", ".join(str(len(each)) for each in (parent, tokens, birth, end))
@@ -107,7 +101,7 @@ def _check_counts(name: str, tokens: Integers, prompt: int | None) -> None:
 
 
 def _check_connected(name: str, parent: Integers, root: int) -> None:
-    """Refuse segments that no walk from the root reaches: with one parent each, they are on or below a cycle."""
+    """Refuse segments that no walk from the root reaches: with one parent each, they lead to a cycle."""
     above = np.where(parent == _ROOT, root, parent)
     for _ in range(len(parent).bit_length()):
         above = above[above]  # twice as far up each time
@@ -123,7 +117,7 @@ def _check_times(name: str, columns: list[Integers], root: int) -> None:
 
 
 def depth_first(tree: Tree) -> tuple[Integers, Integers]:
-    """Return the segments depth first, children by their number, and how many segments each has below and with it."""
+    """Return the segments depth first, children by number, and the size of the subtree of each."""
     children: list[list[int]] = [[] for _ in tree.parent]
     for segment, parent in enumerate(tree.parent.tolist()):
         if parent != _ROOT:

@@ -1,4 +1,4 @@
-"""The replay of a tree: which segments are resident at each step, and what they hold.
+"""The replay of a tree: the segments that are resident at each step, and their tokens.
 
 Between two steps at which a segment is born or ends, the same segments are resident and the same branches lie below
 each. So these are found once for each such interval, and only the numbers of tokens are written out step by step.
@@ -52,14 +52,8 @@ class _Pattern:
 class _Ordered:
     """A tree's columns, depth first.
 
-    Attributes:
-        birth: as the tree has it.
-        end: as the tree has it.
-        last: the last step at which a segment is resident: the end of the last one below it.
-        tokens: of each segment, of the root those of the prompt.
-        before: tokens of all segments above.
-        above: the nearest segment above that holds a token; -1 where there is none.
-        sizes: segments below each, itself with them.
+    ``last`` is the last step at which a segment or one below it is decoded, ``before`` tokens of all segments above,
+    ``above`` the nearest of these that holds a token, -1 without one, and ``sizes`` the segments of each subtree.
     """
 
     birth: Integers
@@ -89,7 +83,7 @@ def _ordered(tree: Tree) -> _Ordered:
 
 
 def replay(tree: Tree, cap: int | None = None) -> Iterator[Rows]:
-    """Yield what is resident from step 1 to the last, some steps at a time; ``cap`` as in ``Tree.steps``."""
+    """Yield the resident segments from step 1 to the last, some steps at a time; ``cap`` as in ``Tree.steps``."""
     steps = tree.steps(cap)
     ordered = _ordered(tree)
     gained = np.zeros(steps, np.int64)
@@ -104,7 +98,6 @@ def replay(tree: Tree, cap: int | None = None) -> Iterator[Rows]:
 
 
 def _pattern(ordered: _Ordered, steps: Integers) -> _Pattern:
-    """Return what is resident at some steps."""
     at = steps[:, None]
     resident = (ordered.birth <= at) & (at <= ordered.last) & (ordered.tokens > 0)
     decoded = resident & (at <= ordered.end)
