@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from tests.conftest import EXACT, asked_for, load, some, tokens
 from tests.runtime.pairs import Pair, exact_logits, logits, make_pair, rounding_error

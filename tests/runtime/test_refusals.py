@@ -64,7 +64,7 @@ def test_training_mode_is_refused(pair: Pair, part: str) -> None:
 def test_resizing_the_vocabulary_is_refused(pair: Pair) -> None:
     model = copy.deepcopy(pair.folded)
     assert model.resize_token_embeddings() is model.resize_token_embeddings(97) is model.get_input_embeddings()
-    with pytest.raises(FoldedInputError, match="is folded .* add tokens to the source, and fold it again"):
+    with pytest.raises(FoldedInputError, match=r"is folded .* add tokens to the source, and fold it again"):
         model.resize_token_embeddings(120)
 
 
