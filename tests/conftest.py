@@ -208,7 +208,7 @@ def fold(tmp_path: Path) -> Callable[..., Path]:
 
 
 def load(folder: Path, **kwargs: Any) -> PreTrainedModel:
-    """Load a checkpoint as a user does, in its own dtype: by the installed runtime, or else by the module in its folder."""
+    """Load a checkpoint in its own dtype: by the installed runtime once that is imported, else by the folder's module."""
     config = json.loads((folder / "config.json").read_text())
     has_trust = "prefold.runtime" not in sys.modules or "AutoConfig" in config.get("auto_map", {})
     options = {"trust_remote_code": has_trust, "dtype": "auto"} | kwargs
