@@ -208,7 +208,7 @@ def fold(tmp_path: Path) -> Callable[..., Path]:
 
 
 def load(folder: Path, **kwargs: Any) -> PreTrainedModel:
-    """Load a checkpoint in its own dtype: by the installed runtime once that is imported, else by the folder's module."""
+    """Load a checkpoint in its own dtype, by the runtime once it is imported, else by the module in the folder."""
     config = json.loads((folder / "config.json").read_text())
     has_trust = "prefold.runtime" not in sys.modules or "AutoConfig" in config.get("auto_map", {})
     options = {"trust_remote_code": has_trust, "dtype": "auto"} | kwargs
