@@ -69,8 +69,9 @@ def _auto_classes(known: Prepared) -> dict[str, str]:
     resolved, prefix = known.resolved, f"{known.resolved.model_class.base_model_prefix}."
     base = base_class(known.config)
     modules = [module for cut in known.study.cuts for module in [cut.embedding, *cut.eliminated]]
-    has_base = base is not None and base.base_model_prefix == resolved.model_class.base_model_prefix
-    bases = {"AutoModel": base.__name__} if has_base and all(name.startswith(prefix) for name in modules) else {}
+    bases = {}
+    if base and f"{base.base_model_prefix}." == prefix and all(name.startswith(prefix) for name in modules):
+        bases["AutoModel"] = base.__name__
     return bases | {resolved.auto_class: resolved.model_class.__name__}
 
 
