@@ -66,16 +66,19 @@ class Conversion:
         inspection: what it is worth.
         verification: what its check returned; None where none was asked for.
         left_out: files of the source that did not go along, folders as ``name/``.
+        notes: where the source's index and shards disagree.
     """
 
     out: Path
     inspection: Inspection
     verification: Report | None
     left_out: list[str]
+    notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures."""
-        return {"out": str(self.out)} | _figures(self.inspection, self.verification) | {"left_out": self.left_out}
+        apart = {"left_out": self.left_out, "notes": self.notes}
+        return {"out": str(self.out)} | _figures(self.inspection, self.verification) | apart
 
 
 def convert_checkpoint(
@@ -113,7 +116,7 @@ def convert_checkpoint(
         write_card(folder, known, savings, inspection.verdict, proof)
         result = _figures(inspection, report) | {"versions": versions()}
         (folder / REPORT).write_text(json.dumps(result, indent=2) + "\n")
-    return Conversion(out, inspection, report, known.side.left_out)
+    return Conversion(out, inspection, report, known.side.left_out, known.source.notes)
 
 
 def _prepare(model: str, revision: str | None, options: FoldOptions) -> Prepared:

@@ -226,7 +226,7 @@ def _missing(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
 
 def find_differences(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
     """Return which tensors are not the source's, which files are missing, and whether the table is the written one."""
-    return [*_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
+    return [*folded.notes, *_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
 
 
 def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:

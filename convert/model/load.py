@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
 
-from prefold.convert.checkpoint.safetensors_file import DTYPES
+from prefold.convert.checkpoint.safetensors_file import DTYPES, names_in_order
 from prefold.convert.checkpoint.side_files import code_reasons
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
@@ -167,12 +167,14 @@ def _classes(auto_class: Any, config: PreTrainedConfig) -> list[type[PreTrainedM
 
 
 def resolve_dtype(source: Source, config: PreTrainedConfig, asked: str | None) -> torch.dtype:
-    """Return the type that the model runs in: what was asked for, the config's, or the first weights' own."""
+    """Return the type that the model runs in: what was asked for, the config's, or that of its first file's weights."""
     if asked is not None:
         return getattr(torch, asked)  # type: ignore[no-any-return]
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
-    for entry in source.entries.values():
+    first = next(iter(source.entries.values()), None)
+    for name in names_in_order(first.file) if first else ():
+        entry = source.entries[name]
         if entry.is_floating_point and DTYPES[entry.dtype].itemsize > 1:  # smaller ones are quantized
             return DTYPES[entry.dtype]
     return torch.float32
