@@ -152,7 +152,8 @@ def _require_apart(source: Source, adapter: Path | None, out: Path) -> None:
 
 def _write_tensors(known: Prepared, folder: Path, progress: ConversionProgress) -> None:
     """Write tables, all other tensors, their index, and the config and the modules that run them."""
-    plan = plan_weights(known.source.entries, known.live, known.study.cuts, known.study.ties, known.options)
+    study = known.study
+    plan = plan_weights(known.source.entries, known.live, study.cuts, study.ties, study.float32, known.options)
     tables = TableWriter(known, plan)
     total, kept = sum(tensor.size for tensor in tables.outgoing.values()), plan.shard_bytes
     require_space(folder, kept + total + known.side.size + (1 << 20))

@@ -20,6 +20,7 @@ from prefold.convert.fold.layout import Column, Cut, EmbeddingSite, lay_out_row
 from prefold.convert.fold.reads import ParameterReads, measure_parameter_reads
 from prefold.convert.model.filling import ThinProducts
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
+from prefold.convert.model.load import kept_in_float32
 from prefold.convert.model.running import hooks, run_side
 from prefold.convert.model.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
 from prefold.convert.model.ties import Ties, find_ties, tied_modules
@@ -58,6 +59,7 @@ class Study:
         unreached: modules of first blocks that no pass for a row enters.
         census: what a step reads.
         ties: what is tied to the embeddings.
+        float32: parameters and buffers that stay so in a model of 16 bits.
         mergeable_width: values of the column that could be merged into the residual, 0 where there is none.
     """
 
@@ -68,6 +70,7 @@ class Study:
     unreached: list[str]
     census: ParameterReads
     ties: Ties
+    float32: set[str]
     mergeable_width: int
 
 
@@ -95,7 +98,7 @@ def _study(
 ) -> Study:
     model = build_on_meta(model_class, config, torch.float32)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    declared = dict(model.all_tied_weights_keys)
+    declared, float32 = dict(model.all_tied_weights_keys), kept_in_float32(model, dtype)
     stacks = _pruned(model, config)
     materialize(model, _ROWS)
     entries = _entries(model)
@@ -103,7 +106,8 @@ def _study(
     found = [fold for side in sides for fold in side]
     ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries))
     routers = [router for side in sides for router in side[0].found.routers]
-    census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties)
+    units = dict.fromkeys(float32, torch.float32.itemsize / dtype.itemsize)
+    census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties, units)
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
@@ -111,7 +115,7 @@ def _study(
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
     width = sum(fold.found.mergeable_width for fold in folds)
-    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, width)
+    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, float32, width)
 
 
 def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:

@@ -178,3 +178,10 @@ def resolve_dtype(source: Source, config: PreTrainedConfig, asked: str | None) -
         if entry.is_floating_point and DTYPES[entry.dtype].itemsize > 1:  # smaller ones are quantized
             return DTYPES[entry.dtype]
     return torch.float32
+
+
+def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Name the parameters and buffers that transformers loads in float32, though the model be of ``dtype``."""
+    plan = model._get_dtype_plan(dtype)
+    pattern = re.compile("|".join(f"(?:{name.replace('*', '.*')})" for name in plan))
+    return {name for name in model.state_dict() if plan and pattern.search(name)}
