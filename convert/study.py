@@ -219,7 +219,7 @@ def _side(
         raise UnsupportedModel(["its tokens reach no stack of blocks"])
     again = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
     found = discover(model, side, stack.first_block, ids, again)
-    embedding = _embedding(model, side)
+    embedding = _embedding(model, side, entries)
     if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
     held = [name for name, _ in model.get_submodule(embedding).named_parameters(recurse=False)]
@@ -246,19 +246,20 @@ def _with_idle(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]
     return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *idle])]
 
 
-def _embedding(model: PreTrainedModel, side: Side) -> str:
-    """Name the input embedding as the side calls it."""
+def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]) -> str:
+    """Name the input embedding as the side calls it, or the one with its weight that a pass enters."""
     holder: Any = model.get_submodule(side.name)
     try:
         with model_code():
             embedding = holder.get_input_embeddings()
     except ModelFailed as failure:
         raise UnsupportedModel(["it names no input embedding: several may make up a token's"]) from failure
-    names = [str(name) for name, module in model.named_modules(remove_duplicate=False) if module is embedding]
-    inside = [name for name in names if name.startswith(side.name)]
+    modules = [(str(name), module) for name, module in model.named_modules(remove_duplicate=False)]
+    inside = [name for name, module in modules if module is embedding and name.startswith(side.name)]
     if not inside:
         raise UnsupportedModel(["what it names as its input embedding is no module that its tokens go through"])
-    return inside[0]
+    tied = [name for name, each in modules if isinstance(each, nn.Embedding) and each.weight is embedding.weight]
+    return next((name for name in [*inside, *tied] if name in entries), inside[0])
 
 
 def _entries(model: PreTrainedModel) -> dict[str, list[int]]:

@@ -195,7 +195,8 @@ class ParameterReads:
     def folded(self) -> list[Parameter]:
         """Weights that the tables replace, the embeddings' aside."""
         modules = {module for cut in self.cuts for module in cut.eliminated} - {cut.embedding for cut in self.cuts}
-        return [p for name, p in self.parameters.items() if any(name.startswith(f"{module}.") for module in modules)]
+        inside = tuple(f"{module}." for module in modules)
+        return [p for name, p in self.parameters.items() if name.startswith(inside) and name not in self.freed]
 
     @property
     def gone(self) -> int:
