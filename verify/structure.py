@@ -184,6 +184,7 @@ def find_refusals(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
     What tensors hold is looked at later: it is data.
     """
     return [
+        *folded.notes,
         *_config_problems(blueprint, folded),
         *_code_problems(blueprint, folded),
         *_file_problems(blueprint, folded),
@@ -228,7 +229,7 @@ def _missing(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
 
 def find_differences(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
     """Return which tensors are not the source's, which files are missing, and whether the table is the written one."""
-    return [*folded.notes, *_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
+    return [*_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
 
 
 def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:

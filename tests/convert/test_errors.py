@@ -112,7 +112,7 @@ def test_memory_that_is_short_is_nobodys_error():
         ({"intermediate_size": 10**13}, "values in its first blocks: prefold takes 2,147,483,648"),
         ({"hidden_size": 10**8}, "values in its first blocks"),
         ({"head_dim": 10**8}, "values in its first blocks"),
-        ({"vocab_size": 12}, "its vocabulary has 9 ordinary tokens"),
+        ({"vocab_size": 4}, "its vocabulary has 1 ordinary tokens"),
         ({"hidden_size": "wide"}, "transformers cannot read its config"),
         ({"num_labels": 10**12}, r"asks for 1,000,000,000,000 labels \(num_labels\)"),
         ({"architectures": 3}, "names no classes as architectures: 3"),

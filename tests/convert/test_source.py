@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from prefold.convert import BrokenCheckpoint, PrefoldError, UnsupportedModel, UsageError, convert_checkpoint
 from prefold.convert.checkpoint.files import INDEX, SINGLE
 from prefold.convert.checkpoint.source import open_source
+from prefold.verify import require_verified
 from tests.conftest import Checkpoint
 
 
@@ -92,14 +95,69 @@ def test_an_index_that_names_a_missing_shard(sharded: Path):
     assert_refused(sharded, BrokenCheckpoint, "names model-00002.* which is missing")
 
 
-def test_an_index_that_names_a_tensor_its_shard_lacks(sharded: Path):
+def loaded_by_transformers(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+def test_of_an_index_the_names_of_files_count(sharded: Path, tmp_path: Path):
+    """As transformers has it: a name without a tensor is passed over, a tensor without a name is loaded."""
     edit_index(sharded, "extra.weight", next(sharded.glob("model-00001-*")).name)
-    assert_refused(sharded, BrokenCheckpoint, "extra.weight is not in it")
-
-
-def test_a_shard_with_a_tensor_that_the_index_lacks(sharded: Path):
     edit_index(sharded, "model.norm.weight", None)
-    assert_refused(sharded, BrokenCheckpoint, "model.norm.weight is not in the index")
+    conversion = convert_checkpoint(str(sharded), tmp_path / "out", check=require_verified())
+    (shard,) = [note.partition(":")[0] for note in conversion.notes if "model.norm.weight is not in the index" in note]
+    assert conversion.notes == [
+        f"{INDEX}: names extra.weight, which no shard holds",
+        f"{shard}: model.norm.weight is not in the index",
+    ]
+    assert conversion.as_json()["notes"] == conversion.notes
+
+
+def test_of_a_tensor_in_two_shards_the_last_counts(sharded: Path, tmp_path: Path):
+    first, last = sorted(sharded.glob("model-*.safetensors"))[:: len(list(sharded.glob("model-*.safetensors"))) - 1]
+    name = next(iter(load_file(first)))
+    save_file(load_file(last) | {name: torch.full_like(load_file(first)[name], 7)}, last, metadata={"format": "pt"})
+    assert loaded_by_transformers(sharded)[name].eq(7).all()
+    conversion = convert_checkpoint(str(sharded), tmp_path / "out", check=require_verified())
+    assert f"{last.name}: {name} lies in an earlier shard, too: this one counts" in conversion.notes
+
+
+def test_shards_without_an_index(sharded: Path):
+    (sharded / INDEX).unlink()
+    assert_refused(sharded, UnsupportedModel, "neither model.safetensors nor model.safetensors.index.json, which says")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_pointer_of_git_lfs(checkpoint: Checkpoint, name: str):
+    source = checkpoint("llama")
+    (source / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert_refused(source, BrokenCheckpoint, f"{name}: a Git-LFS pointer in place of the file: run git lfs pull")
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors"])
+def test_a_file_of_weights_is_no_model(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(b"GGUF")
+    assert_refused(tmp_path / name, UsageError, "a file of weights: a checkpoint is a folder")
+
+
+def test_a_folder_has_no_revision(checkpoint: Checkpoint, tmp_path: Path):
+    with pytest.raises(UsageError, match="has no --revision"):
+        convert_checkpoint(str(checkpoint("llama")), tmp_path / "out", revision="main")
+
+
+@pytest.mark.parametrize(
+    ("wide", "dtype"), [("norm", torch.bfloat16), ("embed", torch.bfloat16), ("lm_head", torch.float32)]
+)
+def test_a_config_without_a_type_loads_as_transformers_does(
+    checkpoint: Checkpoint, tmp_path: Path, wide: str, dtype: Any
+):
+    source = checkpoint("llama", torch.bfloat16)
+    tensors = {name: each.float() if wide in name else each for name, each in load_file(source / SINGLE).items()}
+    save_file(tensors, source / SINGLE, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "dtype"}))
+    assert AutoModelForCausalLM.from_pretrained(source).dtype == dtype
+    folded = convert_checkpoint(str(source), tmp_path / "out", check=require_verified()).out
+    assert json.loads((folded / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("path", ["../elsewhere.safetensors", "/elsewhere.safetensors", "a/../../b.safetensors"])

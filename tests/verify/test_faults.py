@@ -157,14 +157,14 @@ UNFIT = {
     "missing table": (lambda folded: (folded / TABLE).unlink(), f"names {TABLE}, which is missing"),
     "missing index": (
         lambda folded: (folded / "model.safetensors.index.json").unlink(),
-        "no safetensors weights",
+        "neither model.safetensors nor model.safetensors.index.json",
     ),
     "table cut short": (lambda folded: faults.cut_short(folded / TABLE), f"{TABLE}: cut short"),
     "table without its last row": (faults.narrow_table, f"{EMBEDDING}: the table is F32 [256, 96], should be"),
     "table of another type": (faults.retype_table, f"{EMBEDDING}: the table is F64"),
     "index names a tensor that no shard has": (
         faults.name_absent_tensor,
-        "model.absent.weight is not in it",
+        "names model.absent.weight, which no shard holds",
     ),
     "tensor that the index lacks": (
         lambda folded: faults.forget_tensor(folded, NORM),

@@ -47,7 +47,7 @@ def test_a_fork_sees_nothing_of_the_one_before(llama: Pair, tmp_path: Path):
     """Two folds whose modules differ: each runs its own, from an empty cache of remote code."""
     other = shutil.copytree(llama.folded, tmp_path / "folded")
     module = other / RUNTIME
-    module.write_text(module.read_text().replace('PREFIX = "Prefold"', 'PREFIX = "Prefold"\nraise ValueError("other")'))
+    module.write_text(module.read_text().replace("FORMAT = ", 'raise ValueError("other")\nFORMAT = '))
     job = Job(str(llama.folded), "float32", "AutoModelForCausalLM", [[5, 6, 7]], continued=[5, 6, 7, 9])
     measure(job)
     with pytest.raises(ProbeFailed, match="folded: does not run: ValueError: other"):
