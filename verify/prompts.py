@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from prefold.common.errors import UsageError
 from prefold.convert import ModelFailed, model_code
 from prefold.convert.fold import quiet_loading
-from prefold.verify.passages import PASSAGES
+from prefold.verify.probe.passages import PASSAGES
 from prefold.verify.probe.job import SAID_VALUES
 
 TEXTS = (

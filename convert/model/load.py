@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,8 @@ _USUAL: tuple[Any, ...] = (
     modeling_auto.AutoModelForSpeechSeq2Seq,
     modeling_auto.AutoModel,
 )
-_AUTO_CLASSES = dict.fromkeys(
-    [*_USUAL, *(each for name, each in vars(modeling_auto).items() if name.startswith("AutoModel"))]
-)
+_OTHERS = [each for name, each in vars(modeling_auto).items() if name.startswith("AutoModel")]
+_AUTO_CLASSES = dict.fromkeys([*_USUAL, *_OTHERS])
 # A skeleton has all blocks, and a config a name for each label. Published models have some hundred blocks, and research
 # went to a thousand.
 _MOST = {"blocks": (("layer", "layers", "blocks", "depth"), 1_000), "labels": (("labels",), 100_000)}
@@ -135,15 +134,18 @@ def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bo
         UnsupportedModel: there is none.
     """
     own = _own_kind(source, config) if trust_remote_code else []
-    kinds = {auto: [ResolvedModel(each, auto.__name__) for each in _classes(auto, config)] for auto in _AUTO_CLASSES}
     architectures = source.config.get("architectures") or []
-    named = [kind for each in kinds.values() for kind in each if kind.model_class.__name__ in architectures]
+    named = [kind for kind in _kinds(_AUTO_CLASSES, config) if kind.model_class.__name__ in architectures]
     for other in _known(architectures) if not (own or named) else []:
         raise UnsupportedModel([f"it is a {other}, which no auto class of transformers loads"])
-    chosen = next(iter([*own, *named, *(kind for auto in _USUAL for kind in kinds[auto])]), None)
+    chosen = next(iter([*own, *named, *_kinds(_USUAL, config)]), None)
     if chosen is None:
         raise UnsupportedModel([f"{config.model_type} is not a language model or text encoder of transformers"])
     return chosen
+
+
+def _kinds(autos: Iterable[Any], config: PreTrainedConfig) -> list[ResolvedModel]:
+    return [ResolvedModel(each, auto.__name__) for auto in autos for each in _classes(auto, config)]
 
 
 def base_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:

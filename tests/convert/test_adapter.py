@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
         torch.float32,
         {"target_modules": LLAMA, "exclude_modules": r"model\.layers\.[01]\.self_attn\.k_proj"},
     ),
+    "another layer alone": ("llama", torch.float32, {"target_modules": LLAMA, "layers_to_transform": [1]}),
     "some layers": ("llama", torch.float32, {"target_modules": LLAMA, "layers_to_transform": [0, 2]}),
     "head as well": ("llama", torch.float32, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     "experts": (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -20,7 +21,7 @@ from prefold.convert import (
 )
 from prefold.convert.checkpoint.files import CARD, INDEX, REPORT, RUNTIME, SOURCE_CARD, TABLE
 from prefold.convert.checkpoint.source import open_folder
-from tests.conftest import Checkpoint, all_bytes, load, random_model, small_config, tokens
+from tests.conftest import Checkpoint, all_bytes, auto_class, fold_options, load, random_model, small_config, tokens
 
 
 def test_the_same_source_gives_the_same_bytes(checkpoint: Checkpoint, fold):
@@ -87,6 +88,31 @@ def test_side_files_are_copied_verbatim_and_the_licence_is_carried(checkpoint: C
     assert "license: apache-2.0" in card
     assert "prefold convert source OUT" in card
     assert "not verified" in card
+
+
+def test_a_card_keeps_what_the_hub_decides_by(checkpoint: Checkpoint, fold):
+    source = checkpoint("llama")
+    kept = {"library_name": "sentence-transformers", "pipeline_tag": "feature-extraction", "datasets": ["a", "b"]}
+    front = ModelCardData(**kept, tags=["x", "prefold"], license="mit", widget=[{"text": "y"}])
+    (source / CARD).write_text(f"---\n{front.to_yaml()}\n---\n")
+    said = ModelCard((fold(source) / CARD).read_text()).data.to_dict()
+    assert said == kept | {"license": "mit", "tags": ["x", "prefold"]}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "dtype"),
+    [
+        ("t5", {"feed_forward_proj": "gated-gelu"}, torch.float16),
+        ("deepseek_v3", {}, torch.bfloat16),
+    ],
+)
+def test_what_stays_float32_keeps_its_values(checkpoint: Checkpoint, tmp_path: Path, model_type, changes, dtype):
+    source = checkpoint(model_type, **changes)
+    folded = convert_checkpoint(str(source), tmp_path / "out", options=fold_options(dtype=dtype)).out
+    one, other = (auto_class(model_type).from_pretrained(each, dtype=dtype) for each in (source, folded))
+    kept = {name: each for name, each in one.state_dict().items() if each.dtype == torch.float32}
+    assert kept
+    assert all(torch.equal(other.state_dict()[name], each) for name, each in kept.items())
 
 
 def test_a_card_does_not_guess_a_licence(checkpoint: Checkpoint, fold):

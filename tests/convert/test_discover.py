@@ -50,6 +50,13 @@ def test_what_folds_and_what_is_dropped(model_type: str, columns: list[str], dro
     assert found[1] == dropped
 
 
+@pytest.mark.parametrize("size", [5, 7, 16])
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "qwen3", "mamba", "gpt2", "bert", "bloom"])
+def test_a_small_vocabulary_changes_nothing(model_type: str, size: int):
+    special = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], 0)
+    assert short(found_in(model_type, vocab_size=size, **special)) == short(found_in(model_type))
+
+
 def test_a_norm_behind_the_embedding_becomes_the_residual():
     found = found_in("bloom")
     assert found.columns[0].name == "transformer.word_embeddings_layernorm"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import snapshot_download
 
 from prefold.convert import (
     BrokenCheckpoint,
@@ -215,3 +216,28 @@ def test_the_next_run_fetches_what_an_interrupted_one_lacks(
     assert fetched(server, "org/interrupted").isdisjoint(kept)
     assert shards[-1] in fetched(server, "org/interrupted")
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def offline(function: Any, *args: Any) -> Any:
+    """Run with ``HF_HUB_OFFLINE``, which the client reads when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        return function(*args)
+
+
+def test_a_cached_repository_folds_offline(single: Path, server: HubServer, call: Call, tmp_path: Path) -> None:
+    commit = server.add("org/cached", read_folder(single))
+    call(snapshot_download, "org/cached")
+    call(convert_checkpoint, str(single), tmp_path / "before")
+    server.requests.clear()
+    assert call(offline, inspect_checkpoint, "org/cached").foldable
+    call(offline, convert_checkpoint, "org/cached", tmp_path / "after")
+    assert server.requests == []
+    assert told(tmp_path / "after")["prefold"]["revision"] == commit
+    before, after = read_folder(tmp_path / "before"), read_folder(tmp_path / "after")
+    assert all(after[name] == content for name, content in before.items() if name.endswith(".safetensors"))
+
+
+def test_what_is_not_cached_is_told_offline(call: Call, tmp_path: Path) -> None:
+    with pytest.raises(HubError, match="org/uncached"):
+        call(offline, convert_checkpoint, "org/uncached", tmp_path / "out")

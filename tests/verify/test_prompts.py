@@ -7,7 +7,7 @@ import pytest
 
 from prefold.convert import UsageError
 from prefold.verify import read_prompts
-from prefold.verify.passages import PASSAGES
+from prefold.verify.probe.passages import PASSAGES
 from prefold.verify.prompts import TEXTS, token_passages, token_prompts
 from tests.verify.conftest import Pair
 from tests.verify.tokenizer import save_tokenizer

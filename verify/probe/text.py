@@ -15,14 +15,15 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from prefold.convert import ModelFailed, model_code
 from prefold.convert.model import loaded_by
-from prefold.verify.passages import PASSAGES
+from prefold.verify.probe.passages import PASSAGES
 
 _AUTO_CLASSES: tuple[Any, ...] = (AutoTokenizer, AutoProcessor, AutoFeatureExtractor, AutoImageProcessor)
 # Words in many scripts, and how they may stand: tokenizers differ in prefixes, in spaces, and in what they normalize.
 _WORDS = (
-    "Hello", "don't", "naïve café", "ﬁne ﬂow", "e\u0301 é", "Straße", "Привет, мир", "Καλημέρα", "שלום", "مرحبا", "नमस्ते",
-    "สวัสดี", "你好，世界", "こんにちは", "안녕하세요", "ԲԱՐԵՎ", "👩‍👩‍👧‍👦 🇫🇷", "∑ x² ≤ √n", "12,345.67", "0x1F", "a_b.c()",
-    "if (x) {\n\treturn y;\n}", "<b>&amp;</b>", "http://a.b/c?d=e", "\u200bzero\u00a0width\ufeff", "\x00\x7f", "ｆｕｌｌ",
+    "Hello", "don't", "naïve café", "ﬁne ﬂow", "e\u0301 é", "Straße", "Привет, мир", "Καλημέρα", "שלום", "مرحبا",
+    "नमस्ते", "สวัสดี", "你好，世界", "こんにちは", "안녕하세요", "ԲԱՐԵՎ", "👩\u200d👧 🇫🇷", "∑ x² ≤ √n", "12,345.67",
+    "0x1F", "a_b.c()", "if (x) {\n\treturn y;\n}", "<b>&amp;</b>", "http://a.b/c?d=e", "\u200bzero\u00a0width\ufeff",
+    "\x00\x7f", "ｆｕｌｌ",
 )  # fmt: skip
 _FORMS = ("{}", " {}", "{} ", "\n{}", "{}\n\n", "\t{}", "  {}  {}", "{0}{0}", "{0} [MASK] {0}", "x{}")
 _CHAT = [
