@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from prefold.common.errors import UsageError
 from prefold.convert import ModelFailed, model_code
 from prefold.convert.fold import quiet_loading
-from prefold.verify.probe.passages import PASSAGES
 from prefold.verify.probe.job import SAID_VALUES
+from prefold.verify.probe.passages import PASSAGES
 
 TEXTS = (
     "In the beginning there was a small town by the sea, and in the town",

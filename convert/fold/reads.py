@@ -318,7 +318,7 @@ def measure_parameter_reads(
         first, second = (meter.gathered.get(twin, 0) / itemsize for meter in (one, two))
         whole = one.whole.get(twin, 0) / itemsize
         if len(shape) < _EXPERTS_DIM and whole < prod(shape) and whole == two.whole.get(twin, 0) / itemsize:
-            kinds = (second - first, 2 * first - second + whole, 0)  # a slice of it
+            kinds = (second - first, 2 * first - second + whole, 0.0)  # a slice of it
         else:
             kinds = (second - first, 2 * first - second, whole / max(prod(shape), 1))
         parameters[name] = Parameter(name, shape, *kinds, units=units.get(name, 1))

@@ -94,9 +94,10 @@ def plan_weights(
 
     Parameters that transformers loads in ``float32`` keep their values, whatever type is asked for.
     """
-    dtype, outgoing = getattr(torch, options.dtype) if options.dtype else None, list[tuple[Path, str, Outgoing]]()
+    dtype: Any = getattr(torch, options.dtype) if options.dtype else None
+    outgoing = list[tuple[Path, str, Outgoing]]()
     for name, entry in untouched(entries, live, cuts, ties).items():
-        is_kept = live.get(name) in float32 or dtype in (None, DTYPES.get(entry.dtype))
+        is_kept = dtype is None or live.get(name) in float32 or dtype == DTYPES.get(entry.dtype)
         outgoing.append((entry.file, name, passed_through(entry) if is_kept else cast(entry, dtype)))
     groups = list(_by_size(outgoing, options.max_shard_size) if options.max_shard_size else _by_file(outgoing))
     shards = {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}

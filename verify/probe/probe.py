@@ -98,8 +98,9 @@ def _said(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
     text, too, since its few logits settle no mean error.
     """
     output: Any = model(**inputs)
+    tokens = inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"]
     found = [each for name, each in output.items() if name.endswith("logits")]
-    if found and found[0].shape[:2] != inputs.get("decoder_input_ids", inputs.get("input_ids")).shape:
+    if found and found[0].shape[:2] != tokens.shape:
         output = model(**inputs, output_hidden_states=True)
         hidden = output.get("decoder_hidden_states", output.get("hidden_states"))
         return hidden[-1]  # type: ignore[no-any-return]
