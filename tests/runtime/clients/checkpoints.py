@@ -19,7 +19,7 @@ from prefold.convert import convert_checkpoint
 from tests.conftest import VOCABULARY, random_model, small_config
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
-WORDS = (*SPECIAL.values(), *"to be or not that is the question whether it is nobler in mind suffer".split())
+WORDS = (*SPECIAL.values(), "to", "be", "or", "not", "that", "is", "the", "question", "whether", "it", "nobler")
 
 
 def folded(source: Path) -> Path:
@@ -36,7 +36,7 @@ def text_checkpoint(folder: Path, model_type: str, **changes: Any) -> Path:
 
 def save_words(folder: Path) -> None:
     """Save a tokenizer that has a word for every token of the small models."""
-    words = [*dict.fromkeys(WORDS), *(f"word{number}" for number in range(VOCABULARY))][:VOCABULARY]
+    words = [*WORDS, *(f"word{number}" for number in range(len(WORDS), VOCABULARY))]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
