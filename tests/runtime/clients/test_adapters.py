@@ -53,10 +53,25 @@ def test_default_modules_of_later_layers_are_adapted_as_in_the_source(
         assert (expected - one(input_ids=tokens(), **given).logits).abs().max() > 1e-2
 
 
-def test_adapter_names_its_fold_and_is_loaded_onto_it(tmp_path: Path) -> None:
+def test_adapter_names_its_fold_and_is_loaded_onto_it(way: Way, tmp_path: Path) -> None:
     checkpoint = folded(text_checkpoint(tmp_path / "source", "llama"))
     options = {"task_type": "CAUSAL_LM", "layers_to_transform": [1, 2]}
-    model = _adapted(_loaded(checkpoint, RUNTIME, "llama"), **options)
+    model = _adapted(_loaded(checkpoint, way, "llama"), **options)
     model.save_pretrained(tmp_path / "adapter")
-    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", **way.options).eval()
+    way.require(again.base_model.model)
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+
+
+def test_adapter_without_a_task_is_loaded_by_hand(way: Way, tmp_path: Path) -> None:
+    """It names the module of the model's class, of which PEFT imports transformers' own alone."""
+    checkpoint = folded(text_checkpoint(tmp_path / "source", "llama"))
+    model = _adapted(_loaded(checkpoint, way, "llama"), layers_to_transform=[1, 2])
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="allowlist"):
+        peft.AutoPeftModel.from_pretrained(tmp_path / "adapter", **way.options)
+    if way is RUNTIME:
+        allowed = peft.AutoPeftModel.from_pretrained(tmp_path / "adapter", import_allowlist=["prefold"])
+        way.require(allowed.base_model.model)
+    again = peft.PeftModel.from_pretrained(_loaded(checkpoint, way, "llama"), tmp_path / "adapter").eval()
     assert torch.equal(logits(again, tokens()), logits(model, tokens()))
