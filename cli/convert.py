@@ -12,7 +12,7 @@ from prefold.convert import FoldOptions
 if TYPE_CHECKING:
     from prefold.convert import Conversion
 
-_LEFT_OUT = 10  # files that are named
+_NAMED = 10  # of files that were left out, and of names that index and shards disagree about
 
 
 @takes_fold_options()
@@ -63,7 +63,8 @@ def _tell(conversion: "Conversion", uploaded: str | None, *, as_json: bool) -> N
     show_inspection(conversion.inspection)
     if isinstance(conversion.verification, Verification):
         show_verification(conversion.verification)
-    if conversion.left_out:
-        shown, more = conversion.left_out[:_LEFT_OUT], len(conversion.left_out) - _LEFT_OUT
-        note(f"left out: {', '.join(shown)}" + (f" and {more} more" if more > 0 else ""))
+    for what, names in (("left out", conversion.left_out), ("loaded as transformers does", conversion.notes)):
+        if names:
+            more = len(names) - _NAMED
+            note(f"{what}: {', '.join(names[:_NAMED])}" + (f" and {more} more" if more > 0 else ""))
     say(f"folded into {conversion.out}" + (f" and {uploaded}" if uploaded else ""), "bold")

@@ -1,5 +1,6 @@
 """The ``prefold`` command: its commands, its errors, its exit codes."""
 
+import io
 import os
 import signal
 import sys
@@ -77,6 +78,8 @@ def explain(error: Exception) -> tuple[list[str], int]:
 def main() -> None:
     """Run the command line; every error becomes one line for each reason and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)  # so that what was half written is removed then, too
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: ASCII alone ends no conversion
     try:
         app()
     except SystemExit as end:

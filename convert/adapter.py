@@ -160,10 +160,10 @@ def merge_into_first_layer(model: PreTrainedModel, folder: Path, folded_modules:
     """Merge what an adapter adds to folded modules into a loaded first layer, by peft's own arithmetic.
 
     Raises:
-        UsageError, UnsupportedModel, BrokenCheckpoint: as ``check_adapter``; or the merged modules say something else
+        UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_adapter``; or the merged modules say something else
             than the adapted ones.
     """
-    adapter = check_adapter(folder, model, folded_modules)
+    adapter = open_adapter(folder)
     names = adapter.tensors_of(folded_modules)
     if not names:
         return model

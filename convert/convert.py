@@ -66,16 +66,19 @@ class Conversion:
         inspection: what it is worth.
         verification: what its check returned; None where none was asked for.
         left_out: files of the source that did not go along, folders as ``name/``.
+        notes: where the source's index and shards disagree.
     """
 
     out: Path
     inspection: Inspection
     verification: Report | None
     left_out: list[str]
+    notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures."""
-        return {"out": str(self.out)} | _figures(self.inspection, self.verification) | {"left_out": self.left_out}
+        apart = {"left_out": self.left_out, "notes": self.notes}
+        return {"out": str(self.out)} | _figures(self.inspection, self.verification) | apart
 
 
 def convert_checkpoint(
@@ -113,7 +116,7 @@ def convert_checkpoint(
         write_card(folder, known, savings, inspection.verdict, proof)
         result = _figures(inspection, report) | {"versions": versions()}
         (folder / REPORT).write_text(json.dumps(result, indent=2) + "\n")
-    return Conversion(out, inspection, report, known.side.left_out)
+    return Conversion(out, inspection, report, known.side.left_out, known.source.notes)
 
 
 def _prepare(model: str, revision: str | None, options: FoldOptions) -> Prepared:
@@ -149,7 +152,8 @@ def _require_apart(source: Source, adapter: Path | None, out: Path) -> None:
 
 def _write_tensors(known: Prepared, folder: Path, progress: ConversionProgress) -> None:
     """Write tables, all other tensors, their index, and the config and the modules that run them."""
-    plan = plan_weights(known.source.entries, known.live, known.study.cuts, known.study.ties, known.options)
+    study = known.study
+    plan = plan_weights(known.source.entries, known.live, study.cuts, study.ties, study.float32, known.options)
     tables = TableWriter(known, plan)
     total, kept = sum(tensor.size for tensor in tables.outgoing.values()), plan.shard_bytes
     require_space(folder, kept + total + known.side.size + (1 << 20))

@@ -20,6 +20,7 @@ from prefold.convert.fold.layout import Column, Cut, EmbeddingSite, lay_out_row
 from prefold.convert.fold.reads import ParameterReads, measure_parameter_reads
 from prefold.convert.model.filling import ThinProducts
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
+from prefold.convert.model.load import kept_in_float32
 from prefold.convert.model.running import hooks, run_side
 from prefold.convert.model.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
 from prefold.convert.model.ties import Ties, find_ties, tied_modules
@@ -58,6 +59,7 @@ class Study:
         unreached: modules of first blocks that no pass for a row enters.
         census: what a step reads.
         ties: what is tied to the embeddings.
+        float32: parameters and buffers that stay so in a model of 16 bits.
         mergeable_width: values of the column that could be merged into the residual, 0 where there is none.
     """
 
@@ -68,6 +70,7 @@ class Study:
     unreached: list[str]
     census: ParameterReads
     ties: Ties
+    float32: set[str]
     mergeable_width: int
 
 
@@ -95,7 +98,7 @@ def _study(
 ) -> Study:
     model = build_on_meta(model_class, config, torch.float32)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    declared = dict(model.all_tied_weights_keys)
+    declared, float32 = dict(model.all_tied_weights_keys), kept_in_float32(model, dtype)
     stacks = _pruned(model, config)
     materialize(model, _ROWS)
     entries = _entries(model)
@@ -103,7 +106,8 @@ def _study(
     found = [fold for side in sides for fold in side]
     ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries))
     routers = [router for side in sides for router in side[0].found.routers]
-    census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties)
+    units = dict.fromkeys(float32, torch.float32.itemsize / dtype.itemsize)
+    census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties, units)
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
@@ -111,7 +115,7 @@ def _study(
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
     width = sum(fold.found.mergeable_width for fold in folds)
-    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, width)
+    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, float32, width)
 
 
 def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:
@@ -215,7 +219,7 @@ def _side(
         raise UnsupportedModel(["its tokens reach no stack of blocks"])
     again = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
     found = discover(model, side, stack.first_block, ids, again)
-    embedding = _embedding(model, side)
+    embedding = _embedding(model, side, entries)
     if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
     held = [name for name, _ in model.get_submodule(embedding).named_parameters(recurse=False)]
@@ -242,19 +246,20 @@ def _with_idle(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]
     return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *idle])]
 
 
-def _embedding(model: PreTrainedModel, side: Side) -> str:
-    """Name the input embedding as the side calls it."""
+def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]) -> str:
+    """Name the input embedding as the side calls it, or the one with its weight that a pass enters."""
     holder: Any = model.get_submodule(side.name)
     try:
         with model_code():
             embedding = holder.get_input_embeddings()
     except ModelFailed as failure:
         raise UnsupportedModel(["it names no input embedding: several may make up a token's"]) from failure
-    names = [str(name) for name, module in model.named_modules(remove_duplicate=False) if module is embedding]
-    inside = [name for name in names if name.startswith(side.name)]
+    modules = [(str(name), module) for name, module in model.named_modules(remove_duplicate=False)]
+    inside = [name for name, module in modules if module is embedding and name.startswith(side.name)]
     if not inside:
         raise UnsupportedModel(["what it names as its input embedding is no module that its tokens go through"])
-    return inside[0]
+    tied = [name for name, each in modules if isinstance(each, nn.Embedding) and each.weight is embedding.weight]
+    return next((name for name in [*inside, *tied] if name in entries), inside[0])
 
 
 def _entries(model: PreTrainedModel) -> dict[str, list[int]]:

@@ -17,7 +17,7 @@ from prefold.convert.checkpoint.side_files import module_of, plain, strings
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.fold.tensors import made_tensors
-from prefold.convert.model.load import base_class
+from prefold.convert.model.load import auto_classes, base_class
 from prefold.convert.prepare import Prepared
 from prefold.convert.savings import Savings
 
@@ -66,12 +66,13 @@ def folded_config(
 
 def _auto_classes(known: Prepared) -> dict[str, str]:
     """Return the names of the folded classes by their auto classes: the model's, and its base model's."""
-    resolved, prefix = known.resolved, f"{known.resolved.model_class.base_model_prefix}."
-    base = base_class(known.config)
-    modules = [module for cut in known.study.cuts for module in [cut.embedding, *cut.eliminated]]
-    has_base = base is not None and base.base_model_prefix == resolved.model_class.base_model_prefix
-    bases = {"AutoModel": base.__name__} if has_base and all(name.startswith(prefix) for name in modules) else {}
-    return bases | {resolved.auto_class: resolved.model_class.__name__}
+    model_class, base, found = known.resolved.model_class, base_class(known.config), dict[str, str]()
+    prefix, cuts = f"{model_class.base_model_prefix}.", known.study.cuts
+    is_inside = all(name.startswith(prefix) for cut in cuts for name in [cut.embedding, *cut.eliminated])
+    if base and is_inside and f"{base.base_model_prefix}." == prefix:
+        found = dict.fromkeys(auto_classes(base, known.config), base.__name__)
+    names = [known.resolved.auto_class, *auto_classes(model_class, known.config)]
+    return found | dict.fromkeys(names, model_class.__name__)
 
 
 def _reached(source: Source, code: dict[str, bytes]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def _is_fold(source: Any, config: Any = None, **kwargs: Any) -> bool:
             config, _ = PreTrainedConfig.get_config_dict(config, **kwargs)
         except OSError:  # it has none, as loading it will say
             return False
-    return "prefold" in (config if isinstance(config, dict) else vars(config or object))
+    content = config if isinstance(config, dict) else vars(config or object)
+    return "prefold" in content and "auto_map" in content  # a program that swaps modules by itself takes the latter out
 
 
 register()

@@ -250,7 +250,7 @@ def _auto_class(folded: type[PreTrainedModel], config: Any) -> str:
     Raises:
         ValueError: the checkpoint was folded as another.
     """
-    classes = {auto: str(name).rpartition(".")[2] for auto, name in config.auto_map.items() if "Model" in auto}
+    classes = {str(auto): str(name).rpartition(".")[2] for auto, name in config.auto_map.items() if "Model" in auto}
     for auto, name in classes.items():
         if name == folded.__name__:
             return auto

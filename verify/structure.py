@@ -197,19 +197,21 @@ def _same_bytes(one: Outgoing, other: Entry) -> bool:
     return sha256(one.chunks()) == sha256(other.chunks())
 
 
-def _is_untouched(source: Entry, folded: Entry, dtype: torch.dtype) -> bool:
-    """Say whether a tensor is the source's, or the source's in the type that the whole model was cast to."""
-    if source.dtype == folded.dtype:
+def _is_untouched(source: Entry, folded: Entry, dtype: torch.dtype, *, is_kept: bool) -> bool:
+    """Return whether a tensor is the source's, or, unless it is kept, the source's in the type that the model has."""
+    if is_kept or source.dtype == folded.dtype:
         return _same_bytes(passed_through(source), folded)
     return _same_bytes(cast(source, dtype), folded)
 
 
 def _tensor_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     expected, made = blueprint.untouched, [made.name for made in blueprint.made.values()]
+    known = blueprint.known
     for name, entry in expected.items():
+        is_kept = known.live.get(name) in known.study.float32
         if name not in folded.entries:
             yield f"{name}: missing"
-        elif not _is_untouched(entry, folded.entries[name], blueprint.known.dtype):
+        elif not _is_untouched(entry, folded.entries[name], known.dtype, is_kept=is_kept):
             yield f"{name}: not the source's bytes"
     for name in sorted(folded.entries.keys() - expected.keys() - set(made)):
         yield f"{name}: unexpected"
@@ -226,7 +228,7 @@ def _missing(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
 
 def find_differences(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
     """Return which tensors are not the source's, which files are missing, and whether the table is the written one."""
-    return [*_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
+    return [*folded.notes, *_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
 
 
 def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:

@@ -29,6 +29,7 @@ _WEIGHTS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot",
     ".tflite", ".mlmodel", ".npz", ".npy", ".pkl", ".nemo",
 }  # fmt: skip
+_POINTER = b"version https://git-lfs.github.com/spec/"
 # Names under which a folded checkpoint has files of its own, or which would change how it is loaded.
 _OWN = {CONFIG, ADAPTER, REPORT, SOURCE_CARD}
 
@@ -98,3 +99,14 @@ def own_file(folder: Path, name: str) -> Path:
     if not target.is_file():
         raise BrokenCheckpoint(f"{name}: no regular file")
     return path
+
+
+def require_fetched(path: Path) -> None:
+    """Refuse the pointer that Git LFS leaves in the place of a file that was not fetched.
+
+    Raises:
+        BrokenCheckpoint: it is one.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise BrokenCheckpoint(f"{path.name}: a Git-LFS pointer in place of the file: run git lfs pull")

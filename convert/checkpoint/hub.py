@@ -12,13 +12,20 @@ from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    hf_hub_download,
+    is_offline_mode,
+    snapshot_download,
+)
 from huggingface_hub.constants import ENDPOINT, HF_HUB_DISABLE_PROGRESS_BARS
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from prefold.common.errors import UsageError
-from prefold.convert.checkpoint.files import CONFIG, TABLE, is_weights
+from prefold.convert.checkpoint.files import CONFIG, TABLE, all_files, is_weights
 from prefold.convert.errors import HubError, OutputExists, is_own
 
 _LOG_IN = "log in with `hf auth login`"
@@ -66,12 +73,16 @@ def _reason(error: Exception) -> str:
 
 
 def resolve(repo: str, revision: str | None) -> tuple[str, list[str]]:
-    """Return the commit that a revision means now, and the names of its files.
+    """Return the commit that a revision means now, and the names of its files; offline, those in the client's cache.
 
     Raises:
-        HubError: no such repository or revision, or no connection.
+        HubError: no such repository or revision, no connection, or nothing in the cache.
         UsageError: not a repository id.
     """
+    if is_offline_mode():
+        with _translated(repo):
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        return folder.name, list(all_files(folder))
     with _translated(repo):
         info = HfApi().model_info(repo, revision=revision)
     if info.sha is None or info.siblings is None:

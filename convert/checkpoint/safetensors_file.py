@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from prefold.convert.checkpoint.files import require_fetched
 from prefold.convert.errors import BrokenCheckpoint
 
 DTYPES = {
@@ -133,6 +134,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     Raises:
         BrokenCheckpoint: the header is none, disagrees with the file's size, or has a type that torch lacks.
     """
+    require_fetched(path)
     try:
         with safe_open(path, framework="pt"):
             pass  # opened, it is whole: offsets neither overlap nor leave holes, sizes are those of the shapes
@@ -190,3 +192,9 @@ def write_file(
 def file_overhead(tensors: dict[str, Outgoing]) -> int:
     """Return the bytes of a file that are not tensors."""
     return len(_encoded_header(tensors, {"format": "pt"}))
+
+
+def names_in_order(path: Path) -> list[str]:
+    """Return a file's tensors by name, in the order in which transformers goes through them."""
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())

@@ -20,6 +20,7 @@ from prefold.convert.checkpoint.files import (
     is_side_file,
     is_weights,
     own_file,
+    require_fetched,
 )
 from prefold.convert.checkpoint.safetensors_file import Entry, read_header
 from prefold.convert.errors import BrokenCheckpoint, UnsupportedModel
@@ -39,6 +40,7 @@ class Source:
         config: ``config.json`` as it stands.
         entries: every tensor by name; empty where the weights were not asked for.
         hub_files: the names of all files of its commit, for a checkpoint of the hub.
+        notes: where index and shards disagree, and what transformers loads there.
     """
 
     config_path: Path
@@ -47,6 +49,7 @@ class Source:
     config: dict[str, Any]
     entries: dict[str, Entry] = field(default_factory=dict)
     hub_files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -96,17 +99,21 @@ def open_config(model: str, revision: str | None = None) -> Source:
     """Open a checkpoint's config alone: a folder, a ``config.json`` or a hub id; weights are not read.
 
     Raises:
-        UsageError: there is no such thing, or it is not a checkpoint.
+        UsageError: there is no such thing, it is not a checkpoint, or a folder's ``revision`` is asked for.
         UnsupportedModel: its files say that it cannot be folded.
         HubError: the hub did not answer.
     """
     if not _is_local(model):
         return _open_remote(model, revision)
+    if revision is not None:
+        raise UsageError(f"{model}: a folder or file here has no --revision; hub ids have")
     path = Path(model).expanduser()
     if path.is_dir():
         return _open_bare(path, model)
     if not path.exists():
         raise UsageError(f"{model}: no such file or folder")
+    if is_weights(path.name):
+        raise UsageError(f"{model}: a file of weights: a checkpoint is a folder with config.json and safetensors files")
     return Source(path, model, None, read_json(path))
 
 
@@ -161,7 +168,8 @@ def add_weights(opened: Source) -> Source:
         raise UsageError(f"{opened.name}: not a folder: there are no weights to read")
     if opened.revision is not None:
         _fetch_weights(opened, opened.revision)
-    return replace(opened, entries=read_entries(opened.folder))
+    entries, notes = read_entries(opened.folder)
+    return replace(opened, entries=entries, notes=notes)
 
 
 def _fetch_weights(opened: Source, commit: str) -> None:
@@ -182,7 +190,8 @@ def open_folder(folder: Path, name: str | None = None, revision: str | None = No
         UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_source``.
     """
     opened = _open_bare(folder, name or str(folder))
-    return replace(opened, revision=revision, entries=read_entries(folder))
+    entries, notes = read_entries(folder)
+    return replace(opened, revision=revision, entries=entries, notes=notes)
 
 
 def read_json(path: Path, form: type[Any] = dict) -> Any:
@@ -191,6 +200,7 @@ def read_json(path: Path, form: type[Any] = dict) -> Any:
     Raises:
         BrokenCheckpoint: it is not JSON, of another form, or larger than a checkpoint's headers may be.
     """
+    require_fetched(path)
     try:
         decoded = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -225,31 +235,42 @@ def _refuse_files(model: str, names: set[str]) -> None:
             [f"{model}: {ADAPTER} lies beside its weights: take the adapter out of the folder and pass it as --adapter"]
         )
     weights = sorted(name for name in names if is_weights(name))
-    if weights and SINGLE not in names and INDEX not in names:
+    if not weights or SINGLE in names or INDEX in names:
+        return
+    shards = [name for name in weights if name.endswith(".safetensors")]
+    if shards:
         raise UnsupportedModel(
-            [
-                f"{model}: no safetensors weights, only {', '.join(weights[:3])}: such files may run code when they are"
-                " opened; load the model in transformers once and call save_pretrained"
-            ]
+            [f"{model}: neither {SINGLE} nor {INDEX}, which says what lies in {', '.join(shards[:3])}: fetch it, too"]
         )
+    raise UnsupportedModel(
+        [
+            f"{model}: no safetensors weights, only {', '.join(weights[:3])}: such files may run code when they are"
+            " opened; load the model in transformers once and call save_pretrained"
+        ]
+    )
 
 
-def read_entries(folder: Path) -> dict[str, Entry]:
-    """Read the headers of all shards, checking index and shards against each other both ways.
+def read_entries(folder: Path) -> tuple[dict[str, Entry], list[str]]:
+    """Read the headers of all files that transformers loads; returns the tensors by name, and what it passes over.
+
+    Of an index it takes the names of files alone: all that lies in one is loaded, from the last of several.
 
     Raises:
-        BrokenCheckpoint: they disagree, a shard is missing or cut short, or the index points out of the folder.
+        BrokenCheckpoint: a shard is missing or cut short, or the index points out of the folder.
         UnsupportedModel: there are no weights.
     """
     if os.path.lexists(folder / SINGLE):
-        return read_header(own_file(folder, SINGLE))
+        return read_header(own_file(folder, SINGLE)), []
     if not os.path.lexists(folder / INDEX):
         raise UnsupportedModel([f"{folder}: no weights: neither {SINGLE} nor {INDEX}"])
-    weight_map = _weight_map(own_file(folder, INDEX))
-    entries: dict[str, Entry] = {}
+    weight_map, entries, notes = _weight_map(own_file(folder, INDEX)), dict[str, Entry](), list[str]()
     for shard in sorted(set(weight_map.values())):
-        entries |= _read_shard(folder, shard, {name for name, file in weight_map.items() if file == shard})
-    return entries
+        found = _read_shard(folder, shard)
+        notes += [f"{shard}: {name} lies in an earlier shard, too: this one counts" for name in found if name in entries]
+        entries |= found
+    notes += [f"{INDEX}: names {name}, which no shard holds" for name in weight_map if name not in entries]
+    notes += [f"{entry.file.name}: {name} is not in the index" for name, entry in entries.items() if name not in weight_map]
+    return entries, notes
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -259,7 +280,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_shard(folder: Path, shard: str, expected: set[str]) -> dict[str, Entry]:
+def _read_shard(folder: Path, shard: str) -> dict[str, Entry]:
     _require_inside(INDEX, shard)
     if not shard.endswith(".safetensors") or is_hidden(shard):
         raise BrokenCheckpoint(
@@ -267,11 +288,7 @@ def _read_shard(folder: Path, shard: str, expected: set[str]) -> dict[str, Entry
         )
     if not os.path.lexists(folder / shard):
         raise BrokenCheckpoint(f"{INDEX}: names {shard}, which is missing")
-    found = read_header(own_file(folder, shard))
-    for name in sorted(expected ^ set(found)):
-        where = "is not in it" if name in expected else "is not in the index"
-        raise BrokenCheckpoint(f"{shard}: {name} {where}")
-    return found
+    return read_header(own_file(folder, shard))
 
 
 def _require_inside(file: str, name: str) -> None:

@@ -12,23 +12,26 @@ from prefold.convert.errors import UnsupportedModel
 # output's scale in fp32. A row that sees its position or its neighbours changes by about its whole size.
 ROW_TOLERANCE = 1e-4
 BATCH, SEQ = 2, 8
+# Of two tokens, one can take the place of the other.
+_FEWEST = 2
 
 
 def experiment_tokens(config: PreTrainedConfig) -> torch.Tensor:
-    """Return distinct ordinary tokens, ``[2, 8]``.
+    """Return ordinary tokens, ``[2, 8]``: distinct ones, or of a small vocabulary those that there are, shuffled.
 
     Raises:
-        UnsupportedModel: there are not as many.
+        UnsupportedModel: there are fewer than two.
     """
     special = _special(config.to_dict())
     size = getattr(config.get_text_config(), "vocab_size", None) or 0
     tokens = (token for token in range(size) if token not in special)
-    ordinary = list(islice(tokens, BATCH * SEQ))
-    if len(ordinary) < BATCH * SEQ:
+    ordinary = torch.tensor(list(islice(tokens, BATCH * SEQ)), dtype=torch.long)
+    if len(ordinary) < _FEWEST:
         raise UnsupportedModel(
             [f"its vocabulary has {len(ordinary)} ordinary tokens, too few to tell what follows them"]
         )
-    return torch.tensor(ordinary).view(BATCH, SEQ)
+    repeated = torch.randint(len(ordinary), (BATCH * SEQ - len(ordinary),), generator=torch.Generator().manual_seed(0))
+    return torch.cat([ordinary, ordinary[repeated]]).view(BATCH, SEQ)
 
 
 def _special(settings: dict[str, Any]) -> set[int]:

@@ -127,6 +127,7 @@ class Parameter:
     Attributes:
         name: in the model.
         shape: its shape.
+        units: size of one of its values, as a multiple of the model's dtype: 2 for float32 in a model of 16 bits.
         per_token: values that one token looks up in it.
         fixed: values that are looked up once per step, whatever the batch.
         share: part of it that one token reads as a weight: 1 for most, experts chosen / experts for experts.
@@ -137,6 +138,12 @@ class Parameter:
     per_token: float = 0
     fixed: float = 0
     share: float = 0
+    units: float = 1
+
+    @property
+    def stored(self) -> float:
+        """Its size in values of the model's dtype."""
+        return self.values * self.units
 
     @property
     def values(self) -> int:
@@ -148,8 +155,8 @@ class Parameter:
         return self.values * (1 - (1 - self.share) ** batch)
 
     def reads(self, batch: int) -> float:
-        """Values read of it in one decode step of ``batch`` tokens."""
-        return self.read_as_weight(batch) + self.per_token * batch + self.fixed
+        """Values of the model's dtype that are read of it in one decode step of ``batch`` tokens."""
+        return (self.read_as_weight(batch) + self.per_token * batch + self.fixed) * self.units
 
 
 @dataclass(frozen=True)
@@ -172,8 +179,8 @@ class ParameterReads:
 
     @property
     def total(self) -> int:
-        """Values in the model."""
-        return sum(parameter.values for parameter in self.parameters.values())
+        """The model's size in values of its dtype."""
+        return round(sum(parameter.stored for parameter in self.parameters.values()))
 
     @property
     def has_experts(self) -> bool:
@@ -188,13 +195,14 @@ class ParameterReads:
     def folded(self) -> list[Parameter]:
         """Weights that the tables replace, the embeddings' aside."""
         modules = {module for cut in self.cuts for module in cut.eliminated} - {cut.embedding for cut in self.cuts}
-        return [p for name, p in self.parameters.items() if any(name.startswith(f"{module}.") for module in modules)]
+        inside = tuple(f"{module}." for module in modules)
+        return [p for name, p in self.parameters.items() if name.startswith(inside) and name not in self.freed]
 
     @property
     def gone(self) -> int:
-        """Values of all weights that leave the checkpoint."""
-        embeddings = sum(self.parameters[name].values for name in self.freed if name in self.parameters)
-        return embeddings + sum(parameter.values for parameter in self.folded)
+        """Size of all weights that leave the checkpoint, in values of the model's dtype."""
+        embeddings = sum(self.parameters[name].stored for name in self.freed if name in self.parameters)
+        return round(embeddings + sum(parameter.stored for parameter in self.folded))
 
     @property
     def made(self) -> int:
@@ -294,10 +302,12 @@ def measure_parameter_reads(
     cuts: list[Cut],
     routers: list[str],
     ties: Ties,
+    units: dict[str, float],
 ) -> ParameterReads:
     """Measure one step of the skeleton and apply what was found to every parameter of the whole model.
 
-    ``shapes`` are the whole model's; the skeleton has one block of each kind of the ``stacks``.
+    ``shapes`` are the whole model's; the skeleton has one block of each kind of the ``stacks``. ``units`` are those of
+    parameters that have another type than the model.
     """
     look_ups = [each.module for cut in cuts if cut.sum for each in cut.sum.look_ups]
     (one, rows_of_one), (two, rows_of_two) = (_step(skeleton, batch, look_ups) for batch in (1, 2))
@@ -308,9 +318,10 @@ def measure_parameter_reads(
         first, second = (meter.gathered.get(twin, 0) / itemsize for meter in (one, two))
         whole = one.whole.get(twin, 0) / itemsize
         if len(shape) < _EXPERTS_DIM and whole < prod(shape) and whole == two.whole.get(twin, 0) / itemsize:
-            parameters[name] = Parameter(name, shape, second - first, 2 * first - second + whole)  # a slice of it
+            kinds = (second - first, 2 * first - second + whole, 0)  # a slice of it
         else:
-            parameters[name] = Parameter(name, shape, second - first, 2 * first - second, whole / max(prod(shape), 1))
+            kinds = (second - first, 2 * first - second, whole / max(prod(shape), 1))
+        parameters[name] = Parameter(name, shape, *kinds, units=units.get(name, 1))
     looked_up = {
         name: (float(rows_of_two[name] - n), float(2 * n - rows_of_two[name])) for name, n in rows_of_one.items()
     }

@@ -1,7 +1,7 @@
 """Which tensors go into which file of the folded checkpoint."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,17 @@ def plan_weights(
     live: dict[str, str],
     cuts: list[Cut],
     ties: Ties,
+    float32: Collection[str] = (),
     options: FoldOptions = FoldOptions(),
 ) -> WeightPlan:
-    """Keep every tensor that is not folded, in the files in which it came, as far as ``options`` do not change that."""
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    outgoing = [
-        (entry.file, name, passed_through(entry) if dtype in (None, DTYPES.get(entry.dtype)) else cast(entry, dtype))
-        for name, entry in untouched(entries, live, cuts, ties).items()
-    ]
+    """Keep every tensor that is not folded, in the files in which it came, as far as ``options`` do not change that.
+
+    Parameters that transformers loads in ``float32`` keep their values, whatever type is asked for.
+    """
+    dtype, outgoing = getattr(torch, options.dtype) if options.dtype else None, list[tuple[Path, str, Outgoing]]()
+    for name, entry in untouched(entries, live, cuts, ties).items():
+        is_kept = live.get(name) in float32 or dtype in (None, DTYPES.get(entry.dtype))
+        outgoing.append((entry.file, name, passed_through(entry) if is_kept else cast(entry, dtype)))
     groups = list(_by_size(outgoing, options.max_shard_size) if options.max_shard_size else _by_file(outgoing))
     shards = {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
     return WeightPlan(shards, made_tensors(live, cuts))

@@ -12,19 +12,20 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
 
-from prefold.convert.checkpoint.safetensors_file import DTYPES
+from prefold.convert.checkpoint.safetensors_file import DTYPES, names_in_order
 from prefold.convert.checkpoint.side_files import code_reasons
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 
-# Whose models are folded, and in which order a type without a named architecture is looked for.
-_AUTO_CLASSES: tuple[Any, ...] = (
+# In which order a config that names no architecture is looked for; one that names one may be of any auto class.
+_USUAL: tuple[Any, ...] = (
     modeling_auto.AutoModelForCausalLM,
     modeling_auto.AutoModelForMaskedLM,
     modeling_auto.AutoModelForSeq2SeqLM,
     modeling_auto.AutoModelForSpeechSeq2Seq,
     modeling_auto.AutoModel,
 )
+_AUTO_CLASSES = dict.fromkeys([*_USUAL, *(each for name, each in vars(modeling_auto).items() if name.startswith("AutoModel"))])
 # A skeleton has all blocks, and a config a name for each label. Published models have some hundred blocks, and research
 # went to a thousand.
 _MOST = {"blocks": (("layer", "layers", "blocks", "depth"), 1_000), "labels": (("labels",), 100_000)}
@@ -132,11 +133,12 @@ def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bo
         UnsupportedModel: there is none.
     """
     own = _own_kind(source, config) if trust_remote_code else []
-    kinds = [ResolvedModel(each, auto.__name__) for auto in _AUTO_CLASSES for each in _classes(auto, config)]
-    named = [kind for kind in kinds if kind.model_class.__name__ in (source.config.get("architectures") or [])]
-    for other in _known(source.config.get("architectures") or []) if not (own or named) else []:
-        raise UnsupportedModel([f"it is a {other}: prefold folds language models and encoders without another head"])
-    chosen = next(iter([*own, *named, *kinds]), None)
+    kinds = {auto: [ResolvedModel(each, auto.__name__) for each in _classes(auto, config)] for auto in _AUTO_CLASSES}
+    architectures = source.config.get("architectures") or []
+    named = [kind for each in kinds.values() for kind in each if kind.model_class.__name__ in architectures]
+    for other in _known(architectures) if not (own or named) else []:
+        raise UnsupportedModel([f"it is a {other}, which no auto class of transformers loads"])
+    chosen = next(iter([*own, *named, *(kind for auto in _USUAL for kind in kinds[auto])]), None)
     if chosen is None:
         raise UnsupportedModel([f"{config.model_type} is not a language model or text encoder of transformers"])
     return chosen
@@ -145,6 +147,11 @@ def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bo
 def base_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """Return the class that ``AutoModel`` takes for a config of transformers' own."""
     return next(iter(_classes(modeling_auto.AutoModel, config)), None)
+
+
+def auto_classes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> list[str]:
+    """Return the names of all auto classes that load a config as ``model_class``."""
+    return [auto.__name__ for auto in _AUTO_CLASSES if model_class in _classes(auto, config)]
 
 
 def _known(architectures: list[str]) -> list[str]:
@@ -167,12 +174,21 @@ def _classes(auto_class: Any, config: PreTrainedConfig) -> list[type[PreTrainedM
 
 
 def resolve_dtype(source: Source, config: PreTrainedConfig, asked: str | None) -> torch.dtype:
-    """Return the type that the model runs in: what was asked for, the config's, or the first weights' own."""
+    """Return the type that the model runs in: what was asked for, the config's, or that of its first file's weights."""
     if asked is not None:
         return getattr(torch, asked)  # type: ignore[no-any-return]
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
-    for entry in source.entries.values():
+    first = next(iter(source.entries.values()), None)
+    for name in names_in_order(first.file) if first else ():
+        entry = source.entries[name]
         if entry.is_floating_point and DTYPES[entry.dtype].itemsize > 1:  # smaller ones are quantized
             return DTYPES[entry.dtype]
     return torch.float32
+
+
+def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Name the parameters and buffers that transformers loads in float32, though the model be of ``dtype``."""
+    plan = model._get_dtype_plan(dtype)
+    pattern = re.compile("|".join(f"(?:{name.replace('*', '.*')})" for name in plan))
+    return {name for name in model.state_dict() if plan and pattern.search(name)}

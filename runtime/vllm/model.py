@@ -14,7 +14,6 @@ from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.utils import PPMissingLayer
 
-from prefold.runtime.modeling_prefold import PREFIX
 from prefold.runtime.storage_prefold import TableError
 from prefold.runtime.vllm.layout import Layout, NotExpressibleError, plan
 from prefold.runtime.vllm.modules import CountedRow, FoldedEmbedding, Passed, Reader, Zeros
@@ -37,7 +36,7 @@ def derive(model_class: type[nn.Module]) -> type[nn.Module]:
         "__module__": __name__,
         "__doc__": model_class.__doc__,
     }
-    return type(PREFIX + model_class.__name__, (model_class,), namespace)
+    return type(model_class.__name__, (model_class,), namespace)
 
 
 def _init_of(model_class: Any) -> Callable[..., None]:

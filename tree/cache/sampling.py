@@ -183,6 +183,7 @@ def _generate(model: PreTrainedModel, ids: torch.Tensor, asked: Asked, cache: An
         ids,
         attention_mask=torch.ones_like(ids),
         past_key_values=cache,
+        cache_implementation=None,  # as Gemma 2 and 3 name one beside which no cache can be given
         do_sample=True,
         num_beams=1,
         temperature=asked.temperature,

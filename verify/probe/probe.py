@@ -90,10 +90,20 @@ def greedy(
     return made.sequences, torch.stack(made.logits, 1)
 
 
-def _said(output: Any) -> torch.Tensor:
-    """Return what a pass says: logits, or hidden states where the model has no head."""
-    said: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state
-    return said
+def _said(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return what a pass says of every token, ``[batch, seq, ...]``.
+
+    Logits, side by side where several heads give as many, or hidden states: of a head that says one thing of a whole
+    text, too, since its few logits settle no mean error.
+    """
+    output: Any = model(**inputs)
+    found = [each for name, each in output.items() if name.endswith("logits")]
+    if found and found[0].shape[:2] != inputs.get("decoder_input_ids", inputs.get("input_ids")).shape:
+        output = model(**inputs, output_hidden_states=True)
+        hidden = output.get("decoder_hidden_states", output.get("hidden_states"))
+        return hidden[-1]  # type: ignore[no-any-return]
+    alike = [each for each in found if each.shape == found[0].shape] or [output.last_hidden_state]
+    return torch.stack(alike, -1) if len(alike) > 1 else alike[0]
 
 
 @torch.no_grad()
@@ -105,7 +115,7 @@ def measure_outputs(model: PreTrainedModel, job: Job) -> dict[str, torch.Tensor]
     steps = _measure_steps(model, job, first, ids, mask) if by_steps else {"continued": first[0]}
     continued = torch.tensor([job.continued]) if job.continued else steps["continued"][None]
     return steps | {
-        "prefill": _said(model(**_forward(model, first, torch.ones_like(first), continued)))[0],
+        "prefill": _said(model, _forward(model, first, torch.ones_like(first), continued))[0],
         "padded": _padded(model, ids, mask),
         **({"text": _text(model, job.longest)} if job.with_text else {}),
         **({"passages": _passages(model, job.passages)} if job.passages else {}),
@@ -118,13 +128,13 @@ def _text(model: PreTrainedModel, longest: int) -> torch.Tensor:
     length, vocabulary = min(longest, _TEXT_LENGTH), model.config.get_text_config().vocab_size
     texts = max(1, min(_TEXTS, SAID_VALUES // (length * vocabulary)))
     ids = torch.randint(vocabulary, (texts, length), generator=torch.Generator().manual_seed(1))
-    return _said(model(**whole_inputs(model, ids))).flatten(0, -2)
+    return _said(model, whole_inputs(model, ids)).flatten(0, -2)
 
 
 @torch.no_grad()
 def _passages(model: PreTrainedModel, passages: list[list[int]]) -> torch.Tensor:
     """Return what is said of texts, one after the other, ``[positions, ...]``."""
-    said = [_said(model(**whole_inputs(model, torch.tensor([ids])))) for ids in passages]
+    said = [_said(model, whole_inputs(model, torch.tensor([ids]))) for ids in passages]
     return torch.cat([each.flatten(0, -2) for each in said])
 
 
@@ -139,9 +149,9 @@ def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cont
 def _padded(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return what a padded batch says where it is not padded, ``[positions, ...]``; of an encoder-decoder, all."""
     if not model.config.is_encoder_decoder:
-        return _said(model(**accepted(model, {"input_ids": ids, "attention_mask": mask})))[mask == 1]
+        return _said(model, accepted(model, {"input_ids": ids, "attention_mask": mask}))[mask == 1]
     decoded = ids.flip(0)[:, -_DECODED:]
-    return _said(model(**accepted(model, _read(model, ids, mask) | {"decoder_input_ids": decoded}))).flatten(0, 1)
+    return _said(model, accepted(model, _read(model, ids, mask) | {"decoder_input_ids": decoded})).flatten(0, 1)
 
 
 def _measure_steps(
