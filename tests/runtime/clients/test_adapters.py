@@ -53,6 +53,16 @@ def test_default_modules_of_later_layers_are_adapted_as_in_the_source(
         assert (expected - one(input_ids=tokens(), **given).logits).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("model_type", some(["llama", "gpt2", "bloom"], "llama"))
+def test_prefix_of_keys_and_values_says_what_it_says_to_the_source(model_type: str, way: Way, tmp_path: Path) -> None:
+    source, said = text_checkpoint(tmp_path / "source", model_type), []
+    for checkpoint, loaded in ((source, STOCK), (folded(source), way)):
+        torch.manual_seed(0)
+        config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+        said.append(logits(peft.get_peft_model(_loaded(checkpoint, loaded, model_type), config).eval(), tokens()))
+    torch.testing.assert_close(said[1], said[0], rtol=1e-5, atol=1e-5)
+
+
 def test_adapter_names_its_fold_and_is_loaded_onto_it(way: Way, tmp_path: Path) -> None:
     checkpoint = folded(text_checkpoint(tmp_path / "source", "llama"))
     options = {"task_type": "CAUSAL_LM", "layers_to_transform": [1, 2]}

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline
 
-from tests.runtime.clients.checkpoints import folded, speech_checkpoint, text_checkpoint, whisper
+from tests.runtime.clients.checkpoints import folded, headed_checkpoint, speech_checkpoint, text_checkpoint, whisper
 from tests.runtime.clients.ways import RUNTIME, STOCK, Way, errors_logged
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "num_beams": 1}
@@ -56,6 +56,22 @@ def test_feature_extraction(model_type: str, way: Way, tmp_path: Path) -> None:
     source = text_checkpoint(tmp_path / "source", model_type)
     _, (expected, answer) = _require_same("feature-extraction", source, way, "to be or not", return_tensors=True)
     torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "model_type", "auto"),
+    [
+        ("text-classification", "bert", AutoModelForSequenceClassification),
+        ("text-classification", "llama", AutoModelForSequenceClassification),
+        ("token-classification", "roberta", AutoModelForTokenClassification),
+    ],
+)
+def test_classification(task: str, model_type: str, auto: Any, way: Way, tmp_path: Path) -> None:
+    source = headed_checkpoint(tmp_path / "source", model_type, auto)
+    _, (expected, answer) = _require_same(task, source, way, "to be or not")
+    assert expected
+    for one, other in zip(expected, answer, strict=True):
+        assert other == one | {"score": pytest.approx(one["score"], rel=1e-5)}
 
 
 @pytest.mark.parametrize("model_type", ["whisper", "moonshine", "speech_to_text"])
