@@ -255,7 +255,9 @@ def _auto_class(folded: type[PreTrainedModel], config: Any) -> str:
     for auto, name in classes.items():
         if name == folded.__name__:
             return auto
-    raise ValueError(f"folded as {', '.join(classes.values())}: it cannot be loaded as {folded.__name__}")
+    raise ValueError(
+        f"folded as {', '.join(dict.fromkeys(classes.values()))}: it cannot be loaded as {folded.__name__}"
+    )
 
 
 def _folds_of(model: PreTrainedModel) -> list[dict[str, Any]]:

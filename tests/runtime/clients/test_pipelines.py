@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline
 
 from tests.runtime.clients.checkpoints import folded, headed_checkpoint, speech_checkpoint, text_checkpoint, whisper
 from tests.runtime.clients.ways import RUNTIME, STOCK, Way, errors_logged
@@ -96,10 +96,3 @@ def test_assistant_is_named_by_its_folder(tmp_path: Path) -> None:
     )
     RUNTIME.require(assisted.assistant_model)
     assert assisted("to be or", **GREEDY) == alone("to be or", **GREEDY)
-
-
-def test_config_of_a_fold_is_of_the_sources_class(way: Way, tmp_path: Path) -> None:
-    source = text_checkpoint(tmp_path / "source", "gpt_neox")
-    configs = [AutoConfig.from_pretrained(folder, **way.options) for folder in (source, folded(source))]
-    assert type(configs[0]) is type(configs[1])
-    assert configs[0].architectures == configs[1].architectures

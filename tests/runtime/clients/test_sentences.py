@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.models import Dense, Pooling, Transformer
 
+from tests.conftest import VOCABULARY
 from tests.runtime.clients.checkpoints import folded, text_checkpoint
 from tests.runtime.clients.ways import Way
 
@@ -27,4 +28,15 @@ def test_sentences_are_encoded_as_by_the_source(model_type: str, way: Way, tmp_p
     assert client.tokenizer.vocab == source.tokenizer.vocab
     expected, said = (each.encode(SENTENCES, convert_to_tensor=True) for each in (source, client))
     assert expected.shape == (3, 8)
+    torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.exhaustive
+def test_sparse_encoder_weighs_words_as_the_source(way: Way, tmp_path: Path) -> None:
+    source = SparseEncoder(str(text_checkpoint(tmp_path / "model", "bert")), device="cpu")
+    source.save(str(tmp_path / "source"))
+    client = SparseEncoder(str(folded(tmp_path / "source")), device="cpu", **way.options)
+    way.require(client[0].auto_model)
+    expected, said = (each.encode(SENTENCES, convert_to_sparse_tensor=False) for each in (source, client))
+    assert expected.shape == (3, VOCABULARY)
     torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-5)
