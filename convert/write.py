@@ -131,6 +131,10 @@ model = {auto_class}.from_pretrained("{name}", trust_remote_code=True, dtype="au
 tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 
+# What a card says that is true of a fold as well: the hub chooses widgets, snippets and libraries by it.
+_CARRIED = ("license", "license_name", "license_link", "language", "library_name", "pipeline_tag", "tags", "datasets")
+
+
 def _carried(source: Source) -> dict[str, Any]:
     """Return what the source's own card says that holds for a folded checkpoint too, its licence first."""
     if CARD not in source.data_names():
@@ -141,12 +145,13 @@ def _carried(source: Source) -> dict[str, Any]:
             data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     except ModelFailed:  # it is copied all the same
         return {}
-    kept = ("license", "license_name", "license_link", "language", "pipeline_tag")
-    return {key: data[key] for key in kept if data.get(key)}
+    return {key: data[key] for key in _CARRIED if data.get(key)}
 
 
 def _front_matter(source: Source) -> str:
-    data = {"library_name": "transformers", "tags": ["prefold"]} | _carried(source)
+    data = {"library_name": "transformers"} | _carried(source)
+    tags = data.get("tags")
+    data["tags"] = [*(tag for tag in (tags if isinstance(tags, list) else []) if tag != "prefold"), "prefold"]
     data |= {"base_model": source.name} if source.revision else {}
     return f"---\n{ModelCardData(**data).to_yaml()}\n---\n"
 

@@ -8,7 +8,14 @@ from typing import Any
 from prefold.common.errors import UNVERIFIED, PrefoldError, UsageError
 from prefold.verify.page import html_page
 
-CHECKS = ("structure", "rows", "logits", "greedy", "reads")  # in this order; speed follows where it is asked for
+CHECKS = (
+    "structure",
+    "text",
+    "rows",
+    "logits",
+    "greedy",
+    "reads",
+)  # in this order; speed follows where it is asked for
 
 
 @dataclass(frozen=True)

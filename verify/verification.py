@@ -34,6 +34,7 @@ from prefold.verify.probe.job import NEW_TOKENS, Job
 from prefold.verify.prompts import LONGEST, LONGEST_PASSAGE, token_passages, token_prompts
 from prefold.verify.reads import check_packed_reads, check_reads, is_packed
 from prefold.verify.structure import ExpectedCheckpoint, check_structure, find_differences, find_refusals, problem_count
+from prefold.verify.text import check_text
 
 Progress = Callable[[str], None]
 Outputs = dict[str, torch.Tensor]
@@ -208,6 +209,7 @@ class _Comparison:
             "structure": check_structure(
                 self.blueprint, differences, after.figures["loading"], before.figures["loading"]
             ),
+            "text": check_text(before.figures["text"], after.figures["text"]),
             "rows": check_rows(before.figures["rows"], self.dtype),
             "logits": logits,
             "greedy": check_greedy(before.outputs, after.outputs, exact=logits.figures["exact"], truth=truth),
@@ -234,11 +236,12 @@ class _Comparison:
         self.progress("running the source")
         made = {parameter: made.name for parameter, made in self.blueprint.made.items()}
         table = {"table_folder": str(self.folded.folder.absolute()), "made": made}
-        before = self._run(self._job(self.known.source, **table))
+        text = {"tokenize": self.known.options.trust_remote_code}
+        before = self._run(self._job(self.known.source, **table, **text))
         self.progress("running the folded model")
         continued = before.outputs["continued"].tolist()
         try:
-            return before, self._run(self._job(self.folded, continued=continued, trust_remote_code=True))
+            return before, self._run(self._job(self.folded, continued=continued, trust_remote_code=True, **text))
         except ProbeFailed as problem:
             raise _NotRun([*differences, str(problem)]) from problem
 

@@ -266,10 +266,14 @@ def read_entries(folder: Path) -> tuple[dict[str, Entry], list[str]]:
     weight_map, entries, notes = _weight_map(own_file(folder, INDEX)), dict[str, Entry](), list[str]()
     for shard in sorted(set(weight_map.values())):
         found = _read_shard(folder, shard)
-        notes += [f"{shard}: {name} lies in an earlier shard, too: this one counts" for name in found if name in entries]
+        notes += [
+            f"{shard}: {name} lies in an earlier shard, too: this one counts" for name in found if name in entries
+        ]
         entries |= found
     notes += [f"{INDEX}: names {name}, which no shard holds" for name in weight_map if name not in entries]
-    notes += [f"{entry.file.name}: {name} is not in the index" for name, entry in entries.items() if name not in weight_map]
+    notes += [
+        f"{entry.file.name}: {name} is not in the index" for name, entry in entries.items() if name not in weight_map
+    ]
     return entries, notes
 
 

@@ -25,7 +25,9 @@ _USUAL: tuple[Any, ...] = (
     modeling_auto.AutoModelForSpeechSeq2Seq,
     modeling_auto.AutoModel,
 )
-_AUTO_CLASSES = dict.fromkeys([*_USUAL, *(each for name, each in vars(modeling_auto).items() if name.startswith("AutoModel"))])
+_AUTO_CLASSES = dict.fromkeys(
+    [*_USUAL, *(each for name, each in vars(modeling_auto).items() if name.startswith("AutoModel"))]
+)
 # A skeleton has all blocks, and a config a name for each label. Published models have some hundred blocks, and research
 # went to a thousand.
 _MOST = {"blocks": (("layer", "layers", "blocks", "depth"), 1_000), "labels": (("labels",), 100_000)}
@@ -152,6 +154,17 @@ def base_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 def auto_classes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> list[str]:
     """Return the names of all auto classes that load a config as ``model_class``."""
     return [auto.__name__ for auto in _AUTO_CLASSES if model_class in _classes(auto, config)]
+
+
+def loaded_by(auto_class: Any, config: PreTrainedConfig) -> str | None:
+    """Return the name of the class that an auto class loads a checkpoint as; None where it loads none."""
+    named = getattr(config, "auto_map", {}).get(auto_class.__name__)
+    if named:
+        return str(named).rpartition(".")[2]
+    found = _classes(auto_class, config)
+    architectures = getattr(config, "architectures", None) or []
+    chosen = next((each for each in found if each.__name__ in architectures), next(iter(found), None))
+    return chosen.__name__ if chosen else None
 
 
 def _known(architectures: list[str]) -> list[str]:

@@ -31,6 +31,7 @@ class Job:
         only_outputs: leave its reads uncounted, and take no cached steps.
         speed_against: another checkpoint, to be timed in turn with this one.
         trust_remote_code: run the code that the checkpoint in ``folder`` brings.
+        tokenize: by code that the checkpoint brings, too; None to tokenize nothing.
         adapter: to be merged into it first.
         adapter_against: to be merged into the checkpoint of ``speed_against``.
     """
@@ -49,6 +50,7 @@ class Job:
     only_outputs: bool = False
     speed_against: str | None = None
     trust_remote_code: bool = True
+    tokenize: bool | None = None
     adapter: str | None = None
     adapter_against: str | None = None
 

@@ -22,6 +22,7 @@ from prefold.verify.probe.apart import sketches
 from prefold.verify.probe.job import SAID_VALUES, TOP, Job
 from prefold.verify.probe.metering import measure_folded, measure_reads
 from prefold.verify.probe.rows import compare_tables
+from prefold.verify.probe.text import measure_text
 
 _PAD = 0
 # Random texts, and their length: positions enough for a mean error to settle within a few per cent.
@@ -197,6 +198,8 @@ def measured(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     transformers_logging.disable_progress_bar()
     model, loading = load(job.folder, job)
     figures: dict[str, Any] = {"loading": loading}
+    if job.tokenize is not None:
+        figures["text"] = measure_text(job.folder, trust_remote_code=job.tokenize)
     if job.speed_against:
         folded, _ = load(job.speed_against, replace(job, trust_remote_code=True, adapter=job.adapter_against))
         return figures | {"speed": measure_speed(model, folded, job.prompts[0])}, {}
