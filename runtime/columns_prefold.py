@@ -120,6 +120,15 @@ def residual_start(fold: dict[str, Any]) -> int | None:
     return int(residual["start"]) if residual["module"] == fold["table"]["module"] else None
 
 
+def without(prefix: str, value: Any) -> Any:
+    """Return JSON with a prefix taken from all module names; that of a tensor in a file stays."""
+    if isinstance(value, dict):
+        return {key: each if key == "tensor" else without(prefix, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without(prefix, each) for each in value]
+    return f"{value}.".removeprefix(prefix).removesuffix(".") if isinstance(value, str) else value
+
+
 class Table(Folded):
     """Stands for the input embedding: fetches whole rows and returns their residual slice.
 

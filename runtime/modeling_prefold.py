@@ -31,6 +31,7 @@ from .columns_prefold import (
     columns_of,
     residual_start,
     unread_of,
+    without,
 )
 from .ranks_prefold import distributor_of
 from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
@@ -254,22 +255,15 @@ def _auto_class(folded: type[PreTrainedModel], config: Any) -> str:
     for auto, name in classes.items():
         if name == folded.__name__:
             return auto
-    raise ValueError(f"folded as {', '.join(classes.values())}: it cannot be loaded as {folded.__name__}")
+    raise ValueError(
+        f"folded as {', '.join(dict.fromkeys(classes.values()))}: it cannot be loaded as {folded.__name__}"
+    )
 
 
 def _folds_of(model: PreTrainedModel) -> list[dict[str, Any]]:
     """Return the config's folds; of a base model by the names that modules have without the head's prefix."""
     prefix, folds = model.base_model_prefix, model.config.prefold["folds"]
-    return folds if hasattr(model, prefix) else _without(f"{prefix}.", folds)  # type: ignore[no-any-return]
-
-
-def _without(prefix: str, value: Any) -> Any:
-    """Return JSON with a prefix taken from all module names; that of a tensor in a file stays."""
-    if isinstance(value, dict):
-        return {key: each if key == "tensor" else _without(prefix, each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without(prefix, each) for each in value]
-    return f"{value}.".removeprefix(prefix).removesuffix(".") if isinstance(value, str) else value
+    return folds if hasattr(model, prefix) else without(f"{prefix}.", folds)  # type: ignore[no-any-return]
 
 
 def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:

@@ -18,7 +18,7 @@ from prefold.demo import CHECKPOINT
 ROOT = Path(__file__).parents[2]
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
 # Which folded checkpoint a page's code takes for granted.
-GIVEN = {"README.md": "pythia-70m-folded", "docs/checkpoint-format.md": "folded"}
+GIVEN = {"README.md": "pythia-70m-folded", "docs/checkpoint-format.md": "folded", "docs/clients.md": "folded"}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -156,3 +156,12 @@ def test_figures_of_the_demo_checkpoint_are_todays():
     columns = [column.width for column in side.columns]
     assert f"{widths[1]} values of residual, {columns[0]} of Q, K and V" in page
     assert f"a row of {widths[0]}" in page
+
+
+def test_versions_of_clients_are_those_that_tests_run():
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    text = " ".join(PAGES["docs/clients.md"].read_text(encoding="utf-8").split())
+    named = re.findall(r"([a-z][a-z-]*) (\d+\.\d+\.\d+)", text)
+    known = {name: number for name, number in named if name in pinned}
+    assert known.keys() >= {"transformers", "torch", "peft", "sentence-transformers", "fastapi", "uvicorn", "openai"}
+    assert [(name, number) for name, number in named if pinned.get(name, number) != number] == []
