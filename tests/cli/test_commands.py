@@ -1,6 +1,7 @@
 """The commands as a shell sees them: stdout, stderr, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,16 @@ def test_help_does_not_wait_for_torch(command: list[str]):
 def test_version(prefold):
     ran = prefold("--version")
     assert (ran.code, ran.out.startswith("prefold 0.")) == (0, True)
+
+
+def test_a_terminal_of_ascii_alone(checkpoint: Checkpoint, tmp_path: Path):
+    """A verification of smaller rows prints a Greek letter."""
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "prefold.cli.main", "convert", str(checkpoint("llama")), str(tmp_path / "out")]
+    done = subprocess.run([*command, "--table-dtype", "int8"], env=os.environ | ascii_alone, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"max |\\u0394|" in done.stdout
+    assert (tmp_path / "out").is_dir()
 
 
 def test_inspect_prints_a_table_and_json_says_the_same(prefold, checkpoint: Checkpoint):

@@ -57,6 +57,18 @@ def test_json_has_the_reads_of_both(prefold: Callable[..., Any], llama: Path, to
     assert found["continuations"][0]["text"] is None
 
 
+def test_a_cache_that_the_generation_config_names_is_not_asked_for(
+    prefold: Callable[..., Any], prompt: Path, tmp_path: Path
+):
+    random_model(small_config("llama")).save_pretrained(tmp_path / "llama")
+    save_tokenizer(tmp_path / "llama")
+    settings = tmp_path / "llama" / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"cache_implementation": "static"}))
+    ran = prefold("tree", "run", tmp_path / "llama", "--prompt-file", prompt, "--branches", 2, "--max-new-tokens", 4)
+    assert ran.code == 0, ran.err
+    assert "2 of 2 continuations are the same" in ran.out
+
+
 def test_transformers_may_be_left_out(prefold: Callable[..., Any], llama: Path, prompt: Path):
     ran = prefold(
         *("tree", "run", llama, "--prompt-file", prompt, "--branches", 2, "--max-new-tokens", 3),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from prefold.runtime import modeling_prefold
 from tests.conftest import EXACT, asked_for, load, some, tokens
 from tests.runtime.pairs import Pair, exact_logits, logits, make_pair, rounding_error
 
@@ -165,3 +167,42 @@ def test_experts_keep_the_names_of_the_source(pairs: dict[str, Pair], saved: boo
     assert len(source) == 3 * 4 * 3
     assert not source & dict(pair.folded.named_parameters()).keys()
     assert source < _stored_names(folder) < _stored_names(pair.source_folder)
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the runtime warns of: transformers' loggers hand nothing on, and warn of nothing twice."""
+    modeling_prefold._logger.warning_once.cache_clear()
+    modeling_prefold._logger.addHandler(caplog.handler)
+    yield caplog
+    modeling_prefold._logger.removeHandler(caplog.handler)
+
+
+def test_rows_of_another_type_than_was_asked_for_warn(pair: Pair, warned: pytest.LogCaptureFixture) -> None:
+    load(pair.folded_folder)
+    assert "a fold of" not in warned.text
+    load(pair.folded_folder, dtype=torch.float32)
+    assert "a fold of bfloat16, loaded as float32: not equal to its source loaded as float32" in warned.text
+    assert "prefold convert source OUT --dtype float32" in warned.text
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "4.9.0", "3.0"])
+def test_a_transformers_that_is_too_old_is_named(version: str) -> None:
+    with pytest.raises(ImportError, match=f"tried with transformers 5.0 to .*, and this is {version}"):
+        modeling_prefold._check_version(version)
+
+
+def test_a_transformers_that_was_not_tried_warns(warned: pytest.LogCaptureFixture) -> None:
+    modeling_prefold._check_version("5.0.0")
+    modeling_prefold._check_version("5.24.1")
+    assert not warned.text
+    modeling_prefold._check_version("5.100.0.dev0")
+    assert "and this is 5.100.0.dev0" in warned.text
+
+
+def test_the_sources_own_class_loads_a_fold(pair: Pair) -> None:
+    model = type(pair.source).from_pretrained(pair.folded_folder, dtype="auto").eval()
+    assert torch.equal(logits(model, tokens()), logits(pair.source, tokens()))
+    assert type(type(pair.source).from_pretrained(pair.source_folder)) is type(pair.source)
+    with pytest.raises(OSError, match="nowhere"):
+        type(pair.source).from_pretrained(pair.source_folder / "nowhere")
