@@ -174,6 +174,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
     """What the runtime warns of: transformers' loggers hand nothing on, and warn of nothing twice."""
     modeling_prefold._logger.warning_once.cache_clear()
     modeling_prefold._logger.addHandler(caplog.handler)
+    caplog.set_level("WARNING", modeling_prefold._logger.name)
     yield caplog
     modeling_prefold._logger.removeHandler(caplog.handler)
 
