@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
 from prefold.plan.cost.fold import Fold, break_even_batch, row_width, table_bytes, table_for
@@ -56,8 +57,8 @@ class Advice:
         case = chosen.case
         asked = f"batch {case.workload.batch} with context {case.workload.context}"
         where = f"{case.mesh.chips} {case.chip.name} ({case.mesh})"
-        left = int(max(context_left(each.case) for each in self.plan.estimates))
-        advised = f"; a context of {left} would fit" if left else ""
+        left = max(context_left(each.case) for each in self.plan.estimates)
+        advised = f"; a context of {int(left)} would fit" if 1 <= left < inf else ""
         raise Infeasible(f"{case.shape.name}: {asked} does not fit on {where}: {chosen.memory.excess}{advised}")
 
     def as_json(self) -> dict[str, Any]:

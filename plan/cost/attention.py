@@ -58,19 +58,21 @@ def kv_width_per_chip(shape: Shape, heads: int) -> float:
     return ceil(shape.num_key_value_heads / heads) * shape.key_value_width / shape.num_key_value_heads
 
 
-def kv_tokens(workload: Workload, sequences: int) -> float:
-    """Tokens that the caches of ``sequences`` hold; a prefix that is shared once for all its branches among them."""
-    own = sequences * workload.context
+def kv_tokens(workload: Workload, sequences: int, window: int | None = None) -> float:
+    """Tokens that the caches of ``sequences`` hold in a layer; a prefix that branches share once for all of them."""
+    seen = workload.seen(window)
+    own = sequences * seen
     if not workload.shares_reads or workload.branches == 1:
         return own
-    return own - (sequences - ceil(sequences / workload.branches)) * workload.shared_prefix
+    prefix = max(0, workload.shared_prefix - (workload.context - seen))
+    return own - (sequences - ceil(sequences / workload.branches)) * prefix
 
 
 def kv_bytes(shape: Shape, workload: Workload, split: Ways) -> float:
-    """Bytes of the KV cache on a chip."""
+    """Bytes of the KV cache on a chip; layers with a window keep no more than that."""
     sequences = ceil(workload.batch / split.batch)
-    per_token = shape.num_layers * kv_width_per_chip(shape, split.heads) * bytes_of(workload.kv)
-    return kv_tokens(workload, sequences) * per_token
+    tokens = sum(layers * kv_tokens(workload, sequences, window) for layers, window in shape.layers_by_window)
+    return tokens * kv_width_per_chip(shape, split.heads) * bytes_of(workload.kv)
 
 
 def moves(shape: Shape, sharding: Sharding, layout: Layout, mesh: Mesh, tokens: float) -> list[Collective]:
@@ -88,5 +90,5 @@ def score_flops(shape: Shape, workload: Workload) -> float:
         per_head = 2 * shape.latent.kv_lora_rank + shape.latent.qk_rope_head_dim
     else:
         per_head = (shape.query_width + shape.value_width) // shape.num_attention_heads
-    per_key = 2 * shape.num_attention_heads * per_head * shape.num_layers
-    return per_key * workload.tokens * workload.keys_per_token
+    keys = sum(layers * workload.keys_per_token(window) for layers, window in shape.layers_by_window)
+    return 2 * shape.num_attention_heads * per_head * workload.tokens * keys

@@ -1,6 +1,7 @@
 """The contents of a chip's memory: weights, the KV cache, and what a pass needs beside them."""
 
 from dataclasses import dataclass
+from math import inf
 
 from prefold.common.units import spell_bytes
 from prefold.plan.chip.hardware import Chip, Mesh
@@ -111,11 +112,18 @@ def max_context(
     kv: str = "bf16",
     share: float = 0.3,
 ) -> float:
-    """Return the tokens of context that a share of a chip's memory holds, for each of ``batch`` sequences (table 1)."""
+    """Return the tokens of context that a share of a chip's memory holds, for each of ``batch`` sequences (table 1).
+
+    Infinite where every layer has a window, and those fit.
+    """
     split: Ways = ways(sharding, layout, mesh)
     sequences = -(-batch // split.batch)
-    per_token = shape.num_layers * kv_width_per_chip(shape, split.heads) * bytes_of(kv)
-    return share * chip.memory_bytes / (sequences * per_token)
+    of_a_layer = share * chip.memory_bytes / (sequences * kv_width_per_chip(shape, split.heads) * bytes_of(kv))
+    windows = shape.sliding_layers * shape.sliding_window
+    if of_a_layer <= shape.num_layers * shape.sliding_window or not shape.sliding_layers:
+        return of_a_layer / shape.num_layers
+    whole = shape.num_layers - shape.sliding_layers
+    return (of_a_layer - windows) / whole if whole else inf
 
 
 def context_left(case: Case) -> float:

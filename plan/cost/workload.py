@@ -77,10 +77,16 @@ class Workload:
         saved = repeated if self.phase == "prefill" and self.shares_reads else 0
         return self.batch * self.tokens_per_sequence - saved
 
-    @property
-    def keys_per_token(self) -> float:
-        """Keys that a token attends to, on average; those of a prefill see what came before them, and themselves."""
-        return (self.context + 1) / 2 if self.phase == "prefill" else self.context + 1
+    def keys_per_token(self, window: int | None = None) -> float:
+        """Return the keys that a token attends to, on average, within a window; in a prefill those up to its own."""
+        seen = self.seen(window)
+        if self.phase == "decode":
+            return self.context + 1 if window is None else min(self.context + 1, window)
+        return (seen * (seen + 1) / 2 + (self.context - seen) * seen) / self.context
+
+    def seen(self, window: int | None = None) -> int:
+        """Return the tokens of a sequence that layers with a window keep."""
+        return self.context if window is None else min(self.context, window)
 
     @property
     def prefixes(self) -> int:

@@ -68,7 +68,12 @@ def shape_from_config(
     known = _is_parallel(fields) if parallel is None else parallel
     source = f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
     source += "; serial, since no field says otherwise" if known is None else ""
-    return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source)
+    shape = replace(_shape(fields, name), gated=bool(gated), parallel=bool(known))
+    if shape.sliding_layers:
+        source += (
+            f"; {shape.sliding_layers} of {shape.num_layers} layers see a window of {shape.sliding_window:,} tokens"
+        )
+    return replace(shape, source=source)
 
 
 def _shape(fields: Fields, name: str) -> Shape:
@@ -87,7 +92,22 @@ def _shape(fields: Fields, name: str) -> Shape:
         experts=_experts(fields, _inner(fields)),
         latent=latent,
         cross=bool(fields.get("is_encoder_decoder")),
+        **_sliding(fields),
     )
+
+
+def _sliding(fields: Fields) -> dict[str, int]:
+    """Return the window of layers that see a part of the context, and their number; nothing where all see all of it."""
+    layers, kinds = fields.size("num_hidden_layers"), fields.get("layer_types")
+    for kind, field in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
+        window = fields.size(field)
+        count = sum(each == kind for each in kinds) if kinds else 0
+        if window and count:
+            return {"sliding_window": window, "sliding_layers": count}
+    window, every = fields.size("sliding_window"), fields.size("sliding_window_pattern")
+    if kinds or not window or fields.get("use_sliding_window") is False:
+        return {}
+    return {"sliding_window": window, "sliding_layers": layers - (layers // every if every else 0)}
 
 
 def _is_parallel(fields: Fields) -> bool | None:

@@ -53,6 +53,8 @@ class Shape:
         parallel: attention and FFN read the same input.
         tied: the output head is the embedding.
         cross: every layer also attends to an encoder's output.
+        sliding_window: tokens that some layers attend to, and keep; 0 where all layers see the whole context.
+        sliding_layers: layers with such a window.
         nominal: weights by its name, which the paper counts MFU by; None to count all.
         source: of these figures.
     """
@@ -71,8 +73,15 @@ class Shape:
     experts: Experts | None = None
     latent: Latent | None = None
     cross: bool = False
+    sliding_window: int = 0
+    sliding_layers: int = 0
     nominal: float | None = None
     source: str = ""
+
+    @property
+    def layers_by_window(self) -> list[tuple[int, int | None]]:
+        """Numbers of layers with the tokens that they attend to; None for the whole context."""
+        return [(self.num_layers - self.sliding_layers, None), (self.sliding_layers, self.sliding_window)]
 
     @property
     def query_width(self) -> int:

@@ -42,7 +42,10 @@ def _shape(case: Case) -> str:
     active = f", {spell_weights(shape.active_weights)} active" if shape.experts else ""
     block = "parallel" if shape.parallel else "serial"
     heads = f"{shape.num_attention_heads} heads, {shape.num_key_value_heads} of keys and values"
-    return f"{shape.num_layers} layers, {spell_weights(shape.weights)} weights{active}, {heads}, {block} block"
+    said = f"{shape.num_layers} layers, {spell_weights(shape.weights)} weights{active}, {heads}, {block} block"
+    if not shape.sliding_layers:
+        return said
+    return f"{said}; {shape.sliding_layers} layers see a window of {shape.sliding_window:,} tokens"
 
 
 def _pass(case: Case) -> str:

@@ -154,3 +154,35 @@ def test_no_chip_holds_more_for_its_sequences_than_one_alone_would(batch, contex
     alone = kv_bytes(shape, step, Ways(1, 1))
     for sharding in shardings(layout, CUBE):
         assert 0 < kv_bytes(shape, step, ways(sharding, layout, CUBE)) <= alone
+
+
+WINDOWS = replace(LLAMA, sliding_window=100, sliding_layers=24)
+
+
+def test_layers_with_a_window_keep_and_read_no_more_than_that():
+    of_a_layer = 131072 // 32
+    for context, tokens in ((50, 32 * 50), (100, 32 * 100), (1000, 8 * 1000 + 24 * 100)):
+        assert kv_bytes(WINDOWS, Workload("decode", 3, context), Ways(1, 1)) == 3 * tokens * of_a_layer
+
+
+def test_branches_share_as_much_of_a_prefix_as_a_window_shows():
+    step = Workload("decode", 4, 1000, branches=4, shared_prefix=950, shares_reads=True)
+    tokens = 8 * (950 + 4 * 50) + 24 * (50 + 4 * 50)
+    assert kv_bytes(WINDOWS, step, Ways(1, 1)) == tokens * 131072 // 32
+
+
+def test_scores_of_a_window():
+    decode, prefill = Workload("decode", 1, 999), Workload("prefill", 1, 1000)
+    per_key = 4 * 32 * 128
+    assert score_flops(WINDOWS, decode) == per_key * (8 * 1000 + 24 * 100)
+    every = sum(min(position, 100) for position in range(1, 1001))
+    assert score_flops(WINDOWS, prefill) == pytest.approx(per_key * (8 * 1000 * 1001 / 2 + 24 * every))
+
+
+@given(st.integers(1, 5000), st.integers(1, 300), st.integers(0, 32))
+def test_a_window_never_reads_more(context: int, window: int, layers: int):
+    shape, step = replace(LLAMA, sliding_window=window, sliding_layers=layers), Workload("decode", 2, context)
+    few, all_of_it = (kv_bytes(each, step, Ways(1, 1)) for each in (shape, LLAMA))
+    assert few <= all_of_it
+    assert (few == all_of_it) == (layers == 0 or context <= window)
+    assert score_flops(shape, step) <= score_flops(LLAMA, step)

@@ -122,7 +122,7 @@ def as_gpt(shape: Shape) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["llama3-8b", "llama3-70b", "mistral-7b"])
 def test_presets_of_llamas_are_what_their_fields_say(name: str):
-    preset = find_shape(name)
+    preset = replace(find_shape(name), sliding_window=0, sliding_layers=0)  # a Llama has none
     assert replace(shape_from_config(as_llama(preset), name=name), source=preset.source) == preset
 
 
@@ -132,7 +132,9 @@ def test_presets_of_llamas_are_what_their_fields_say(name: str):
 def test_a_shape_survives_being_written_as_a_config_that_no_class_reads(name: str):
     preset = find_shape(name)
     found = shape_from_config(as_gpt(preset), name=name, gated=preset.gated)
-    assert replace(found, source=preset.source, nominal=preset.nominal) == preset
+    assert replace(found, source=preset.source, nominal=preset.nominal) == replace(
+        preset, sliding_window=0, sliding_layers=0
+    )
 
 
 @pytest.mark.parametrize("name", ["pythia-6.9b", "mistral-7b", "mixtral-8x7b"])
@@ -314,3 +316,27 @@ def test_the_config_that_is_given_stays_as_it_was():
     config = written("llama")
     shape_from_config(config)
     assert config == written("llama")
+
+
+_BASE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 97,
+         "tie_word_embeddings": False, "sliding_window": 32}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "layers"),
+    [
+        ("mistral", {}, 6),
+        ("mistral", {"sliding_window": None}, 0),
+        ("gemma2", {}, 3),
+        ("gemma3_text", {}, 5),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 4 + ["sliding_attention"] * 2}, 2),
+        ("qwen2", {}, 0),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 4}, 2),
+        ("llama", {"sliding_window": None}, 0),
+    ],
+)
+def test_layers_with_a_window(model_type: str, changes: dict[str, Any], layers: int):
+    shape = shape_from_config(_BASE | {"model_type": model_type} | changes, gated=True)
+    assert shape.sliding_layers == layers
+    assert shape.sliding_window == (32 if layers else 0)
+    assert (f"{layers} of 6 layers see a window of 32 tokens" in shape.source) == (layers > 0)

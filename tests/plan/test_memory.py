@@ -1,6 +1,7 @@
 """What lies in a chip's memory."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -129,3 +130,17 @@ def test_bytes_are_never_negative(batch, context, phase, layout, sharding, fold,
 def test_no_chip_holds_less_than_its_share(chips, heads):
     shape = replace(LLAMA, num_key_value_heads=heads)
     assert memory_of(case(shape, mesh=Mesh(1, chips, 1))).weights >= 2 * shape.weights / chips * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("layers", [1, 24, 31])
+def test_the_longest_context_with_windows(layers: int):
+    shape = replace(LLAMA, sliding_window=1000, sliding_layers=layers)
+    longest = max_context(shape, H100, ONE, 8, "head", share=0.5)
+    held = (32 - layers) * longest + layers * min(longest, 1000)
+    assert 8 * held * 4096 == pytest.approx(0.5 * H100.memory_bytes)
+
+
+def test_windows_in_every_layer_hold_any_context():
+    shape = replace(LLAMA, sliding_window=1000, sliding_layers=32)
+    assert max_context(shape, H100, ONE, 8, "head", share=0.5) == inf
+    assert max_context(shape, H100, ONE, 8, "head", share=1e-4) < 1000
