@@ -1,6 +1,7 @@
 """The inputs of a plan on the command line: a model's shape, a chip, meshes and batches to look at."""
 
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
 
     if not _is_checkpoint(model):
         return _assumed(find_shape(model), gated, parallel)
+    if model.startswith((".", "/", "~")) and not Path(model).expanduser().exists():  # what opens others takes seconds
+        raise UsageError(f"{model}: no such file or folder")
     from prefold.convert.checkpoint import open_config
 
     opened = open_config(model, revision)
@@ -79,6 +82,8 @@ def parse_target(latency: str | None, cost: float | None) -> "Target | None":
         return None
     if latency is not None and cost is not None:
         raise typer.BadParameter("give one of the two", param_hint="--latency-target, --max-cost")
+    if cost is not None and not 0 < cost < inf:
+        raise typer.BadParameter(f"{cost} is no number of chip-seconds above 0", param_hint="--max-cost")
     from prefold.common.units import parse_quantity
     from prefold.plan import Target
 

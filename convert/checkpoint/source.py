@@ -114,7 +114,10 @@ def open_config(model: str, revision: str | None = None) -> Source:
         raise UsageError(f"{model}: no such file or folder")
     if is_weights(path.name):
         raise UsageError(f"{model}: a file of weights: a checkpoint is a folder with config.json and safetensors files")
-    return Source(path, model, None, read_json(path))
+    try:
+        return Source(path, model, None, read_json(path))
+    except BrokenCheckpoint as error:
+        raise UsageError(f"{model}: no config.json of a model: {error}") from error
 
 
 def _open_remote(model: str, revision: str | None) -> Source:

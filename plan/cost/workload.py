@@ -61,6 +61,7 @@ class Workload:
             (f"context {self.context}: at least one token", self.context < 1),
             (f"{branches} branches: at least one", branches < 1),
             (f"batch {self.batch} is not a multiple of {branches} branches", self.batch % max(1, branches) > 0),
+            (f"shared prefix {prefix}: no branches share it: it needs two and more", prefix > 0 and branches == 1),
             (f"shared prefix {prefix} is not within the context {self.context}", not 0 <= prefix <= self.context),
             *((unknown_type(each), each not in BYTES) for each in (self.weights, self.kv, self.activations)),
         ]

@@ -91,6 +91,18 @@ class Fields:
         return found or 0
 
 
+def _require_sizes(told: Mapping[str, Any]) -> None:
+    """Raise ``UsageError``, by the names in the file, for sizes that are no positive whole numbers."""
+    names = [name for field in (*_SIZES, "num_key_value_heads") for name in NAMES.get(field, (field,)) if name in told]
+    wrong = [name for name in names if isinstance(told[name], int | float) and not _is_size(told[name])]
+    if wrong:
+        raise UsageError("\n".join(f"{name}: {told[name]!r} is not a positive whole number" for name in wrong))
+
+
+def _is_size(value: float) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _first(known: Mapping[str, Any], field: str) -> Any:
     return next((known[name] for name in NAMES.get(field, (field,)) if known.get(name) is not None), None)
 
@@ -99,6 +111,7 @@ def read_fields(config: Mapping[str, Any]) -> Fields:
     """Return the fields of the config's decoder, perhaps nested; ``UsageError`` where its class refuses it."""
     decoder = next((config[name] for name in _NESTED if isinstance(config.get(name), Mapping)), config)
     told = {**decoder, **({_TIED: config[_TIED]} if _TIED in config else {})}
+    _require_sizes(told)
     made = _as_transformers_reads_it(told)
     if made is None:
         return Fields(_flat(told), {})

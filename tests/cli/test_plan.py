@@ -53,6 +53,7 @@ disk_bandwidth = "3 GB/s"
         (["shapes", "palm-540b"], 0),
         (["plan", "palm-54b", "--hardware", "tpu-v4"], 2),
         (["plan", "palm-540b", "--hardware", "phone"], 3),
+        (["plan", "./not/there", "--hardware", "l4"], 2),
     ],
 )
 def test_presets_need_neither_torch_nor_transformers_nor_matplotlib(arguments: list[str], code: int):
@@ -319,3 +320,25 @@ def test_shapes_lists_every_preset_and_its_source(prefold):
     one = json.loads(prefold("shapes", "deepseek-v3", "--json").out)
     assert one["experts"]["num_experts"] == 256
     assert one["source"] in prefold("shapes", "deepseek-v3").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--max-cost", "nan"], "nan is no number of chip-seconds above 0"),
+        (["--max-cost", "0"], "0.0 is no number of chip-seconds above 0"),
+        (["--batch", "4", "--shared-prefix", "100"], "shared prefix 100: no branches share it: it needs two and more"),
+    ],
+)
+def test_a_question_without_an_answer_is_one_line(prefold, arguments: list[str], line: str):
+    ran = prefold("plan", "pythia-70m", "--hardware", "l4", *arguments)
+    assert ran.code == 2
+    assert line in " ".join(ran.err.replace("│", " ").split())
+
+
+def test_broken_json_is_no_model(prefold, tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"a":')
+    for command in (["plan", tmp_path / "config.json", "--hardware", "l4"], ["inspect", tmp_path / "config.json"]):
+        ran = prefold(*command)
+        assert (ran.code, len(ran.err.splitlines())) == (2, 1)
+        assert "no config.json of a model: config.json: not JSON" in ran.err

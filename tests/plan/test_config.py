@@ -301,6 +301,13 @@ def test_a_class_that_refuses_its_config_is_one_line():
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("field", ["num_attention_heads", "hidden_size", "num_key_value_heads", "vocab_size"])
+@pytest.mark.parametrize("value", [0, -4, True, 2.5])
+def test_a_size_that_is_no_positive_number_is_named(field: str, value: Any):
+    with pytest.raises(UsageError, match=f"{field}: {value!r} is not a positive whole number"):
+        shape_from_config(written("llama") | {field: value})
+
+
 def test_a_size_that_is_no_number_is_named():
     with pytest.raises(UsageError, match="hidden_size: 'wide' is not a whole number"):
         shape_from_config({"hidden_size": "wide"})
