@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from prefold.common.errors import UsageError
+from prefold.tree.count.segments import make_tree
+from prefold.tree.count.timeline import replay
+
 DATA = Path(__file__).parents[1] / "tree" / "data"
 CONFIGS = Path(__file__).parents[1] / "configs"
 SORTING = DATA / "sorting128ToT.json"
@@ -144,3 +148,18 @@ def test_what_was_asked_wrongly_is_refused(prefold, arguments, code, said):
     ran = prefold("tree", "count", *arguments)
     assert (ran.code, ran.out) == (code, "")
     assert said in ran.err
+
+
+@pytest.mark.parametrize(
+    "source", ["few-shot:prompt=9,branches=2", "n-best:prompt=9,branches=2", "beam:prompt=9,beams=2"]
+)
+def test_more_steps_than_can_be_counted_are_refused_at_once(prefold, source: str):
+    ran = prefold("tree", "count", f"{source},steps=100000000")
+    assert (ran.code, ran.err) == (2, "prefold: steps is 100,000,000; at most 10,000,000 are counted\n")
+
+
+def test_a_recorded_tree_of_more_steps_is_refused():
+    tree = make_tree("long", [-1, 0], [4, 20_000_000], [-3, 1], [0, 20_000_000])
+    with pytest.raises(UsageError, match="long: 20,000,000 steps: at most 10,000,000 are counted"):
+        next(replay(tree))
+    assert tree.steps(cap=100) == 99

@@ -9,7 +9,7 @@ import numpy as np
 
 from prefold.common.errors import UnknownName, UsageError
 from prefold.tree.count.files import Forest, read_object, read_trees
-from prefold.tree.count.segments import Tree, make_tree
+from prefold.tree.count.segments import MOST_STEPS, Tree, make_tree
 
 _SEED = 0
 
@@ -123,6 +123,8 @@ def _require(**counts: int) -> None:
     for key, value in counts.items():
         if value < 1:
             raise UsageError(f"{key} is {value}; at least 1 is needed")
+        if key == "steps" and value > MOST_STEPS:
+            raise UsageError(f"{key} is {value:,}; at most {MOST_STEPS:,} are counted")
 
 
 def _fan(name: str, prompt: int, lengths: Sequence[int]) -> Tree:

@@ -10,6 +10,8 @@ from prefold.common.errors import UsageError
 
 Integers = NDArray[np.int64]
 
+# Half a minute and 1.5 GB for 20 branches.
+MOST_STEPS = 10_000_000
 _ROOT = -1
 _NAMED = 5
 
@@ -41,9 +43,16 @@ class Tree:
         return int(np.flatnonzero(self.parent == _ROOT)[0])
 
     def steps(self, cap: int | None = None) -> int:
-        """Return how many steps are decoded; ``cap``, the longest output, ends them one step before it is reached."""
+        """Return how many steps are decoded; ``cap``, the longest output, ends them one step before it is reached.
+
+        Raises:
+            UsageError: they are too many to be counted one by one.
+        """
         last = max(int(self.end.max()), 0)
-        return last if cap is None else max(min(last, cap - 1), 0)
+        steps = last if cap is None else max(min(last, cap - 1), 0)
+        if steps > MOST_STEPS:
+            raise UsageError(f"{self.name}: {steps:,} steps: at most {MOST_STEPS:,} are counted")
+        return steps
 
 
 def make_tree(
