@@ -1,4 +1,4 @@
-"""What inspecting, converting and verifying begin with: a source, what it is loaded as, and what of it folds."""
+"""The first step of inspecting, converting and verifying: open a source, resolve its class, and study it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +17,7 @@ from prefold.convert.study import Study, study_model
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source and what is known of it before a weight is read.
-
-    Attributes:
-        source: the checkpoint, with or without its weights.
-        options: how it is to be folded.
-        config: its config.
-        resolved: the class that it is loaded as.
-        dtype: the type that it runs in.
-        study: what folds.
-    """
+    """A source, with or without its weights, and all that is known before one is read."""
 
     source: Source
     options: FoldOptions
@@ -42,7 +33,7 @@ class Prepared:
 
     @cached_property
     def side(self) -> SideFiles:
-        """What goes along with its weights."""
+        """The files that go along with its weights."""
         return find_side_files(self.source, trust_remote_code=self.options.trust_remote_code)
 
 

@@ -19,12 +19,12 @@ from prefold.convert.prepare import Prepared
 
 
 class TableWriter:
-    """Computes tables and what goes with them, in the order in which they are written.
+    """Computes tables and the tensors beside them, in the order in which they are written.
 
     Attributes:
-        outgoing: the tensors, by the name that they have in the folded checkpoint.
+        outgoing: the tensors, by their names in the folded checkpoint.
         digests: their hashes, complete once they were written.
-        chunk_tokens: how many rows of each table are computed at once.
+        chunk_tokens: rows of each table that are computed at once.
     """
 
     def __init__(self, known: Prepared, plan: WeightPlan) -> None:
@@ -53,7 +53,7 @@ class TableWriter:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        """The first layer with its weights, which are read when the first row is."""
+        """The first layer with its weights, loaded for the first row."""
         known, study = self._known, self._known.study
         model = load_first_layer(
             known.source,

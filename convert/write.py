@@ -33,8 +33,8 @@ def folded_config(
 
     Its ``model_type`` and ``architectures`` stay, too: programs choose tokenizers, pipelines and much else by them.
 
-    ``code`` are the modules that run it, by file; ``made`` are the hashes of
-    the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
+    ``code`` are the modules that run it, by file; ``made`` are the hashes of the computed tensors; ``computed`` are the
+    ``circumstances``.
     """
     # Importing the runtime changes how transformers loads models; only a conversion should cause that.
     from prefold.runtime.modeling_prefold import FORMAT
@@ -65,7 +65,7 @@ def folded_config(
 
 
 def _auto_classes(known: Prepared) -> dict[str, str]:
-    """Return the names of the folded classes by their auto classes: the model's, and its base model's."""
+    """Return the names of the folded classes, of the model and of its base model, by their auto classes."""
     model_class, base, found = known.resolved.model_class, base_class(known.config), dict[str, str]()
     prefix, cuts = f"{model_class.base_model_prefix}.", known.study.cuts
     is_inside = all(name.startswith(prefix) for cut in cuts for name in [cut.embedding, *cut.eliminated])
@@ -76,7 +76,7 @@ def _auto_classes(known: Prepared) -> dict[str, str]:
 
 
 def _reached(source: Source, code: dict[str, bytes]) -> dict[str, Any]:
-    """Return the entries of the source's ``auto_map`` whose modules go along: all, or none without trust."""
+    """Return the entries of the source's ``auto_map`` whose modules go along."""
     auto_map: dict[str, Any] = source.config.get("auto_map") or {}
     return {key: names for key, names in auto_map.items() if all(module_of(name) in code for name in strings(names))}
 
@@ -87,7 +87,7 @@ def source_name(source: Source) -> str:
 
 
 def circumstances(device: str, chunk_tokens: list[int]) -> dict[str, Any]:
-    """Return what the last bits of a table may depend on: where it was computed, and how many rows at once."""
+    """Return the conditions that the last bits of a table depend on: device, processor, threads, rows at once."""
     return {
         "device": torch.device(device).type,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -97,7 +97,7 @@ def circumstances(device: str, chunk_tokens: list[int]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computed a table."""
+    """Return the versions of the packages that compute a table."""
     return {"prefold": version("prefold"), "torch": torch.__version__, "transformers": transformers_version}
 
 
@@ -108,7 +108,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def is_native(kind: type[Any]) -> bool:
-    """Say whether transformers itself has the class."""
+    """Return whether transformers itself has the class."""
     return kind.__module__.startswith("transformers.")
 
 
@@ -136,7 +136,7 @@ _CARRIED = ("license", "license_name", "license_link", "language", "library_name
 
 
 def _carried(source: Source) -> dict[str, Any]:
-    """Return what the source's own card says that holds for a folded checkpoint too, its licence first."""
+    """Return the metadata of the source's own card that hold for a folded checkpoint too."""
     if CARD not in source.data_names():
         return {}
     text = own_file(source.folder, CARD).read_text(encoding="utf-8", errors="replace")
@@ -157,7 +157,7 @@ def _front_matter(source: Source) -> str:
 
 
 def write_card(folder: Path, known: Prepared, savings: Savings, verdict: str, report: str) -> None:
-    """Write the card: what this is, how to load it, what it is worth, and the proof."""
+    """Write the card: description, use, figures, and proof."""
     source = known.source
     name = " ".join(source_name(source).split())
     command = known.options.command(source_name(source), source.revision)

@@ -20,14 +20,7 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found.
-
-    Attributes:
-        passed: whether it holds.
-        summary: one line for a person.
-        figures: everything measured.
-        problems: what is wrong, one line each.
-    """
+    """The outcome of one check: a summary for a person, all figures, and a line for each problem."""
 
     passed: bool
     summary: str
@@ -40,19 +33,13 @@ class Outcome:
 
 
 def not_run(why: str) -> Outcome:
-    """Return the outcome of a check that could not be made: it has not passed."""
+    """Return the outcome of a check that cannot be made: it has not passed."""
     return Outcome(False, f"not run: {why}")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What is known of a folded checkpoint.
-
-    Attributes:
-        source: what it was compared with.
-        folded: what was checked.
-        checks: by name, in the order of ``CHECKS``; ``speed`` last, only where it was asked for.
-    """
+    """The outcomes of all checks of a folded checkpoint, by name in the order of ``CHECKS``, then ``speed``."""
 
     source: str
     folded: str
@@ -95,11 +82,7 @@ class Verification:
 
 
 class VerificationFailed(PrefoldError):
-    """A folded checkpoint is not what its source is.
-
-    Attributes:
-        verification: everything that was found.
-    """
+    """A folded checkpoint is not what its source is; ``verification`` holds all outcomes."""
 
     exit_code = UNVERIFIED
 

@@ -1,7 +1,7 @@
-"""Whether a checkpoint whose rows are stored in fewer bytes says nearly what its source says.
+"""The check of logits for a checkpoint whose rows are stored in fewer bytes.
 
-Such a checkpoint cannot say the same, so what it says is held against what everybody accepts: the difference that it
-makes to run the source itself in bfloat16 or in float32.
+Its logits cannot equal the source's, so their difference is compared with an accepted one: that of running the source
+itself in bfloat16 or in float32.
 """
 
 from dataclasses import asdict
@@ -21,16 +21,16 @@ _Outputs = dict[str, torch.Tensor]
 
 
 def other_width(dtype: str) -> str:
-    """Name the type that a source of ``dtype`` is run in once more, to see how much that changes."""
+    """Name the type that a source of ``dtype`` is run in once more, to measure how much that changes."""
     return "float32" if dtype in ("bfloat16", "float16") else "bfloat16"
 
 
 def check_divergence(
     source: _Outputs, folded: _Outputs, other: _Outputs | None, dtype: str, *, has_logits: bool = True
 ) -> Outcome:
-    """Compare what both say over prefill, padded batch, random tokens, text, and cached steps while they agree.
+    """Compare both models over prefill, padded batch, random tokens, text, and cached steps while they agree.
 
-    ``other`` is what the source says in ``other_width``; None where it does not run in that. The mean divergence from
+    ``other`` are the source's outputs in ``other_width``; None where it does not run in that. The mean divergence from
     the source may be four times the source's own between the two types, or 1e-4, whichever is more. Hidden states
     have no divergence: where there are no logits, the same holds for their NMSE.
     """
@@ -59,7 +59,7 @@ def _limit(own: float) -> float:
 
 
 def _by_pass(parts: dict[str, Triple]) -> dict[str, Any]:
-    """Return how far the folded model is from its source in every pass, and whether it is not at all."""
+    """Return the distance of the folded model from its source in every pass, and whether all are zero."""
     apart = {name: distance(one, two) for name, (one, two, _) in parts.items()}
     steps = {"steps_compared": len(parts["step"][0])} if "step" in parts else {}
     exact = {"exact": all(far.is_zero for far in apart.values())}

@@ -38,7 +38,7 @@ class ForkServer:
             )
 
     def fork(self, said: IO[bytes]) -> socket.socket:
-        """Fork a process whose output goes to ``said``; returns what it is connected to."""
+        """Fork a process whose output goes to ``printed``; returns a connection to it."""
         mine, its = socket.socketpair()
         with its, self._lock, suppress(OSError):  # if it died, so will the connection, which tells
             socket.send_fds(self._here, [b"."], [its.fileno(), said.fileno()])
@@ -68,6 +68,6 @@ def shared_server() -> ForkServer:
 
 
 def surroundings() -> dict[str, object]:
-    """Return what a child is to take over: environment, folder and limits, as they are now."""
+    """Return the environment, folder and limits of this process, for a child to take over."""
     limits = {str(limit): resource.getrlimit(limit) for limit in _LIMITS}
     return {"environment": dict(os.environ), "folder": os.getcwd(), "limits": limits}

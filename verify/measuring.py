@@ -21,7 +21,7 @@ class ProbeFailed(PrefoldError):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found: figures, and what the model said, by name."""
+    """The result of one measurement: figures, and the model's outputs by name."""
 
     figures: dict[str, Any]
     outputs: dict[str, torch.Tensor]
@@ -64,7 +64,7 @@ def _asked(server: ForkServer, said: IO[bytes], request: dict[str, Any]) -> Meas
 
 
 def _told(said: IO[bytes]) -> str:
-    """Return the last line of what a process printed before it ended, or all of it where somebody looks for a fault."""
+    """Return the last line that a process printed before it ended; all lines under ``PREFOLD_DEBUG``."""
     said.seek(0)
     lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
     if os.environ.get("PREFOLD_DEBUG") == "1":

@@ -1,4 +1,4 @@
-"""Checks on what a folded model says: rows, logits, greedy tokens, reads, speed."""
+"""Checks of a folded model's outputs: rows, logits, greedy tokens, speed."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -55,7 +55,7 @@ def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
 
 
 def _told_errors(errors: dict[str, dict[str, float]]) -> str:
-    """Say which column lost most when rows were stored in fewer bytes."""
+    """Describe the column that lost most when rows were stored in fewer bytes."""
     column = max(errors, key=lambda name: errors[name]["relative"])
     relative, largest = errors[column]["relative"], errors[column]["max_abs"]
     return f"stored in fewer bytes, {column} is furthest off: {relative:.2%}, max |Δ| {largest:.3g}"
@@ -71,7 +71,7 @@ def _is_close(apart: Distance, floor: Distance, dtype: str) -> bool:
 
 
 def what_is_broken(one: torch.Tensor, other: torch.Tensor) -> str | None:
-    """Tell why logits cannot be compared with the source's, which are ``one``; None where they can."""
+    """Return why logits cannot be compared with the source's, which are ``one``; None where they can."""
     if one.shape != other.shape:
         return f"logits have shape {list(other.shape)}, the source's {list(one.shape)}"
     if not one.isfinite().all():
@@ -92,8 +92,8 @@ def check_logits(
     """Compare logits of prefill, cached steps and a left-padded batch, beside the source's own noise floor.
 
     Steps are compared up to the first token that the two choose differently: behind it they continue other texts.
-    ``truth`` is what the source says in float64, for a fold that cannot be equal bit for bit: it must not be further
-    from that than the source is.
+    ``truth`` are the source's outputs in float64, for a fold that cannot be equal bit for bit: it must not be further
+    from those than the source is.
     """
     pairs = _pairs(source, folded)
     floor = distance(source["prefill"].flatten(0, -2), source["prefill"].flatten(0, -2))
@@ -117,7 +117,7 @@ def check_logits(
 def _pairs(
     source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return what both said where they were given the same, ``[positions, vocab]`` each."""
+    """Return the outputs of both for the same tokens, ``[positions, vocab]`` each."""
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name in ("prefill", "padded"):
         pairs[name] = source[name].flatten(0, -2), folded[name].flatten(0, -2)
@@ -130,7 +130,7 @@ def _pairs(
 def same_passes(
     source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
 ) -> dict[str, Triple]:
-    """Return, by pass, what source and folded and a ``third`` model said of the same, ``[positions, vocab]`` each.
+    """Return, by pass, outputs of source, folded and a ``third`` model for the same, ``[positions, vocab]`` each.
 
     The third ran one prefill over the source's generated text; its positions stand beside the others' cached steps.
     """
@@ -146,7 +146,7 @@ def same_passes(
 def _against_truth(
     source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]
 ) -> tuple[dict[str, Any], str, list[str]]:
-    """Measure how far both are from float64 over all passes, cached steps among them, and from each other."""
+    """Measure the distances of both from float64 over all passes, and from each other."""
     parts = same_passes(source, folded, truth)
     for one, two, _ in parts.values():
         if broken := what_is_broken(one, two):
@@ -161,7 +161,7 @@ def _against_truth(
 
 
 def _summary(apart: dict[str, Distance], floor: Distance) -> str:
-    """Say which passes are equal bit for bit, and how far the worst of the others is off."""
+    """Name the passes that are equal bit for bit, and the distance of the worst of the others."""
     words = {"prefill": "prefill", "step": "cached steps", "padded": "left-padded batch"}
     equal = [words[name] for name, far in apart.items() if far.is_zero]
     told = [f"{', '.join(equal)} equal bit for bit"] if equal else []
@@ -172,7 +172,7 @@ def _summary(apart: dict[str, Distance], floor: Distance) -> str:
 
 
 def _first_difference(one: torch.Tensor, other: torch.Tensor) -> int:
-    """Return where two rows of tokens part, or their length where they do not."""
+    """Return the first index at which two rows of tokens differ, or their length."""
     pairs = zip(one.tolist(), other.tolist(), strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), len(one))
 
@@ -183,7 +183,7 @@ def _shared_steps(source: dict[str, torch.Tensor], folded: dict[str, torch.Tenso
 
 
 def _parted(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]) -> Iterator[tuple[str, bool, float]]:
-    """Yield, of each continuation that parts, a line, whether each token is among the other's best, and the margin."""
+    """Yield, for each continuation that parts: a line, whether each token is among the other's best, and the margin."""
     for prompt, (one, other) in enumerate(zip(source["tokens"], folded["tokens"], strict=True)):
         at = _first_difference(one, other)
         if at < len(one):

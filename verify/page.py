@@ -20,7 +20,7 @@ pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
 
 
 def html_page(title: str, verdict: str, rows: Iterable[tuple[str, str, list[str]]], figures: dict[str, Any]) -> str:
-    """Lay out one row for each check: its name, its verdict (a CSS class too), and what is to be said of it."""
+    """Lay out one row for each check: its name, its verdict (a CSS class too), and its lines."""
     cells = (
         f"<tr><td>{escape(name)}</td><td class='{word}'>{word}</td><td>{'<br>'.join(map(escape, lines))}</td></tr>"
         for name, word, lines in rows

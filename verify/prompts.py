@@ -1,4 +1,4 @@
-"""What the two models are asked to continue."""
+"""Prompts that the two models continue."""
 
 from itertools import accumulate, compress
 from operator import not_
@@ -73,10 +73,7 @@ def token_passages(
 ) -> list[list[int]]:
     """Tokenize ``texts``, or text of several kinds where there are none; nothing where there is no tokenizer.
 
-    None has more than ``longest`` tokens; and what a model says of all of them together fits well into memory.
-
-    Raises:
-        UsageError: as ``token_prompts``.
+    None has more than ``longest`` tokens, and the logits of all of them together fit well into memory.
     """
     written = _tokenized(folder, texts, PASSAGES, longest, trust_remote_code=trust_remote_code)
     usable = [ids for ids in written if ids and max(ids) < vocabulary]

@@ -36,7 +36,7 @@ def check_reads(source: dict[str, int], folded: dict[str, int], census: Paramete
 
 
 def is_packed(folded: dict[str, Any], census: ParameterReads, itemsize: int) -> bool:
-    """Say whether parameters take other memory than ``itemsize`` for each of their values."""
+    """Return whether parameters take other memory than ``itemsize`` for each of their values."""
     packed: bool = folded["parameter_bytes"] != census.total * itemsize
     return packed
 
@@ -44,10 +44,10 @@ def is_packed(folded: dict[str, Any], census: ParameterReads, itemsize: int) -> 
 def check_packed_reads(
     source: dict[str, int], after: dict[str, int], folded: dict[str, Any], census: ParameterReads, itemsize: int
 ) -> Outcome:
-    """Compare the bytes saved with those that the source reads of what is folded, less the table's, to the byte.
+    """Compare the bytes saved with those that the source reads of folded modules, less the table's, to the byte.
 
-    Where folded modules keep tensors that are no parameters, as scales or packed weights in buffers, what is counted
-    is not all that is read: then nothing is claimed.
+    Folded modules may keep tensors that are no parameters, as scales or packed weights in buffers, which are not
+    counted: then nothing is claimed.
     """
     problems, batches = list[str](), list[dict[str, Any]]()
     for batch in READ_BATCHES:

@@ -1,4 +1,4 @@
-"""Whether the files of a folded checkpoint are what they say, and what the source's were."""
+"""Files of a folded checkpoint against those that its source makes."""
 
 import filecmp
 import hashlib
@@ -48,14 +48,7 @@ _KEPT_BY_CLIENTS = re.compile(r"\.git/.*|\.gitattributes|\.gitignore|\.cache/hug
 
 @dataclass(frozen=True)
 class ExpectedCheckpoint:
-    """What a folded checkpoint should be, derived anew from its source.
-
-    Attributes:
-        known: the source.
-        config: the ``config.json`` that its fold should have.
-        code: the modules that run it, by name: those that this version of prefold writes, and a trusted source's.
-        adapter: the files of what remains of an adapter that was merged into the table, by name.
-    """
+    """A folded checkpoint derived anew from its source: config, code, and an adapter's remaining files, by name."""
 
     known: Prepared
     config: dict[str, Any]
@@ -69,7 +62,7 @@ class ExpectedCheckpoint:
 
     @property
     def untouched(self) -> dict[str, Entry]:
-        """The source's tensors that must be in the folded checkpoint, under the names that they have there."""
+        """The source's tensors that must be in the folded checkpoint, by their names there."""
         study = self.known.study
         return untouched(self.known.source.entries, self.known.live, study.cuts, study.ties)
 
@@ -105,7 +98,6 @@ def _config_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[
 
 
 def _is_uncompared(path: tuple[Any, ...]) -> bool:
-    """Return whether a value of the config may be any of its kind."""
     return path[0] == "prefold" and len(path) > 1 and path[1] in _UNCOMPARED
 
 
@@ -145,7 +137,7 @@ def _code_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[st
 
 
 def _file_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
-    """Find files that neither this version would write nor the source has: none of them is ever loaded."""
+    """Yield files that neither this version would write nor the source has."""
     side, written = blueprint.known.side, blueprint.known.side.edited | blueprint.adapter
     files = {entry.file.relative_to(folded.folder).as_posix() for entry in folded.entries.values()}
     shards = {name for name in files if name == TABLE or _SHARD.fullmatch(name)}
@@ -179,9 +171,9 @@ def _table_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[s
 
 
 def find_refusals(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
-    """Return why a folded checkpoint must not even be loaded: its config, code, files or table are not what they were.
+    """Return why a folded checkpoint must not even be loaded: differences in config, code, files or table.
 
-    What tensors hold is looked at later: it is data.
+    The contents of tensors are checked later: they are data.
     """
     return [
         *folded.notes,
@@ -199,7 +191,7 @@ def _same_bytes(one: Outgoing, other: Entry) -> bool:
 
 
 def _is_untouched(source: Entry, folded: Entry, dtype: torch.dtype, *, is_kept: bool) -> bool:
-    """Return whether a tensor is the source's, or, unless it is kept, the source's in the type that the model has."""
+    """Return whether a tensor is the source's, or, unless it is kept, the source's in the model's type."""
     if is_kept or source.dtype == folded.dtype:
         return _same_bytes(passed_through(source), folded)
     return _same_bytes(cast(source, dtype), folded)
@@ -228,7 +220,7 @@ def _missing(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
 
 
 def find_differences(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
-    """Return which tensors are not the source's, which files are missing, and whether the table is the written one."""
+    """Return differences of tensors from the source's and of the table from the written one, and missing files."""
     return [*_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
 
 
@@ -245,9 +237,9 @@ def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[s
 def check_structure(
     blueprint: ExpectedCheckpoint, differences: list[str], loading: dict[str, Any], before: dict[str, Any]
 ) -> Outcome:
-    """Judge what was found in the files, and which keys transformers missed or did not expect.
+    """Judge the differences of files, and the keys that transformers missed or did not expect.
 
-    ``before`` tells the same of the source: what it holds for nobody, as heads of another task, passes through.
+    ``before`` is the source's loading: keys that it does not use, as heads of another task, pass through.
     """
     problems = [*differences, *_key_problems(loading, before)]
     untouched, copied = len(blueprint.untouched), len(blueprint.known.side.copied)
@@ -257,5 +249,5 @@ def check_structure(
 
 
 def problem_count(problems: list[str]) -> str:
-    """Return how many problems there are, as a person says it."""
+    """Return the number of problems in words."""
     return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

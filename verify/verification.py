@@ -46,7 +46,7 @@ _FLOATS = tuple(
 
 
 class _NotRun(Exception):
-    """The folded checkpoint is refused before it is loaded, or its process failed, for reasons of ``structure``."""
+    """The folded checkpoint is refused before it is loaded, or its process failed."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(*problems)
@@ -88,7 +88,7 @@ def verify_against(
     isolated: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verification:
-    """Do what ``verify_checkpoint`` does for a source that is known already.
+    """Verify ``folded`` as ``verify_checkpoint`` does, against a source that is prepared already.
 
     Raises:
         UsageError: ``folded`` is not a folder with a ``config.json``, or ``texts`` cannot be tokenized.
@@ -107,7 +107,7 @@ def _verified(
     speed: bool,
     isolated: bool,
 ) -> Verification:
-    """Open a folded folder and compare it; ``know`` returns what is known of its source."""
+    """Open a folded folder and compare it; ``know`` returns its prepared source."""
     progress("opening")
     try:
         folded = _open_folded(folder)
@@ -120,7 +120,7 @@ def _verified(
 
 
 def _prepared(source: Source, folded: Source, adapter: Path | None, *, trust_remote_code: bool) -> Prepared:
-    """Study a source for the fold that ``folded`` says it is; one of a cut that there is none of differs from any."""
+    """Study a source for the options that ``folded`` names; an unknown cut, which differs from any, counts as auto."""
     options = claimed_options(folded.config, adapter, trust_remote_code=trust_remote_code)
     try:
         return prepare_source(source, options)
@@ -145,10 +145,7 @@ def _open_folded(folder: Path) -> Source:
 def require_verified(
     *, speed: bool = False, isolated: bool = False, progress: Progress = lambda _: None
 ) -> Callable[[Prepared, Path], Verification]:
-    """Return a check for ``convert_checkpoint`` that lets nothing pass which is not verified.
-
-    The check raises ``VerificationFailed``.
-    """
+    """Return a check for ``convert_checkpoint`` that raises ``VerificationFailed`` unless all checks pass."""
 
     def check(known: Prepared, folded: Path) -> Verification:
         verification = verify_against(known, folded, speed=speed, isolated=isolated, progress=progress)
@@ -160,8 +157,6 @@ def require_verified(
 
 
 class _Comparison:
-    """One source and one folded checkpoint, and what is needed to compare them."""
-
     def __init__(
         self,
         known: Prepared,
@@ -232,7 +227,7 @@ class _Comparison:
         return check_reads(*reads, *expected)
 
     def _measure(self, differences: list[str]) -> tuple[Measured, Measured]:
-        """Run the source and then the folded checkpoint, which may not run at all: then nothing else is checked."""
+        """Run the source and then the folded checkpoint; if that does not run, nothing else is checked."""
         self.progress("running the source")
         made = {parameter: made.name for parameter, made in self.blueprint.made.items()}
         table = {"table_folder": str(self.folded.folder.absolute()), "made": made}
@@ -246,7 +241,7 @@ class _Comparison:
             raise _NotRun([*differences, str(problem)]) from problem
 
     def _check_logits(self, before: Measured, after: Outputs) -> tuple[Outcome, Outputs | None]:
-        """Return the check, and what the source says in float64 where that is of use."""
+        """Return the check, and the source's outputs in float64 where those are of use."""
         if self.is_smaller:
             kind = {"has_logits": self.known.resolved.auto_class != "AutoModel"}
             return check_divergence(before.outputs, after, self._other(before), self.dtype, **kind), None
@@ -254,7 +249,7 @@ class _Comparison:
         return check_logits(before.outputs, after, self.dtype, truth), truth
 
     def _first_apart(self) -> Iterator[str]:
-        """Run both once more; yields where they part, for the one who looks for the fault."""
+        """Run both once more; yields the first module at which they part."""
         self.progress("looking for where they part")
         stored = modules_in_tables(self.known.study.cuts)
         jobs = self._job(self.known.source), self._job(self.folded, trust_remote_code=True)
@@ -269,7 +264,7 @@ class _Comparison:
             return None  # as of quantized weights, which may be multiplied in one type alone
 
     def _source_in(self, dtype: str, before: Measured) -> Outputs:
-        """Return what the source says in another type."""
+        """Return the source's outputs in another type."""
         self.progress(f"running the source in {dtype}")
         continued = before.outputs["continued"].tolist()
         return self._run(self._job(self.known.source, dtype=dtype, continued=continued, only_outputs=True)).outputs
@@ -289,7 +284,7 @@ class _Comparison:
 
 
 def _remaining(adapter: Path | None, study: Study) -> dict[str, bytes]:
-    """Return the files of the adapter that a conversion leaves beside the fold, by name."""
+    """Return the adapter's files that a conversion leaves beside the fold, by name."""
     with tempfile.TemporaryDirectory(prefix="prefold-") as scratch:
         folder = Path(scratch) / ADAPTER_FOLDER
         left = adapter is not None and remaining_adapter(adapter, modules_in_tables(study.cuts), folder)

@@ -30,9 +30,8 @@ class TokenPureModule:
     """A token-pure module that has weights.
 
     Attributes:
-        name: the module's name in the model.
         shape: of one row of its output.
-        order: when it is entered in a forward pass.
+        order: of entry in a forward pass.
         rows: its output for the experiment's tokens, ``[batch, seq, *shape]``.
         masked: its output is zero at padded positions, whatever token is there.
     """
@@ -54,13 +53,11 @@ class Passes:
     """The same tokens, run in several ways up to the end of the first block.
 
     Attributes:
-        original: as they are.
         mirrored: in another order, at other positions.
         neighbours_changed: every second of them in the other sequence: the same positions, other neighbours.
         padded: some of them as padding.
         look_ups_changed: with other look-ups than the token's returning something else; None where there are none.
         cached: the last of them in a cached step behind the others; None where the model has no such steps.
-        look_ups: the other look-ups.
     """
 
     original: Trace
@@ -87,7 +84,6 @@ def run_passes(model: PreTrainedModel, side: Side, first_block: str, ids: torch.
 
 
 def _changed() -> Override:
-    """Return an override that changes a look-up's rows, differently every time."""
     times = count(1)
     return lambda rows: rows.roll(1, -1) * (number := next(times)) + number
 
@@ -110,7 +106,7 @@ def cached_step(
 def _filled_cache(
     model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, overrides: Overrides | None
 ) -> dict[str, Any]:
-    """Return what to give a model to go on behind some tokens; nothing where it cannot."""
+    """Return arguments for a pass behind some tokens; none where the model keeps no cache."""
     parameters = inspect.signature(model.forward).parameters
     if "past_key_values" in parameters:
         with model_code():
@@ -125,12 +121,12 @@ def _filled_cache(
     return kept | accepted(model, {"use_cache": True}) if kept else {}
 
 
-def pure_modules(model: nn.Module, passes: Passes, again: Collection[str] = ()) -> list[TokenPureModule]:
-    """Return the outermost token-pure modules with weights, in the order of entry, but those that run ``again``."""
+def pure_modules(model: nn.Module, passes: Passes, reentered: Collection[str] = ()) -> list[TokenPureModule]:
+    """Return the outermost token-pure modules with weights, in the order of entry, but those that run ``reentered``."""
     found: list[TokenPureModule] = []
     for name, module in model.named_modules():
         if (
-            name in again
+            name in reentered
             or any(name.startswith(f"{outer.name}.") for outer in found)
             or next(module.parameters(), None) is None
         ):
@@ -159,13 +155,13 @@ def _as_pure(name: str, passes: Passes) -> TokenPureModule | None:
 
 
 def _holds_embedding(name: str, passes: Passes) -> bool:
-    """Say whether the embedding is a part of a module: then that part becomes the table."""
+    """Return whether the embedding is a part of a module: then that part becomes the table."""
     parts = [calls[0] for other, calls in passes.original.calls.items() if other.startswith(f"{name}.")]
     return any(call.taken is not None and not call.taken.is_floating_point() for call in parts)
 
 
 def _at_padding(rows: torch.Tensor, padded: torch.Tensor | None) -> bool | None:
-    """Say whether padded positions become zero; None where they become anything else but what their token is."""
+    """Return whether padded positions become zero; None where they become neither zero nor their token's row."""
     if padded is None or padded.shape != rows.shape:
         return None
     hidden = padding_mask() == 0
@@ -175,7 +171,7 @@ def _at_padding(rows: torch.Tensor, padded: torch.Tensor | None) -> bool | None:
 
 
 def _first_output(name: str, seen: Trace) -> torch.Tensor | None:
-    """Return what a module returned first; None where a pass does not enter it."""
+    """Return a module's first output; None where a pass does not enter it."""
     calls = seen.calls.get(name)
     return calls[0].output if calls else None
 
@@ -188,7 +184,7 @@ def _unshaken(name: str, output: torch.Tensor, shaken: Trace | None) -> bool:
 
 
 def same_in_a_step(name: str, output: torch.Tensor, stepped: Trace | None) -> bool:
-    """Say whether a cached step gives the last token's row, and not those of the whole cache."""
+    """Return whether a cached step gives the last token's row, and not those of the whole cache."""
     calls = stepped.calls.get(name, []) if stepped else []
     if not calls:
         return True
@@ -199,7 +195,7 @@ def same_in_a_step(name: str, output: torch.Tensor, stepped: Trace | None) -> bo
 
 @dataclass(frozen=True)
 class _Hypothesis:
-    """What would happen if one module's output were something else: unreadable, or zero and part of the residual."""
+    """A module whose output is replaced: by unreadable values, or by zero once it is added to another's."""
 
     module: TokenPureModule
     merged_into: TokenPureModule | None = None
@@ -210,7 +206,7 @@ class _Hypothesis:
 
 
 def _replayed(module: TokenPureModule, hypotheses: list[_Hypothesis]) -> Override:
-    """Return the module's rows once as they are and once more as each hypothesis has them, stacked along the batch."""
+    """Return the module's rows as they are, and as each hypothesis has them, stacked along the batch."""
     variants = [module.rows]
     for hypothesis in hypotheses:
         rows = module.rows
@@ -231,10 +227,7 @@ def _try_all(
     modules: list[TokenPureModule],
     hypotheses: list[_Hypothesis],
 ) -> list[bool]:
-    """Run all hypotheses side by side in one pass, and say which leave the block's output as it was.
-
-    They are independent: every module is replayed, so only what stays alive can read another's output.
-    """
+    """Run independent hypotheses in one pass over replayed modules; returns which keep the block's output."""
     overrides = {module.name: _replayed(module, hypotheses) for module in modules}
     output = trace(model, side, first_block, ids.repeat(1 + len(hypotheses), 1), overrides).block_output
     if output is None:
@@ -250,7 +243,7 @@ def _try_all(
 def find_unread_and_mergeable(
     model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, modules: list[TokenPureModule]
 ) -> tuple[set[str], str | None]:
-    """Name the modules whose output nobody reads, and the one that may be added to the residual beforehand."""
+    """Name the modules whose output is unread, and the one that may be added to the residual beforehand."""
     poisoned = [_Hypothesis(module) for module in modules]
     merged = _merged(modules)
     valid = _try_all(model, side, first_block, ids, modules, poisoned + merged)
@@ -263,6 +256,6 @@ def find_unread_and_mergeable(
 
 
 def _merged(modules: list[TokenPureModule]) -> list[_Hypothesis]:
-    """Return the hypotheses that a module may be added to one that runs before it."""
+    """Return the hypotheses that add a module to one that runs before it."""
     pairs = [(module, into) for module in modules for into in modules if into.order < module.order]
     return [_Hypothesis(module, into) for module, into in pairs if into.shape == module.shape]

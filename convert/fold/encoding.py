@@ -1,7 +1,7 @@
-"""Rows in fewer bytes than the model's own values take: what lies where in them, and how values get there.
+"""Rows in fewer bytes than the model's own values take: their layout, and the conversion of values.
 
-Written by hand, since no library stores slices of several types in one row, which one read then fetches; and what
-reads them travels with the checkpoint and needs torch alone (``prefold.runtime.storage_prefold.decoded``).
+Written by hand, since no library stores slices of several types in one row, which one read then fetches; and the
+reader travels with the checkpoint and needs torch alone (``prefold.runtime.storage_prefold.decoded``).
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ _ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Slice:
-    """Where the values of one column lie in a row.
+    """The place of one column's values in a row.
 
     Attributes:
         start: bytes from the start of the row.
         width: values.
         dtype: of these, as torch spells it.
-        scale: where the number lies that they are multiplied by, in float32; None where there is none.
+        scale: byte offset of their factor, a float32; None where there is none.
     """
 
     start: int
@@ -42,13 +42,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What lies where in a row.
-
-    Attributes:
-        slices: of all columns, the residual first.
-        row_bytes: of a row.
-        native: the model's own type, which values have when they have been read.
-    """
+    """The layout of a row: slices of all columns, the residual first; ``native`` is the type of values once read."""
 
     slices: list[Slice]
     row_bytes: int
@@ -56,7 +50,7 @@ class Encoding:
 
     @property
     def width(self) -> int:
-        """How many values of the model's own type are as long as a row."""
+        """The length of a row in values of the model's own type."""
         return self.row_bytes // _dtype(self.native).itemsize
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
@@ -89,13 +83,13 @@ def encoding_of(widths: list[int], native: torch.dtype, dtype: torch.dtype, *, r
 
 
 def _scale(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """Return what the largest of each row's values is to the type's largest, ``[tokens, 1]``; 1 where all are zero."""
+    """Return each row's largest value over the type's largest, ``[tokens, 1]``; 1 where all values are zero."""
     scale = values.to(_SCALE).abs().amax(1, keepdim=True) / _LARGEST[kind]
     return scale.where(scale > 0, 1)
 
 
 def _rounded(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """Bring values into the range of a type, and, where that is of integers, to the next one."""
+    """Clamp values to the range of a type, and round them where the type is of integers."""
     largest = _LARGEST[kind]
     return (values if kind.is_floating_point else values.round()).clamp(-largest, largest)
 

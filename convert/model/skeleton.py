@@ -24,7 +24,7 @@ class _Named(Protocol):
 
 
 class Last:
-    """What the last block that ran returned."""
+    """The output of the last block that ran."""
 
     def __init__(self) -> None:
         self.output: Any = None
@@ -40,9 +40,8 @@ class Last:
 class Skipped(nn.Module):
     """Stands for a block that was cut out: returns what the block before it returned.
 
-    The stack keeps its length, so that whatever the model says of its k-th layer, in settings, masks, caches or
-    names, still means the same block. A model that asks the block what it is, or sets it up, reaches the block
-    itself, which is no part of the model any more and stays on the meta device.
+    The stack keeps its length, so that the k-th layer of settings, masks, caches and names is the same block. Attribute
+    access is forwarded to the original block, which is no part of the model any more and stays on the meta device.
     """
 
     def __init__(self, block: nn.Module, last: Last) -> None:
@@ -94,13 +93,13 @@ def remove(model: PreTrainedModel, unwanted: nn.Module | None) -> None:
 
 
 def _ties(model: nn.Module) -> list[tuple[PreTrainedModel, dict[str, str]]]:
-    """Return what every model inside a model ties to what; its patterns mean nothing once blocks are gone."""
+    """Return the ties of every model inside a model; the patterns mean nothing once blocks are gone."""
     parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     return [(part, part.get_expanded_tied_weights_keys(all_submodels=False)) for part in parts]
 
 
 def _cut_ties(model: PreTrainedModel, ties: dict[str, str]) -> None:
-    """Forget what was tied to or from a block that is gone."""
+    """Forget ties with a block that is gone."""
     there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     there |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     left = {target: source for target, source in ties.items() if target in there and source in there}
@@ -115,12 +114,7 @@ __all__ = ["Stack", "build_on_meta", "find_stack", "find_stacks", "first_to_run"
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack of blocks.
-
-    Attributes:
-        name: the module list's name in the model.
-        kinds: for every block of the stack, the index of the first block of the same kind.
-    """
+    """A stack of blocks: the name of its module list, and for every block the index of the first one of its kind."""
 
     name: str
     kinds: list[int]
@@ -178,7 +172,7 @@ def _stack(model: nn.Module, name: str) -> Stack:
 
 
 def _blocks(stack: nn.Module) -> list[nn.Module]:
-    """Return a list's modules; one that it holds twice, twice."""
+    """Return a list's modules, repeated ones included."""
     return list(stack) if isinstance(stack, nn.ModuleList) else []
 
 
@@ -191,7 +185,7 @@ def _outermost_lists(model: nn.Module, within: str) -> list[str]:
 
 
 def _holds_blocks(stack: nn.Module) -> bool:
-    """Say whether a list holds modules made of modules: a list of projections or embeddings is no stack."""
+    """Return whether a list holds modules made of modules: a list of projections or embeddings is no stack."""
     return any(next(block.children(), None) is not None for block in _blocks(stack))
 
 

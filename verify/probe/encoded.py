@@ -1,7 +1,7 @@
-"""What rows in fewer bytes hold, read by code of its own: who checks must not run what is checked.
+"""Values of rows in fewer bytes, read by code of its own: a proof must not run the code that it checks.
 
-How far a stored value may be from the one that it was made of follows from the type: half of what two neighbours in it
-are apart, since encoding takes the nearer one.
+The type gives the most that a stored value may be off: half of what two neighbours in it are apart, since encoding
+takes the nearer one.
 """
 
 import torch
@@ -35,7 +35,7 @@ def scales_of(stored: torch.Tensor, encoding: Encoding) -> torch.Tensor:
 
 
 def is_padding(encoding: Encoding) -> torch.Tensor:
-    """Say of every byte of a row whether it is in no slice, and no scale, ``[row_bytes]``."""
+    """Return, for every byte of a row, whether it is in no slice and no scale, ``[row_bytes]``."""
     free = torch.ones(encoding.row_bytes, dtype=torch.bool)
     for part in encoding.slices:
         free[part.start : part.start + part.width * part.kind.itemsize] = False

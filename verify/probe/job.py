@@ -1,4 +1,4 @@
-"""What one measurement is asked to do, and where its answers lie."""
+"""The request for one measurement."""
 
 from dataclasses import dataclass, field
 
@@ -17,10 +17,8 @@ class Job:
     """One checkpoint, to be measured in a process of its own.
 
     Attributes:
-        folder: the checkpoint.
         dtype: to run it in, as torch spells it.
         auto_class: of transformers, to load it with.
-        prompts: token ids, one list per prompt.
         new_tokens: by which each prompt is continued.
         continued: a prompt with its continuation, for logits of a long prefill; empty to continue it first.
         table_folder: a folded checkpoint whose every row is compared with this (source) model's first layer.

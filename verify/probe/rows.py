@@ -28,29 +28,21 @@ def _bounds(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _rounding(live: torch.Tensor) -> torch.Tensor:
-    """Return how far from ``live``, the values of a column, another order of summation may lead, in float64.
-
-    The absolute part, for values that nearly cancel, is taken of the largest value that the column has for the token.
-    """
+    """Return the rounding of another order of summation for the values of a column, in float64."""
     rtol, atol = _bounds(live.dtype)
     size = live.double().abs()
     return atol * size.amax(1, keepdim=True) + rtol * size
 
 
 def _is_close(stored: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-    """Say of every row of a column whether it is within the rounding of its dtype."""
+    """Return, for every row of a column, whether it is within the rounding of its dtype."""
     return (stored.double() - live.double()).abs().le(_rounding(live)).all(1)
 
 
 def _is_encoded(stored: torch.Tensor, expected: torch.Tensor, live: torch.Tensor, part: Slice) -> torch.Tensor:
-    """Say of every row whether a slice of it, in bytes, is what ``live`` may have become.
-
-    A stored value is the one of its type that is nearest to a value that the product may have rounded otherwise: half
-    a step from ``live``, beside the rounding. What a step is, the scale in the ``expected`` bytes says, lest coarser
-    rows excuse themselves. The scale is a part of the row's largest value, and rounds as that does.
-    """
+    """Return, for every row, whether a slice's bytes are the nearest to ``live`` or to one that rounds otherwise."""
     numbers, scales = (each.double() for each in numbers_of(stored, part))
-    right = numbers_of(expected, part)[1].double()
+    right = numbers_of(expected, part)[1].double()  # coarser rows must not set their own step
     room = _rounding(live)
     if part.kind != live.dtype:
         room = room + steps(live, part.kind, right) / 2 + _ENCODED * live.double().abs()
@@ -60,20 +52,14 @@ def _is_encoded(stored: torch.Tensor, expected: torch.Tensor, live: torch.Tensor
 
 @dataclass
 class Loss:
-    """How far the values of a column, as they are read, are from those that they were made of.
-
-    Attributes:
-        max_abs: the largest difference.
-        squared: the sum of squared differences.
-        size: the sum of squared values.
-    """
+    """Differences of a column's values, as they are read, from those that they were made of; sums of squares."""
 
     max_abs: float = 0.0
     squared: float = 0.0
     size: float = 0.0
 
     def add(self, read: torch.Tensor, live: torch.Tensor) -> None:
-        """Count ``[rows, width]`` in."""
+        """Add ``[rows, width]``."""
         apart = (read.double() - live.double()).nan_to_num(inf)
         self.max_abs = max(self.max_abs, float(apart.abs().max()))
         self.squared += float(apart.square().sum())
@@ -87,16 +73,14 @@ class Loss:
 
 @dataclass
 class RowCount:
-    """What a comparison of rows has found so far.
+    """Numbers of rows by the outcome of their comparison.
 
     Attributes:
-        rows: compared.
-        unequal: numbers of those that differ; where rows are encoded, in a byte of a value or of a scale.
-        beyond: numbers of those that differ by more than the rounding of a matrix product, or by what that may do to a
-            code.
-        infinite: numbers of those that are not finite.
-        padded: numbers of those that are not zero where no value lies.
-        worst: the largest difference, of a value or of a scale, by what was compared.
+        unequal: rows that differ; encoded ones, in a byte of a value or of a scale.
+        beyond: rows that differ by more than the rounding of a matrix product, or by more than it may do to a code.
+        infinite: rows that are not finite.
+        padded: rows that are not zero where no value lies.
+        worst: the largest difference of a value or of a scale, by column or tensor.
         losses: what encoding costs, by column; none where rows are not encoded.
     """
 
@@ -159,12 +143,12 @@ class RowCount:
 
 
 def _each(columns: dict[str, slice]) -> dict[str, slice]:
-    """Return where each column's one number lies among those of all columns."""
+    """Return the places of each column's one number among those of all columns."""
     return {name: slice(number, number + 1) for number, name in enumerate(columns)}
 
 
 def _numbers(start: int, rows: torch.Tensor) -> list[int]:
-    """Return which rows of a chunk, the first of which is number ``start``, are true."""
+    """Return the numbers of the true rows of a chunk, the first of which is number ``start``."""
     numbers: list[int] = (start + rows.nonzero().flatten()).tolist()
     return numbers
 
@@ -188,7 +172,7 @@ def measure_rows(model: PreTrainedModel, cut: Cut, table: Any, chunk_tokens: int
 
 
 def compare_tables(model: PreTrainedModel, folder: Path, made: dict[str, str]) -> dict[str, Any]:
-    """Open what a folded checkpoint has computed and compare it with ``model``, its source."""
+    """Compare the computed tensors of a folded checkpoint with ``model``, its source."""
     folded = open_folder(folder)
     cuts = read_cuts(folded.config)
     said = folded.config["prefold"].get("computed", {})

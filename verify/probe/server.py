@@ -1,4 +1,4 @@
-"""The process that forks those that measure: ``python -m prefold.verify.probe.server DESCRIPTOR``."""
+"""The process that forks measurements: ``python -m prefold.verify.probe.server DESCRIPTOR``."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def _require_clean() -> None:
 
 
 def _work(connection: int, said: int) -> NoReturn:
-    """Do what comes by the connection, and answer by it; it closes last, when all that there is to say was said."""
+    """Answer the request that comes by the connection, which closes last."""
     status = 1
     parent = socket.socket(fileno=connection)
     try:
@@ -57,7 +57,7 @@ def _work(connection: int, said: int) -> NoReturn:
 
 
 def received(connection: socket.socket) -> bytes:
-    """Receive until the other end has said all."""
+    """Receive until the other end closes."""
     pieces = []
     while piece := connection.recv(1 << 20):
         pieces.append(piece)
