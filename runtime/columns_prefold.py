@@ -113,6 +113,11 @@ def unread_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in fold["dropped"] if each["module"] != fold["table"]["module"]]
 
 
+def merged_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the module of an entry that is a part of the residual slice, if there is one."""
+    return [fold["merged"]] if fold["merged"] else []
+
+
 def residual_start(fold: dict[str, Any]) -> int | None:
     """Return where the embedding's slice of a row begins; None where the embedding itself is unread."""
     residual = fold["residual"]

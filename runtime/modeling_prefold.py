@@ -29,6 +29,7 @@ from .columns_prefold import (
     Unread,
     ZeroOutput,
     columns_of,
+    merged_of,
     residual_start,
     unread_of,
     without,
@@ -71,9 +72,8 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         name, last = column["module"], column is columns[-1] and not fold["sum"]
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
     dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
-    merged = [fold["merged"]] if fold["merged"] else []
-    for kind, entries in ((dropped, unread_of(fold)), (ZeroOutput, merged)):
-        stand_ins |= {entry["module"]: kind(entry["module"], entry["shape"]) for entry in entries}
+    for stand_in_class, entries in ((dropped, unread_of(fold)), (ZeroOutput, merged_of(fold))):
+        stand_ins |= {entry["module"]: stand_in_class(entry["module"], entry["shape"]) for entry in entries}
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
     for name, stand_in in stand_ins.items():
