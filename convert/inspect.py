@@ -43,15 +43,15 @@ class Inspection:
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures under the names that other programs rely on."""
-        told: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "model": self.model,
             "revision": self.revision,
             "foldable": self.foldable,
             "reasons": self.reasons,
         }
         if self.savings is not None:
-            told |= _savings_json(self.savings)
-        return told | {"verdict": self.verdict}
+            figures |= _savings_json(self.savings)
+        return figures | {"verdict": self.verdict}
 
 
 def _savings_json(savings: Savings) -> dict[str, Any]:

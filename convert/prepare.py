@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from prefold.convert.checkpoint.side_files import SideFiles, find_side_files
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.checkpoint.tensor_names import live_names
-from prefold.convert.model.load import ResolvedModel, load_config, load_kind, require_text, resolve_dtype
+from prefold.convert.model.load import ResolvedModel, load_config, require_text, resolve_dtype, resolve_model
 from prefold.convert.model.skeleton import build_on_meta
 from prefold.convert.options import FoldOptions
 from prefold.convert.study import Study, study_model
@@ -45,7 +45,7 @@ def prepare_source(source: Source, options: FoldOptions = FoldOptions()) -> Prep
         UsageError: there is no such cut, or rows would not be smaller.
     """
     config = load_config(source, trust_remote_code=options.trust_remote_code)
-    kind = load_kind(source, config, trust_remote_code=options.trust_remote_code)
-    require_text(kind, text_only=options.text_only)
+    resolved = resolve_model(source, config, trust_remote_code=options.trust_remote_code)
+    require_text(resolved, text_only=options.text_only)
     dtype = resolve_dtype(source, config, options.dtype)
-    return Prepared(source, options, config, kind, dtype, study_model(kind.model_class, config, options, dtype))
+    return Prepared(source, options, config, resolved, dtype, study_model(resolved.model_class, config, options, dtype))

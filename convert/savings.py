@@ -162,12 +162,14 @@ class Savings:
         return {"exact": exact, "merged": exact - self.merged_width}
 
 
-def estimate_savings(study: Study, kind: ResolvedModel, dtype: torch.dtype, quantized: str | None = None) -> Savings:
+def estimate_savings(
+    study: Study, resolved: ResolvedModel, dtype: torch.dtype, quantized: str | None = None
+) -> Savings:
     """Turn a study into figures for weights of ``dtype``, though the source's be ``quantized`` by some method."""
     census, itemsize = study.census, dtype.itemsize
     return Savings(
         dtype=dtype,
-        step=_step(study, kind),
+        step=_step(study, resolved),
         sides=[_side(census, cut, itemsize) for cut in study.cuts],
         unfolded=study.unfolded,
         cuts=[_possible(choice, study, itemsize) for choice in study.choices],
@@ -222,11 +224,11 @@ def _fate(cut: Cut, module: str) -> str:
     return kind if parent == module else f"part of the {kind} {parent}"
 
 
-def _step(study: Study, kind: ResolvedModel) -> str:
+def _step(study: Study, resolved: ResolvedModel) -> str:
     """Return the unit of a step: a decoder's token, an encoder's pass, or a pass through encoder and decoder."""
-    if not kind.model_class.can_generate():
+    if not resolved.model_class.can_generate():
         return "by a pass over one token"
-    both = any(cut.side.sees_source for cut in study.cuts) and kind.model_class.main_input_name == "input_ids"
+    both = any(cut.side.sees_source for cut in study.cuts) and resolved.model_class.main_input_name == "input_ids"
     return "by a pass over one token on either side" if both else "per decoded token at batch 1"
 
 

@@ -101,7 +101,7 @@ def _study(
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
-    cuts = _with_idle(model, [fold.cut for fold in folds], ties)
+    cuts = _with_unused(model, [fold.cut for fold in folds], ties)
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
     width = sum(fold.found.mergeable_width for fold in folds)
@@ -120,7 +120,7 @@ def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:
 
 def _chosen(choices: list[Choice], sides: list[list["_Fold"]], options: FoldOptions, dtype: torch.dtype) -> list[Cut]:
     most = options.max_table // dtype.itemsize if options.max_table else None
-    each_side = [choices_of(choices, side[0].cut.side) for side in sides]
+    each_side = [[choice for choice in choices if choice.cut.side == side[0].cut.side] for side in sides]
     return [choice.cut for choice in choose(each_side, options.cut, most)]
 
 
@@ -147,11 +147,6 @@ def _choices(census: ParameterReads, found: list[_Fold]) -> list[Choice]:
 def _choice(census: ParameterReads, fold: _Fold) -> Choice:
     alone = replace(census, cuts=[fold.cut])
     return Choice(fold.cut, alone.read_before(1) - alone.read_after(1), alone.made, fold.found.seen)
-
-
-def choices_of(choices: list[Choice], side: Side) -> list[Choice]:
-    """Return those of one side."""
-    return [choice for choice in choices if choice.cut.side == side]
 
 
 def choose(sides: list[list[Choice]], cut: str, most: int | None = None) -> list[Choice]:
@@ -212,7 +207,11 @@ def _side(
         raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
     rows = model.get_parameter(f"{embedding}.weight").shape[0]
     place = EmbeddingSite(
-        side, embedding, rows, _entered_before(embedding, entries), _idle_look_ups(model, side, embedding, entries)
+        side,
+        embedding,
+        rows,
+        _entered_before(embedding, entries),
+        _optional_embeddings(model, side, embedding, entries),
     )
     return [_Fold(stack.first_block, ids, each, laid_out(each, place)) for each in found]
 
@@ -221,13 +220,13 @@ def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: 
     return lay_out_row(found, place, merge_residual=options.merge_residual).encoded(dtype, options)
 
 
-def _with_idle(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:
+def _with_unused(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:
     """Drop modules that only share a weight with the embeddings, where that weight is needed no more."""
     if ties.remaining_owners:
         return cuts
     names = {name.rpartition(".")[0] for name in ties.shared} - {cut.embedding for cut in cuts}
-    idle = [Column(name, 0, [model.get_parameter(f"{name}.weight").shape[1]]) for name in sorted(names)]
-    return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *idle])]
+    unused = [Column(name, 0, [model.get_parameter(f"{name}.weight").shape[1]]) for name in sorted(names)]
+    return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *unused])]
 
 
 def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]) -> str:
@@ -269,7 +268,9 @@ def record_entries(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, list[
     return entries
 
 
-def _idle_look_ups(model: PreTrainedModel, side: Side, embedding: str, entries: dict[str, list[int]]) -> list[str]:
+def _optional_embeddings(
+    model: PreTrainedModel, side: Side, embedding: str, entries: dict[str, list[int]]
+) -> list[str]:
     """Name embeddings, as of a language, that a call with ``input_ids`` alone never uses; no row holds theirs."""
     weight = model.get_parameter(f"{embedding}.weight")
     inside = f"{side.name}." if side.name else ""

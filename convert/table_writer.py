@@ -41,9 +41,9 @@ class TableWriter:
 
     def _add(self, parameter: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> None:
         made = self._plan.made[parameter]
-        kind = made.kind(self._known.dtype)
+        dtype = made.dtype_in(self._known.dtype)
         chunks = partial(self._hashed, made.name, pieces)
-        self.outgoing[made.name] = Outgoing(dtype_name(kind), made.shape, prod(made.shape) * kind.itemsize, chunks)
+        self.outgoing[made.name] = Outgoing(dtype_name(dtype), made.shape, prod(made.shape) * dtype.itemsize, chunks)
 
     def _hashed(self, name: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> Iterator[memoryview]:
         for rows in pieces():

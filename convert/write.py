@@ -107,9 +107,9 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def is_native(kind: type[Any]) -> bool:
+def is_native(model_class: type[Any]) -> bool:
     """Return whether transformers itself has the class."""
-    return kind.__module__.startswith("transformers.")
+    return model_class.__module__.startswith("transformers.")
 
 
 def runtime_code(model_class: type[PreTrainedModel]) -> dict[str, bytes]:
@@ -163,12 +163,12 @@ def write_card(folder: Path, known: Prepared, savings: Savings, verdict: str, re
     command = known.options.command(source_name(source), source.revision)
     origin = f"`{name}`, commit `{source.revision}`," if source.revision else f"`{name}`"
     tables = " and ".join(f"{side.rows:,} rows of {side.row_width:,} values" for side in savings.sides)
-    told = verdict if verdict.startswith("saves") else f"is {verdict}"
+    worth = verdict if verdict.startswith("saves") else f"is {verdict}"
     text = f"""{_front_matter(source)}
 # {name}, first layer folded
 
 The first layer's token-pure modules of {origin} were computed for every token of the vocabulary and stored in a
-table, which this checkpoint looks up where its source reads weights. By prefold's own count that {told}.
+table, which this checkpoint looks up where its source reads weights. By prefold's own count that {worth}.
 
 ```python
 {_LOAD.format(name="OUT", auto_class=known.resolved.auto_class)}

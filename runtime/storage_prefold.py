@@ -90,9 +90,9 @@ def _found(path: str, names: Sequence[str]) -> Extent | None:
         if length > _MAX_HEADER:
             raise ValueError("no header is as long")
         header = json.loads(file.read(length))
-    for said in (header[name] for name in names if name in header):
-        first, end = said["data_offsets"]
-        extent = Extent(os.path.abspath(path), 8 + length + first, tuple(said["shape"]), _DTYPES[said["dtype"]])
+    for entry in (header[name] for name in names if name in header):
+        first, end = entry["data_offsets"]
+        extent = Extent(os.path.abspath(path), 8 + length + first, tuple(entry["shape"]), _DTYPES[entry["dtype"]])
         if first < 0 or end - first != extent.size:
             raise ValueError("offsets are not those of the shape")
         return extent

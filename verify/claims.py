@@ -9,8 +9,8 @@ from prefold.convert import AUTO, DTYPES, PLACEMENTS, TABLE_DTYPES, FoldOptions
 def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remote_code: bool) -> FoldOptions:
     """Return the options that a folded ``config.json`` was written for."""
     section = config["prefold"]
-    said = section.get("folds")
-    folds = [fold for fold in said if isinstance(fold, dict)] if isinstance(said, list) else []
+    found = section.get("folds")
+    folds = [fold for fold in found if isinstance(fold, dict)] if isinstance(found, list) else []
     names = [str(fold["name"]) for fold in folds if fold.get("name")]
     placement, (table_dtype, residual) = section.get("placement"), _smaller(folds)
     return FoldOptions(

@@ -12,12 +12,10 @@ import torch
 
 from prefold.verify.checks import Outcome
 from prefold.verify.compare import Distance, distance
-from prefold.verify.outputs import Triple, same_passes, what_is_broken
+from prefold.verify.outputs import Outputs, Triple, same_passes, what_is_broken
 
 # Of a mean over all positions: what is let pass whatever the source's own, and how many times the source's own.
 _LEAST, _FACTOR = 1e-4, 4
-
-_Outputs = dict[str, torch.Tensor]
 
 
 def other_width(dtype: str) -> str:
@@ -26,7 +24,7 @@ def other_width(dtype: str) -> str:
 
 
 def check_divergence(
-    source: _Outputs, folded: _Outputs, other: _Outputs | None, dtype: str, *, has_logits: bool = True
+    source: Outputs, folded: Outputs, other: Outputs | None, dtype: str, *, has_logits: bool = True
 ) -> Outcome:
     """Compare both models over prefill, padded batch, random tokens, text, and cached steps while they agree.
 
@@ -38,19 +36,19 @@ def check_divergence(
     for one, two, _ in parts.values():
         if broken := what_is_broken(one, two):
             return Outcome(False, broken, {"exact": False}, [broken])
-    one, two, three = (torch.cat(said) for said in zip(*parts.values(), strict=True))
+    one, two, three = (torch.cat(each) for each in zip(*parts.values(), strict=True))
     apart, own = distance(one, two), distance(one, three) if other else None
     judged = "kl_mean" if has_logits else "nmse"
     limit = _limit(getattr(own, judged) if own else 0)
     figures = _by_pass(parts) | {"overall": asdict(apart), "noise_floor": asdict(own) if own else None}
     figures |= {"positions": len(one), "judged_by": judged, "limit": limit}
-    measured = f"{_told(apart)}, over {len(one):,} positions; the source itself in {other_width(dtype)}: {_told(own)}"
+    measured = f"{_words(apart)}, over {len(one):,} positions; the source itself in {other_width(dtype)}: {_words(own)}"
     passed = getattr(apart, judged) <= limit
     least = f"{'mean KL' if has_logits else 'NMSE'} {getattr(apart, judged):.3g} of at most {limit:.3g}"
     return Outcome(passed, f"{least}: {measured}", figures, [] if passed else [f"{least}: {measured}"])
 
 
-def _told(far: Distance | None) -> str:
+def _words(far: Distance | None) -> str:
     return f"{far}, KL p99 {far.kl_p99:.3g}" if far else "does not run"
 
 

@@ -37,11 +37,11 @@ class ForkServer:
                 start_new_session=True,
             )
 
-    def fork(self, said: IO[bytes]) -> socket.socket:
+    def fork(self, printed: IO[bytes]) -> socket.socket:
         """Fork a process whose output goes to ``printed``; returns a connection to it."""
         mine, its = socket.socketpair()
         with its, self._lock, suppress(OSError):  # if it died, so will the connection, which tells
-            socket.send_fds(self._here, [b"."], [its.fileno(), said.fileno()])
+            socket.send_fds(self._here, [b"."], [its.fileno(), printed.fileno()])
         return mine
 
     @property

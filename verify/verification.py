@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prefold.common.errors import UsageError
 from prefold.convert import (
     AUTO,
@@ -28,7 +26,7 @@ from prefold.verify.checks import CHECKS, Outcome, Verification, VerificationFai
 from prefold.verify.claims import claimed_options
 from prefold.verify.divergence import check_divergence, other_width
 from prefold.verify.measuring import Measured, ProbeFailed, measure
-from prefold.verify.outputs import check_greedy, check_logits, check_rows, check_speed
+from prefold.verify.outputs import Outputs, check_greedy, check_logits, check_rows, check_speed
 from prefold.verify.probe.apart import first_apart
 from prefold.verify.probe.job import NEW_TOKENS, Job
 from prefold.verify.prompts import LONGEST, LONGEST_PASSAGE, token_passages, token_prompts
@@ -37,7 +35,6 @@ from prefold.verify.structure import ExpectedCheckpoint, check_structure, find_d
 from prefold.verify.text import check_text
 
 Progress = Callable[[str], None]
-Outputs = dict[str, torch.Tensor]
 
 # Types that models run in; smaller ones are for stored values alone.
 _FLOATS = tuple(
@@ -172,11 +169,11 @@ class _Comparison:
         self.dtype = str(known.dtype).removeprefix("torch.")
         source, config, study = known.source, known.config, known.study
         code = runtime_code(known.resolved.model_class) | known.side.code
-        expected = folded_config(known, code)
-        expected.pop("torch_dtype", None)
+        folded_json = folded_config(known, code)
+        folded_json.pop("torch_dtype", None)
         adapter = known.options.adapter
         rest = _remaining(adapter, study)
-        self.blueprint = ExpectedCheckpoint(known, expected, code, rest)
+        self.expected = ExpectedCheckpoint(known, folded_json, code, rest)
         self.adapters = {source.folder: adapter, folded.folder: folded.folder / ADAPTER_FOLDER if rest else None}
         context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or LONGEST + NEW_TOKENS
         self.new_tokens = min(NEW_TOKENS, context // 2)
@@ -190,11 +187,11 @@ class _Comparison:
             self.passages = token_passages(*given, longest=passage, trust_remote_code=trust)
 
     def run(self, *, speed: bool) -> dict[str, Outcome]:
-        refusals = find_refusals(self.blueprint, self.folded)
+        refusals = find_refusals(self.expected, self.folded)
         if refusals:
             raise _NotRun(refusals)
         self.progress("comparing files")
-        differences = find_differences(self.blueprint, self.folded)
+        differences = find_differences(self.expected, self.folded)
         before, after = self._measure(differences)
         logits, truth = self._check_logits(before, after.outputs)
         if not (logits.passed or self.is_smaller):
@@ -202,7 +199,7 @@ class _Comparison:
         reads = self._check_reads(before.figures, after.figures)
         checks = {
             "structure": check_structure(
-                self.blueprint, differences, after.figures["loading"], before.figures["loading"]
+                self.expected, differences, after.figures["loading"], before.figures["loading"]
             ),
             "text": check_text(before.figures["text"], after.figures["text"]),
             "rows": check_rows(before.figures["rows"], self.dtype),
@@ -229,7 +226,7 @@ class _Comparison:
     def _measure(self, differences: list[str]) -> tuple[Measured, Measured]:
         """Run the source and then the folded checkpoint; if that does not run, nothing else is checked."""
         self.progress("running the source")
-        made = {parameter: made.name for parameter, made in self.blueprint.made.items()}
+        made = {parameter: made.name for parameter, made in self.expected.made.items()}
         table = {"table_folder": str(self.folded.folder.absolute()), "made": made}
         text = {"tokenize": self.known.options.trust_remote_code}
         before = self._run(self._job(self.known.source, **table, **text))

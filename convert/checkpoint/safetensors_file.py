@@ -137,16 +137,16 @@ def read_header(path: Path) -> dict[str, Entry]:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    for name, said in header.items():
-        dtype = said.get("dtype") if isinstance(said, dict) else said  # the library takes a list for an object
+    for name, fields in header.items():
+        dtype = fields.get("dtype") if isinstance(fields, dict) else fields  # the library takes a list for an object
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise BrokenCheckpoint(f"{path.name}: {name} has the type {dtype}, which torch lacks")
-    return {name: _entry(path, 8 + length, said) for name, said in header.items()}
+    return {name: _entry(path, 8 + length, fields) for name, fields in header.items()}
 
 
-def _entry(path: Path, data: int, said: dict[str, Any]) -> Entry:
-    start, stop = said["data_offsets"]
-    return Entry(path, said["dtype"], said["shape"], data + start, stop - start)
+def _entry(path: Path, data: int, fields: dict[str, Any]) -> Entry:
+    start, stop = fields["data_offsets"]
+    return Entry(path, fields["dtype"], fields["shape"], data + start, stop - start)
 
 
 def _encoded_header(tensors: dict[str, Outgoing], metadata: dict[str, str]) -> bytes:

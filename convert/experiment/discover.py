@@ -123,32 +123,22 @@ class _Experiment:
 
     def split_read_from_unread(self, name: str, pure: list[TokenPureModule], separable: Separable | None) -> Discovery:
         """Split the token-pure modules into those that the block still reads and those that become redundant."""
-        if separable is None:
-            unread, mergeable = find_unread_and_mergeable(self.model, self.side, self.first_block, self.ids, pure)
-            kept, dropped = _split(pure, self._superseded(pure, unread))
-            return self._discovery(name, kept, dropped, mergeable, None)
-        stored = [*pure, *separable.normed, *separable.columns]
-        unread, _ = find_unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
-        unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
-        live, silent = _split(separable.normed, unread)
-        unread = {module.name for module in silent} | self._superseded([*pure, *separable.columns], unread)
-        (kept, dropped), (columns, gone) = _split(pure, unread), _split(separable.columns, unread)
-        separable = replace(separable, columns=columns, normed=live)
-        return self._discovery(name, kept, [*dropped, *gone], None, separable)
-
-    def _discovery(
-        self,
-        name: str,
-        kept: list[TokenPureModule],
-        dropped: list[TokenPureModule],
-        mergeable: str | None,
-        separable: Separable | None,
-    ) -> Discovery:
+        stored = [*pure, *separable.normed, *separable.columns] if separable else pure
+        unread, mergeable = find_unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
+        if separable:
+            unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
+            live, silent = _split(separable.normed, unread)
+            unread = {module.name for module in silent} | self._superseded([*pure, *separable.columns], unread)
+            columns, gone = _split(separable.columns, unread)
+            separable, mergeable = replace(separable, columns=columns, normed=live), None
+        else:
+            unread, gone = self._superseded(pure, unread), []
+        kept, dropped = _split(pure, unread)
         calls = self.passes.original.calls
         return Discovery(
             name=name,
             columns=kept,
-            dropped=dropped,
+            dropped=[*dropped, *gone],
             routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
             mergeable=mergeable,
             separable=separable,

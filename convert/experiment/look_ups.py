@@ -66,8 +66,8 @@ def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torc
 
 def _holds(values: torch.Tensor, row: torch.Tensor) -> bool:
     """Return whether a row is among ``values``; only those with its first value are compared whole."""
-    same_passes = values[values[:, 0] == row[0]]
-    return bool((same_passes == row).all(1).any())
+    candidates = values[values[:, 0] == row[0]]
+    return bool((candidates == row).all(1).any())
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,8 @@ def _filled_cache(
         trace(model, side, first_block, ids, overrides, **cache)
         return cache
     with torch.no_grad(), model_code():
-        said = model(**side.inputs(model, ids) | {"use_cache": True})
-    kept = {name: said[name] for name in said if name in parameters}  # a cache of its own kind, by whatever name
+        output = model(**side.inputs(model, ids) | {"use_cache": True})
+    kept = {name: output[name] for name in output if name in parameters}  # a cache of its own kind, by whatever name
     return kept | accepted(model, {"use_cache": True}) if kept else {}
 
 

@@ -35,7 +35,7 @@ class Slice:
     scale: int | None
 
     @property
-    def kind(self) -> torch.dtype:
+    def torch_dtype(self) -> torch.dtype:
         """The type of the values."""
         return _dtype(self.dtype)
 
@@ -58,10 +58,10 @@ class Encoding:
         stored = torch.zeros(len(rows), self.row_bytes, dtype=torch.uint8)
         for part, values in zip(self.slices, rows.split([part.width for part in self.slices], 1), strict=True):
             if part.scale is not None:
-                scale = _scale(values, part.kind)
+                scale = _scale(values, part.torch_dtype)
                 _put(stored, part.scale, scale)
-                values = _rounded(values.to(_SCALE) / scale, part.kind)
-            _put(stored, part.start, values.to(part.kind))
+                values = _rounded(values.to(_SCALE) / scale, part.torch_dtype)
+            _put(stored, part.start, values.to(part.torch_dtype))
         return stored
 
 
@@ -73,25 +73,27 @@ def encoding_of(widths: list[int], native: torch.dtype, dtype: torch.dtype, *, r
     """
     if dtype.itemsize >= native.itemsize:
         raise UsageError(f"--table-dtype {_name(dtype)}: no smaller than the model's {_name(native)}")
-    kinds = [dtype if number or residual else native for number in range(len(widths))]
-    at = [sum(width * kind.itemsize for width, kind in zip(widths[:n], kinds, strict=False)) for n in range(len(kinds))]
-    scaled = [number for number, kind in enumerate(kinds) if kind in _LARGEST]
-    first = _aligned(at[-1] + widths[-1] * kinds[-1].itemsize, _SCALE.itemsize)
+    dtypes = [dtype if number or residual else native for number in range(len(widths))]
+    at = [
+        sum(width * each.itemsize for width, each in zip(widths[:n], dtypes, strict=False)) for n in range(len(dtypes))
+    ]
+    scaled = [number for number, each in enumerate(dtypes) if each in _LARGEST]
+    first = _aligned(at[-1] + widths[-1] * dtypes[-1].itemsize, _SCALE.itemsize)
     scales = {number: first + index * _SCALE.itemsize for index, number in enumerate(scaled)}
-    parts = [Slice(at[n], widths[n], _name(kinds[n]), scales.get(n)) for n in range(len(kinds))]
+    parts = [Slice(at[n], widths[n], _name(dtypes[n]), scales.get(n)) for n in range(len(dtypes))]
     return Encoding(parts, _aligned(first + len(scaled) * _SCALE.itemsize, _ALIGNMENT), _name(native))
 
 
-def _scale(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+def _scale(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return each row's largest value over the type's largest, ``[tokens, 1]``; 1 where all values are zero."""
-    scale = values.to(_SCALE).abs().amax(1, keepdim=True) / _LARGEST[kind]
+    scale = values.to(_SCALE).abs().amax(1, keepdim=True) / _LARGEST[dtype]
     return scale.where(scale > 0, 1)
 
 
-def _rounded(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Clamp values to the range of a type, and round them where the type is of integers."""
-    largest = _LARGEST[kind]
-    return (values if kind.is_floating_point else values.round()).clamp(-largest, largest)
+    largest = _LARGEST[dtype]
+    return (values if dtype.is_floating_point else values.round()).clamp(-largest, largest)
 
 
 def _put(stored: torch.Tensor, start: int, values: torch.Tensor) -> None:

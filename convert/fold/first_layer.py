@@ -112,10 +112,14 @@ _TOGETHER, _ALONE = 4096, 32
 
 def method_of(config: PreTrainedConfig) -> str | None:
     """Name the method by which a source is quantized; None where it is not."""
-    said: Any = getattr(config, "quantization_config", None)
-    if not said:
+    quantization: Any = getattr(config, "quantization_config", None)
+    if not quantization:
         return None
-    return str(said.get("quant_method") or "unnamed") if isinstance(said, dict) else str(said.quant_method)
+    return (
+        str(quantization.get("quant_method") or "unnamed")
+        if isinstance(quantization, dict)
+        else str(quantization.quant_method)
+    )
 
 
 def require_loadable(config: PreTrainedConfig) -> None:

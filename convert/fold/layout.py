@@ -1,6 +1,7 @@
 """The modules that become columns, and their places in a row."""
 
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -230,17 +231,10 @@ def read_cuts(config: dict[str, Any]) -> list[Cut]:
         raise BrokenCheckpoint(f"config.json: its prefold section is malformed: {error}") from error
 
 
-@dataclass
-class _Row:
-    width: int = 0
-
-    def lay(self, modules: list[TokenPureModule]) -> list[Column]:
-        """Put modules one behind the other, and return their columns."""
-        placed = []
-        for module in modules:
-            placed.append(Column(module.name, self.width, module.shape, module.masked))
-            self.width += module.width
-        return placed
+def _columns(modules: list[TokenPureModule], start: int = 0) -> list[Column]:
+    """Put modules one behind the other, and return their columns."""
+    starts = accumulate((module.width for module in modules), initial=start)
+    return [Column(each.name, at, each.shape, each.masked) for each, at in zip(modules, starts, strict=False)]
 
 
 def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: bool = False) -> Cut:
@@ -253,15 +247,15 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
     if merge_residual and discovery.mergeable:
         merged = next(Column(m.name, 0, m.shape) for m in stored if m.name == discovery.mergeable)
         stored = [module for module in stored if module.name != discovery.mergeable]
-    row = _Row()
-    residual, *columns = row.lay(stored)
+    residual, *columns = _columns(stored)
     found = {module.name: module for module in [*discovery.columns, *discovery.dropped]}
-    behind_sum = _sum(discovery, row)
-    width = found[place.embedding].width
+    pure_width, width = sum(module.width for module in stored), found[place.embedding].width
+    behind_sum = _sum(discovery, pure_width)
+    row_width = pure_width + (behind_sum.width if behind_sum else 0)
     return Cut(
         name=discovery.name,
         side=place.side,
-        table=Table(place.embedding, f"{place.embedding}.weight", place.rows, row.width, width),
+        table=Table(place.embedding, f"{place.embedding}.weight", place.rows, row_width, width),
         residual=residual,
         columns=columns,
         dropped=[Column(module.name, 0, module.shape) for module in discovery.dropped],
@@ -272,9 +266,9 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
     )
 
 
-def _sum(discovery: Discovery, row: _Row) -> Sum | None:
+def _sum(discovery: Discovery, start: int) -> Sum | None:
     found = discovery.separable
     if found is None:
         return None
     live = [norm.name for norm in found.normed]
-    return Sum(found.token, found.factor, found.look_ups, found.norms, live, row.lay(found.columns))
+    return Sum(found.token, found.factor, found.look_ups, found.norms, live, _columns(found.columns, start))

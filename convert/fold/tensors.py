@@ -31,7 +31,7 @@ class ComputedTensor:
     shape: list[int]
     is_encoded: bool = False
 
-    def kind(self, dtype: torch.dtype) -> torch.dtype:
+    def dtype_in(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type of its values in a model of ``dtype``."""
         return torch.uint8 if self.is_encoded else dtype
 

@@ -101,18 +101,19 @@ class ResolvedModel:
         return [name for name in inspect.signature(self.model_class.forward).parameters if _NOT_TEXT.search(name)]
 
 
-def require_text(kind: ResolvedModel, *, text_only: bool) -> None:
+def require_text(resolved: ResolvedModel, *, text_only: bool) -> None:
     """Refuse a model that takes more than tokens, unless it will be given tokens alone."""
-    if kind.other_inputs and not text_only:
+    others = ", ".join(resolved.other_inputs)
+    if others and not text_only:
         raise UnsupportedModel(
             [
-                f"it takes {', '.join(kind.other_inputs)} beside text: where an image or a sound replaces the embedding"
+                f"it takes {others} beside text: where an image or a sound replaces the embedding"
                 " of a token, the token's row would be wrong; --text-only folds it for token ids alone"
             ]
         )
 
 
-def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> ResolvedModel:
+def resolve_model(source: Source, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> ResolvedModel:
     """Return the class that ``architectures`` names, or else the first that an auto class takes for a config.
 
     Without trust no code of the source is asked, whatever class its config has come to be loaded as.
@@ -120,18 +121,19 @@ def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bo
     Raises:
         UnsupportedModel: there is none.
     """
-    own = _own_kind(source, config) if trust_remote_code else []
+    own = _own_models(source, config) if trust_remote_code else []
     architectures = source.config.get("architectures") or []
-    named = [kind for kind in _kinds(_AUTO_CLASSES, config) if kind.model_class.__name__ in architectures]
-    for other in _known(architectures) if not (own or named) else []:
+    named = [each for each in _models(_AUTO_CLASSES, config) if each.model_class.__name__ in architectures]
+    known = [name for name in architectures if hasattr(transformers, name)]  # others are of other programs
+    for other in known if not (own or named) else []:
         raise UnsupportedModel([f"it is a {other}, which no auto class of transformers loads"])
-    chosen = next(iter([*own, *named, *_kinds(_USUAL, config)]), None)
+    chosen = next(iter([*own, *named, *_models(_USUAL, config)]), None)
     if chosen is None:
         raise UnsupportedModel([f"{config.model_type} is not a language model or text encoder of transformers"])
     return chosen
 
 
-def _kinds(autos: Iterable[Any], config: PreTrainedConfig) -> list[ResolvedModel]:
+def _models(autos: Iterable[Any], config: PreTrainedConfig) -> list[ResolvedModel]:
     return [ResolvedModel(each, auto.__name__) for auto in autos for each in _classes(auto, config)]
 
 
@@ -156,12 +158,7 @@ def loaded_by(auto_class: Any, config: PreTrainedConfig) -> str | None:
     return chosen.__name__ if chosen else None
 
 
-def _known(architectures: list[str]) -> list[str]:
-    """Return those that transformers has; names that it has not are of other programs."""
-    return [name for name in architectures if hasattr(transformers, name)]
-
-
-def _own_kind(source: Source, config: PreTrainedConfig) -> list[ResolvedModel]:
+def _own_models(source: Source, config: PreTrainedConfig) -> list[ResolvedModel]:
     """Return the classes that a source's own code has for its config."""
     if type(config).__module__.startswith("transformers."):
         return []

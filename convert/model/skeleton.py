@@ -7,7 +7,7 @@ away, and what is left is given weights that take little memory.
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +16,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.model.filling import allocated, fill, require_fillable, windows
 from prefold.convert.model.running import hooks, stop
-
-
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
 
 
 class Last:
@@ -59,7 +54,7 @@ class Skipped(nn.Module):
         return self._last.output
 
 
-def prune(model: nn.Module, stack: _Named, keep: Collection[int]) -> None:
+def prune(model: nn.Module, stack: "Stack", keep: Collection[int]) -> None:
     """Leave only the blocks whose indices are in ``keep``, the first among them, with stand-ins for the others."""
     ties = _ties(model)
     blocks, last = model.get_submodule(stack.name), Last()
@@ -109,9 +104,6 @@ def _cut_ties(model: PreTrainedModel, ties: dict[str, str]) -> None:
     model.all_tied_weights_keys = {t: source for t, source in tied.items() if t in there and source in there}
 
 
-__all__ = ["Stack", "build_on_meta", "find_stack", "find_stacks", "first_to_run", "materialize", "prune"]
-
-
 @dataclass(frozen=True)
 class Stack:
     """A stack of blocks: the name of its module list, and for every block the index of the first one of its kind."""
@@ -140,11 +132,6 @@ def find_stacks(model: nn.Module, within: str = "") -> list[Stack]:
     return [_stack(model, name) for name in names]
 
 
-def find_stack(model: nn.Module, within: str = "") -> Stack | None:
-    """Find the stack with most parameters in the part of a model that ``within`` names; None where there is none."""
-    return next(iter(find_stacks(model, within)), None)
-
-
 def first_to_run(model: nn.Module, stacks: list[Stack], run: Callable[[], object]) -> Stack | None:
     """Return the stack whose first block ``run`` enters first, by ``run_until``; None where it enters none.
 
@@ -167,7 +154,7 @@ def first_to_run(model: nn.Module, stacks: list[Stack], run: Callable[[], object
 def _stack(model: nn.Module, name: str) -> Stack:
     while deeper := _deeper(model, name):
         name = deeper
-    kinds = [_kind(block) for block in _blocks(model.get_submodule(name))]
+    kinds = [_signature(block) for block in _blocks(model.get_submodule(name))]
     return Stack(name, [kinds.index(kind) for kind in kinds])
 
 
@@ -202,7 +189,7 @@ def _deeper(model: nn.Module, name: str) -> str | None:
     return inner
 
 
-def _kind(block: nn.Module) -> tuple[object, ...]:
+def _signature(block: nn.Module) -> tuple[object, ...]:
     """Return what two blocks of one kind have in common: their parameters, and every switch of their modules."""
     shapes = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
     switches = tuple(

@@ -90,7 +90,7 @@ def greedy(
     return made.sequences, torch.stack(made.logits, 1)
 
 
-def _said(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
     """Return logits of every token, ``[batch, seq, ...]``, heads side by side; hidden states where there are none."""
     output: Any = model(**inputs)
     tokens = inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"]
@@ -112,7 +112,7 @@ def measure_outputs(model: PreTrainedModel, job: Job) -> dict[str, torch.Tensor]
     steps = _measure_steps(model, job, first, ids, mask) if by_steps else {"continued": first[0]}
     continued = torch.tensor([job.continued]) if job.continued else steps["continued"][None]
     return steps | {
-        "prefill": _said(model, _forward(model, first, torch.ones_like(first), continued))[0],
+        "prefill": _outputs(model, _forward(model, first, torch.ones_like(first), continued))[0],
         "padded": _padded(model, ids, mask),
         **({"text": _text(model, job.longest)} if job.with_text else {}),
         **({"passages": _passages(model, job.passages)} if job.passages else {}),
@@ -125,14 +125,14 @@ def _text(model: PreTrainedModel, longest: int) -> torch.Tensor:
     length, vocabulary = min(longest, _TEXT_LENGTH), model.config.get_text_config().vocab_size
     texts = max(1, min(_TEXTS, SAID_VALUES // (length * vocabulary)))
     ids = torch.randint(vocabulary, (texts, length), generator=torch.Generator().manual_seed(1))
-    return _said(model, whole_inputs(model, ids)).flatten(0, -2)
+    return _outputs(model, whole_inputs(model, ids)).flatten(0, -2)
 
 
 @torch.no_grad()
 def _passages(model: PreTrainedModel, passages: list[list[int]]) -> torch.Tensor:
     """Return the outputs for texts, one after the other, ``[positions, ...]``."""
-    said = [_said(model, whole_inputs(model, torch.tensor([ids]))) for ids in passages]
-    return torch.cat([each.flatten(0, -2) for each in said])
+    outputs = [_outputs(model, whole_inputs(model, torch.tensor([ids]))) for ids in passages]
+    return torch.cat([each.flatten(0, -2) for each in outputs])
 
 
 def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, continued: torch.Tensor) -> dict[str, Any]:
@@ -146,9 +146,9 @@ def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cont
 def _padded(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return a padded batch's outputs where it is not padded, ``[positions, ...]``; of an encoder-decoder, all."""
     if not model.config.is_encoder_decoder:
-        return _said(model, accepted(model, {"input_ids": ids, "attention_mask": mask}))[mask == 1]
+        return _outputs(model, accepted(model, {"input_ids": ids, "attention_mask": mask}))[mask == 1]
     decoded = ids.flip(0)[:, -_DECODED:]
-    return _said(model, accepted(model, _read(model, ids, mask) | {"decoder_input_ids": decoded})).flatten(0, 1)
+    return _outputs(model, accepted(model, _read(model, ids, mask) | {"decoder_input_ids": decoded})).flatten(0, 1)
 
 
 def _measure_steps(

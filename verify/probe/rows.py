@@ -44,8 +44,8 @@ def _is_encoded(stored: torch.Tensor, expected: torch.Tensor, live: torch.Tensor
     numbers, scales = (each.double() for each in numbers_of(stored, part))
     right = numbers_of(expected, part)[1].double()  # coarser rows must not set their own step
     room = _rounding(live)
-    if part.kind != live.dtype:
-        room = room + steps(live, part.kind, right) / 2 + _ENCODED * live.double().abs()
+    if part.torch_dtype != live.dtype:
+        room = room + steps(live, part.torch_dtype, right) / 2 + _ENCODED * live.double().abs()
     near = (numbers * scales - live.double()).abs().le(room)
     return (near & (scales - right).abs().le((sum(_bounds(live.dtype)) + _ENCODED) * right)).all(1)
 
@@ -135,9 +135,9 @@ class RowCount:
         counts = {"unequal": self.unequal, "beyond_rounding": self.beyond, "not_finite": self.infinite}
         counts |= {"padding_not_zero": self.padded} if self.losses else {}
         first = {f"first_{name}": numbers[:5] for name, numbers in counts.items()}
-        told = {name: len(numbers) for name, numbers in counts.items()}
+        lengths = {name: len(numbers) for name, numbers in counts.items()}
         errors = {name: {"max_abs": loss.max_abs, "relative": loss.relative} for name, loss in self.losses.items()}
-        return {"rows": self.rows, **told, **first, "max_abs_difference": self.worst} | (
+        return {"rows": self.rows, **lengths, **first, "max_abs_difference": self.worst} | (
             {"errors": errors} if errors else {}
         )
 
@@ -175,8 +175,8 @@ def compare_tables(model: PreTrainedModel, folder: Path, made: dict[str, str]) -
     """Compare the computed tensors of a folded checkpoint with ``model``, its source."""
     folded = open_folder(folder)
     cuts = read_cuts(folded.config)
-    said = folded.config["prefold"].get("computed", {})
-    chunks = said.get("chunk_tokens", [_ROWS_AT_ONCE] * len(cuts))
+    computed = folded.config["prefold"].get("computed", {})
+    chunks = computed.get("chunk_tokens", [_ROWS_AT_ONCE] * len(cuts))
     count = RowCount()
     for cut, chunk_tokens in zip(cuts, chunks, strict=True):
         name = made[f"{cut.embedding}.weight"]
@@ -185,4 +185,4 @@ def compare_tables(model: PreTrainedModel, folder: Path, made: dict[str, str]) -
             for parameter, live in added_tensors(model, cut, model.dtype):
                 stored = file.get_tensor(made[parameter])
                 count.compare(0, stored, live, {parameter: slice(None)})
-    return count.figures() | {"same_circumstances": said == circumstances("cpu", chunks)}
+    return count.figures() | {"same_circumstances": computed == circumstances("cpu", chunks)}

@@ -39,14 +39,14 @@ def _require_clean() -> None:
         raise RuntimeError(f"a server that has seen {seen}, with {threading.active_count()} threads")
 
 
-def _work(connection: int, said: int) -> NoReturn:
+def _work(connection: int, printed: int) -> NoReturn:
     """Answer the request that comes by the connection, which closes last."""
     status = 1
     parent = socket.socket(fileno=connection)
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
         _answer(parent, json.loads(received(parent)))
         status = 0
     except BaseException:
@@ -72,8 +72,8 @@ def _answer(parent: socket.socket, request: dict[str, Any]) -> None:
         resource.setrlimit(int(limit), values)
     vars(dynamic_module_utils)["HF_MODULES_CACHE"] = request["modules"]  # read when it was imported
     figures, outputs = measured(Job(**request["job"]))
-    told, tensors = json.dumps(figures).encode(), save(outputs)
-    parent.sendall(len(told).to_bytes(8, "little") + len(tensors).to_bytes(8, "little") + told)
+    answer, tensors = json.dumps(figures).encode(), save(outputs)
+    parent.sendall(len(answer).to_bytes(8, "little") + len(tensors).to_bytes(8, "little") + answer)
     parent.sendall(tensors)
 
 

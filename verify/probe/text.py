@@ -85,8 +85,8 @@ def _tokenized(tokenizer: Any) -> dict[str, Any]:
     except ModelFailed as failure:
         return {"special": special, "texts": _name(failure)}
     chat = _chat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
-    said = {text: [one, other] for text, one, other in zip(texts, ids, decoded, strict=True)}
-    return {"special": special, "special_ids": tokenizer.all_special_ids, "texts": said, "chat": chat}
+    results = {text: [one, other] for text, one, other in zip(texts, ids, decoded, strict=True)}
+    return {"special": special, "special_ids": tokenizer.all_special_ids, "texts": results, "chat": chat}
 
 
 def _chat(tokenizer: Any) -> str:
