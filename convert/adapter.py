@@ -31,7 +31,7 @@ from prefold.convert.model.running import hooks, run_side, stop
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _PICKLED = "adapter_model.bin"
-# Which modules an adapter is for, as its config may say it.
+# Keys by which its config chooses modules.
 _CHOICE = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "target_parameters",
            "trainable_token_indices")  # fmt: skip
 # What merging rounds, as part of a module's largest output: one product more, and weights of 16 bits rounded again.

@@ -32,7 +32,7 @@ LayOut = Callable[[Discovery, EmbeddingSite], Cut]
 
 @dataclass(frozen=True)
 class Choice:
-    """A possible cut of one side; ``saved`` is of the values read for one token, ``values`` is what it stores."""
+    """A possible cut of one side: values that it saves of the reads of one token, and values that it stores."""
 
     cut: Cut
     saved: float

@@ -131,7 +131,7 @@ model = {auto_class}.from_pretrained("{name}", trust_remote_code=True, dtype="au
 tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 
-# What a card says that is true of a fold as well: the hub chooses widgets, snippets and libraries by it.
+# Metadata of a card that hold for a fold as well: the hub chooses widgets, snippets and libraries by them.
 _CARRIED = ("license", "license_name", "license_link", "language", "library_name", "pipeline_tag", "tags", "datasets")
 
 

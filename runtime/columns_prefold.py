@@ -27,7 +27,7 @@ class Row:
     """
 
     def __init__(self, *, adds: bool) -> None:
-        """``adds`` says that rows of one pass may be added up: what they are stored for is linear in them."""
+        """``adds`` allows to add up rows of one pass: the columns are linear in them."""
         self.adds = adds
         self._of_thread = threading.local()  # not a base class: writes of compiled code would miss its storage
 
@@ -141,7 +141,7 @@ class Table(Folded):
     """
 
     def __init__(self, entry: dict[str, Any], row: Row, placement: str = "device", start: int | None = 0) -> None:
-        """``entry`` is the table's in ``config.json``; ``start`` is the residual slice's, None if nobody reads it."""
+        """``entry`` is the table's in ``config.json``; ``start`` is the residual slice's, None if that is unread."""
         super().__init__(entry["module"])
         self.row, self.entry, self.start = row, entry, start
         self.rows: HostRows | DiskRows | None = None

@@ -40,7 +40,7 @@ class ForkServer:
     def fork(self, printed: IO[bytes]) -> socket.socket:
         """Fork a process whose output goes to ``printed``; returns a connection to it."""
         mine, its = socket.socketpair()
-        with its, self._lock, suppress(OSError):  # if it died, so will the connection, which tells
+        with its, self._lock, suppress(OSError):  # if it died, the connection ends
             socket.send_fds(self._here, [b"."], [its.fileno(), printed.fileno()])
         return mine
 
@@ -50,7 +50,7 @@ class ForkServer:
         return self.process_id == os.getpid() and self._server.poll() is None
 
     def close(self) -> None:
-        """End it and whatever it forked."""
+        """End it and all that it forked."""
         self._here.close()
         if self.process_id == os.getpid():
             self._server.wait()

@@ -51,11 +51,11 @@ def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
     if figures["unequal"]:
         summary = f"{figures['unequal']:,} of {figures['rows']:,} rows differ, by at most {worst:.3g}"
         summary += "" if problems else ": rounding of a matrix product"
-    summary += f"; {_told_errors(figures['errors'])}" if "errors" in figures else ""
+    summary += f"; {_words_of_errors(figures['errors'])}" if "errors" in figures else ""
     return Outcome(not problems, summary, figures | {"max_abs": worst}, problems)
 
 
-def _told_errors(errors: dict[str, dict[str, float]]) -> str:
+def _words_of_errors(errors: dict[str, dict[str, float]]) -> str:
     """Describe the column that lost most when rows were stored in fewer bytes."""
     column = max(errors, key=lambda name: errors[name]["relative"])
     relative, largest = errors[column]["relative"], errors[column]["max_abs"]

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from prefold.common.errors import UsageError
 from prefold.convert import ModelFailed, model_code
 from prefold.convert.fold import quiet_loading
-from prefold.verify.probe.job import SAID_VALUES
+from prefold.verify.probe.job import OUTPUT_VALUES
 from prefold.verify.probe.passages import PASSAGES
 
 TEXTS = (
@@ -78,7 +78,7 @@ def token_passages(
     written = _tokenized(folder, texts, PASSAGES, longest, trust_remote_code=trust_remote_code)
     usable = [ids for ids in written if ids and max(ids) < vocabulary]
     before = accumulate(map(len, usable), initial=0)
-    room = SAID_VALUES // vocabulary
+    room = OUTPUT_VALUES // vocabulary
     return [ids[: room - start] for ids, start in zip(usable, before, strict=False) if start < room]
 
 

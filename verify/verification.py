@@ -208,7 +208,7 @@ class _Comparison:
             "reads": reads,
         }
         if "tokens" not in before.outputs:
-            del checks["greedy"]  # an encoder says everything at once
+            del checks["greedy"]  # an encoder takes no steps
         if speed:
             self.progress("timing both")
             against = self._job(self.folded)

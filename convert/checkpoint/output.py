@@ -110,7 +110,7 @@ def _claim(work: Path) -> int:
 
 
 def _remove_dead(work: Path) -> None:
-    """Remove what a dead run left; a link or a file of that name is somebody else's."""
+    """Remove a dead run's folder; a link or a file of that name is somebody else's."""
     if work.is_symlink() or (work.exists() and not work.is_dir()):
         raise StorageError(f"{work}: is no folder of a conversion: remove it")
     if work.exists():

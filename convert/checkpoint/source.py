@@ -99,7 +99,7 @@ def open_config(model: str, revision: str | None = None) -> Source:
 
     Raises:
         UsageError: there is no such thing, it is not a checkpoint, or a folder's ``revision`` is asked for.
-        UnsupportedModel: its files say that it cannot be folded.
+        UnsupportedModel: it cannot be folded, by its files.
         HubError: the hub did not answer.
     """
     if not _is_local(model):
@@ -121,7 +121,7 @@ def _open_remote(model: str, revision: str | None) -> Source:
     _refuse_files(model, set(names))
     path = hub.fetch_file(model, commit, CONFIG)
     opened = Source(path.parent, model, commit, read_json(path), hub_files=names)
-    # Both may name code: without it the one is not understood, and the other not what it says.
+    # Both may name code, which is read to understand them.
     code = [name for name in names if name.endswith(".py")] if "auto_map" in opened.config else []
     needed = [*code, *(name for name in names if name == MODULES)]
     if needed:
@@ -148,7 +148,7 @@ def open_source(model: str, revision: str | None = None) -> Source:
 
     Raises:
         UsageError: there is no such thing, or it is not a checkpoint.
-        UnsupportedModel: its files say that it cannot be folded.
+        UnsupportedModel: it cannot be folded, by its files.
         BrokenCheckpoint: index and shards disagree, or a shard is not whole.
         HubError: the hub did not answer.
     """

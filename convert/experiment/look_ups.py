@@ -30,7 +30,7 @@ class LookUp:
 
 
 def find_look_ups(model: nn.Module, here: Trace, there: Trace) -> list[LookUp]:
-    """Find the look-ups of a pass and its mirrored one: modules that return rows of what they hold."""
+    """Find the look-ups of a pass and its mirrored one: modules that return rows of their own tables."""
     found = []
     for name, module in model.named_modules():
         calls, moved = here.calls.get(name, []), there.calls.get(name, [])

@@ -13,11 +13,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.experiment.look_ups import LookUp, Norm, find_norm
-from prefold.convert.experiment.token_pure import Passes, TokenPureModule, cached_step, same_in_a_step
+from prefold.convert.experiment.token_pure import Passes, TokenPureModule, cached_step, has_weights, same_in_a_step
 from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
 from prefold.convert.experiment.trace import Call, Overrides, Trace, trace
 from prefold.convert.model.inputs import Side
@@ -115,7 +114,7 @@ def _fit_token(
     taken: torch.Tensor,
     token: TokenPureModule,
     added: list[tuple[LookUp, torch.Tensor]],
-    shaken: Trace | None,
+    changed: Trace | None,
 ) -> Separable | None:
     """Return a module's input as the sum of one token-pure module's output and of look-ups; None where it is none."""
     if token.rows.shape != taken.shape:
@@ -124,7 +123,7 @@ def _fit_token(
     if factors is None or factors[0] == 0:
         return None
     used = [replace(each, factor=f) for (each, _), f in zip(added, factors[1:], strict=True) if f != 0]
-    holds = used and _holds(name, token.rows * factors[0], used, shaken)
+    holds = used and _holds(name, token.rows * factors[0], used, changed)
     return Separable(token.name, factors[0], used) if holds else None
 
 
@@ -133,12 +132,12 @@ def _returned(look_up: LookUp, seen: Trace) -> torch.Tensor:
     return torch.stack(torch.broadcast_tensors(*look_up.returned(seen))).sum(0)
 
 
-def _holds(name: str, token: torch.Tensor, look_ups: list[LookUp], shaken: Trace | None) -> bool:
+def _holds(name: str, token: torch.Tensor, look_ups: list[LookUp], changed: Trace | None) -> bool:
     """Return whether a module's input is the same sum in a pass whose look-ups return changed rows."""
-    calls = shaken.calls.get(name, []) if shaken else []
-    if shaken is None or len(calls) != 1 or calls[0].taken is None:
+    calls = changed.calls.get(name, []) if changed else []
+    if changed is None or len(calls) != 1 or calls[0].taken is None:
         return False
-    return same_rows(calls[0].taken, token + sum(each.factor * _returned(each, shaken) for each in look_ups))
+    return same_rows(calls[0].taken, token + sum(each.factor * _returned(each, changed) for each in look_ups))
 
 
 def _broadcasts(rows: torch.Tensor, taken: torch.Tensor) -> bool:
@@ -163,7 +162,7 @@ def _snapped(factor: float) -> float:
 
 
 def fed(sum_: Separable, values: torch.Tensor) -> Overrides:
-    """Return what to override so that ``values``, ``[batch, seq, width]``, come out of the norm, or of the sum.
+    """Return overrides that let ``values``, ``[batch, seq, width]``, come out of the last norm, or of the sum.
 
     A pass over fewer tokens gets the last of them.
     """
@@ -189,25 +188,25 @@ def _linear_modules(
     tokens, mask = ids.repeat(_VARIANTS, 1), padding_mask().repeat(_VARIANTS, 1)
     seen = trace(model, side, first_block, tokens, fed(sum_, variants))
     padded = trace(model, side, first_block, tokens, fed(sum_, variants), mask)
-    stepped = cached_step(model, side, first_block, ids, fed(sum_, one))
+    cached = cached_step(model, side, first_block, ids, fed(sum_, one))
     sources = [sum_.token, *(look_up.module for look_up in sum_.look_ups), *(norm.module for norm in sum_.norms)]
     found: list[TokenPureModule] = []
     for name, module in model.named_modules():
         inside = name in reentered or any(name.startswith(f"{outer.name}.") for outer in found)
         if inside or any(f"{source}.".startswith(f"{name}.") for source in sources):
             continue
-        if _has_weights(module) and _is_linear(seen, name):
-            pure = _linear(name, passes.original.calls[name][0], seen, padded, stepped)
+        if has_weights(module) and _is_linear(seen, name):
+            pure = _linear(name, passes.original.calls[name][0], seen, padded, cached)
             found += [pure] if pure else []
     return sorted(found, key=lambda pure: pure.order)
 
 
-def _linear(name: str, call: Call, seen: Trace, padded: Trace, stepped: Trace | None) -> TokenPureModule | None:
+def _linear(name: str, call: Call, seen: Trace, padded: Trace, cached: Trace | None) -> TokenPureModule | None:
     """Return a linear module as a column, if it returns rows, in a cached step, too."""
     masked = _is_masked(seen, padded, name)
     if call.output is None or not are_rows(call.output) or masked is None:
         return None
-    if not same_in_a_step(name, seen.calls[name][0].output[:BATCH], stepped):  # type: ignore[index]  # it is linear
+    if not same_in_a_step(name, seen.calls[name][0].output[:BATCH], cached):  # type: ignore[index]  # it is linear
         return None
     return TokenPureModule(name, list(call.output.shape[2:]), call.order, call.output, masked)
 
@@ -223,10 +222,6 @@ def _is_masked(seen: Trace, padded: Trace, name: str) -> bool | None:
     where = padding_mask() == 0
     expected = torch.where(where.view(BATCH, SEQ, *[1] * (one.dim() - 2)), none, one)
     return True if same_rows(expected, hidden) else None
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _is_linear(seen: Trace, name: str) -> bool:

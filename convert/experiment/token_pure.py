@@ -91,7 +91,7 @@ def _changed() -> Override:
 def cached_step(
     model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, overrides: Overrides | None = None
 ) -> Trace | None:
-    """Run all tokens but the last, and then the last with what the model kept of them in a cache."""
+    """Run all tokens but the last, and then the last with the cache of the others."""
     try:
         cache = _filled_cache(model, side, first_block, ids[:, :-1], overrides)
         if not cache:
@@ -125,16 +125,18 @@ def pure_modules(model: nn.Module, passes: Passes, reentered: Collection[str] = 
     """Return the outermost token-pure modules with weights, in the order of entry, but those that run ``reentered``."""
     found: list[TokenPureModule] = []
     for name, module in model.named_modules():
-        if (
-            name in reentered
-            or any(name.startswith(f"{outer.name}.") for outer in found)
-            or next(module.parameters(), None) is None
-        ):
+        is_inside = any(name.startswith(f"{outer.name}.") for outer in found)
+        if name in reentered or is_inside or not has_weights(module):
             continue
         pure = _as_pure(name, passes)
         if pure is not None and not _holds_embedding(name, passes):
             found.append(pure)
     return sorted(found, key=lambda pure: pure.order)
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Return whether a module or a part of it has parameters."""
+    return next(module.parameters(), None) is not None
 
 
 def _as_pure(name: str, passes: Passes) -> TokenPureModule | None:
@@ -147,7 +149,7 @@ def _as_pure(name: str, passes: Passes) -> TokenPureModule | None:
     masked = _at_padding(output, _first_output(name, passes.padded))
     if (
         masked is None
-        or not _unshaken(name, output, passes.look_ups_changed)
+        or not _is_independent(name, output, passes.look_ups_changed)
         or not same_in_a_step(name, output, passes.cached)
     ):
         return None
@@ -176,16 +178,16 @@ def _first_output(name: str, seen: Trace) -> torch.Tensor | None:
     return calls[0].output if calls else None
 
 
-def _unshaken(name: str, output: torch.Tensor, shaken: Trace | None) -> bool:
-    if shaken is None:
+def _is_independent(name: str, output: torch.Tensor, changed: Trace | None) -> bool:
+    if changed is None:
         return True
-    other = _first_output(name, shaken)
+    other = _first_output(name, changed)
     return other is not None and same_rows(output, other)
 
 
-def same_in_a_step(name: str, output: torch.Tensor, stepped: Trace | None) -> bool:
+def same_in_a_step(name: str, output: torch.Tensor, cached: Trace | None) -> bool:
     """Return whether a cached step gives the last token's row, and not those of the whole cache."""
-    calls = stepped.calls.get(name, []) if stepped else []
+    calls = cached.calls.get(name, []) if cached else []
     if not calls:
         return True
     step = calls[0].output

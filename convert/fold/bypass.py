@@ -32,7 +32,7 @@ class Bypass:
         self._returned: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the module returned for one token, in the shape of these tokens and with zeros for values."""
+        """Return the module's output for one token, in the shape of these tokens and with zeros for values."""
         if self._returned is None:
             self._returned = self._forward(*args, **kwargs)
             return self._returned

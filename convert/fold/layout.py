@@ -69,7 +69,7 @@ class Sum:
 
     @property
     def masked(self) -> bool:
-        """Whether padded positions get what a sum of zero becomes."""
+        """Whether padded positions get the columns of a zero sum."""
         return any(column.masked for column in self.columns)
 
     @property

@@ -55,7 +55,7 @@ class Meter(TorchDispatchMode):
         return sum(self.whole.values()) + sum(self.gathered.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it reads."""
+        """Run the operation and count its reads."""
         if not _is_view(func):
             for argument in tree_leaves((args, kwargs or {})):
                 self._count(func, argument, args)
@@ -180,7 +180,7 @@ class ParameterReads:
 
     @property
     def has_experts(self) -> bool:
-        """Whether what a step reads depends on which experts the tokens choose."""
+        """Whether the reads of a step depend on the experts that its tokens choose."""
         return any(0 < parameter.share < 1 for parameter in self.parameters.values())
 
     def inside(self, module: str) -> list[Parameter]:

@@ -206,7 +206,7 @@ def _ids(model: PreTrainedModel, start: int, stop: int) -> torch.Tensor:
 
 @contextmanager
 def _shortened(model: PreTrainedModel, cut: Cut) -> Iterator[None]:
-    """Leave out of a pass what no column reads, if a few tokens show that their rows stay the same to the bit."""
+    """Leave modules behind their last column, if a few tokens show that rows stay the same to the bit."""
     ids = _ids(model, 0, min(_TRIAL_TOKENS, cut.rows))
     whole = compute_rows(model, cut, ids)
     with ExitStack() as bypasses:

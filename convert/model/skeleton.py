@@ -190,7 +190,7 @@ def _deeper(model: nn.Module, name: str) -> str | None:
 
 
 def _signature(block: nn.Module) -> tuple[object, ...]:
-    """Return what two blocks of one kind have in common: their parameters, and every switch of their modules."""
+    """Return the common properties of blocks of one kind: parameters, and every switch of their modules."""
     shapes = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
     switches = tuple(
         (name, setting, value)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 # Steps show that caches, masks and positions work behind a prompt; that rows are right is shown row by row.
 NEW_TOKENS = 16
-# As many values of what is said of a text fit well into memory.
-SAID_VALUES = 1 << 25
+# So many values of a text's logits fit well into memory.
+OUTPUT_VALUES = 1 << 25
 # Reads are linear in the batch where there are no experts: two show the line, and a third that it is one.
 READ_BATCHES = (1, 16, 64)
 WIDE = ("float32", "float64")  # types in which rounding is far below what a fault does

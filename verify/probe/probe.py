@@ -19,7 +19,7 @@ from prefold.convert.checkpoint import open_folder
 from prefold.convert.fold import read_cuts
 from prefold.convert.model import accepted, encoder_output, whole_inputs
 from prefold.verify.probe.apart import sketches
-from prefold.verify.probe.job import SAID_VALUES, TOP, Job
+from prefold.verify.probe.job import OUTPUT_VALUES, TOP, Job
 from prefold.verify.probe.metering import measure_folded, measure_reads
 from prefold.verify.probe.rows import compare_tables
 from prefold.verify.probe.text import measure_text
@@ -123,7 +123,7 @@ def measure_outputs(model: PreTrainedModel, job: Job) -> dict[str, torch.Tensor]
 def _text(model: PreTrainedModel, longest: int) -> torch.Tensor:
     """Return the outputs for many random tokens, ``[positions, ...]``: enough for a mean error to settle."""
     length, vocabulary = min(longest, _TEXT_LENGTH), model.config.get_text_config().vocab_size
-    texts = max(1, min(_TEXTS, SAID_VALUES // (length * vocabulary)))
+    texts = max(1, min(_TEXTS, OUTPUT_VALUES // (length * vocabulary)))
     ids = torch.randint(vocabulary, (texts, length), generator=torch.Generator().manual_seed(1))
     return _outputs(model, whole_inputs(model, ids)).flatten(0, -2)
 

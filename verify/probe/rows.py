@@ -108,7 +108,7 @@ class RowCount:
     def compare_encoded(
         self, start: int, stored: torch.Tensor, live: torch.Tensor, columns: dict[str, slice], encoding: Encoding
     ) -> None:
-        """Compare ``[rows, row_bytes]`` with what ``live``, ``[rows, row_width]``, is encoded as."""
+        """Compare ``[rows, row_bytes]`` with the encoded ``live``, ``[rows, row_width]``."""
         expected, read, padding = encoding.encode(live), values_of(stored, encoding), is_padding(encoding)
         parts = zip(columns.values(), encoding.slices, strict=True)
         close = torch.stack([_is_encoded(stored, expected, live[:, at], part) for at, part in parts]).all(0)

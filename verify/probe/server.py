@@ -20,7 +20,7 @@ from prefold.verify.probe.probe import measured
 def serve(control: socket.socket) -> None:
     """Fork whenever a connection comes, until the parent is gone."""
     _require_clean()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: their connections tell
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for: their connections end
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
         if not message:
