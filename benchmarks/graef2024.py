@@ -14,7 +14,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
 from benchmarks.page import table
 from prefold.convert.checkpoint.source import open_config
 from prefold.convert.fold.reads import ParameterReads
-from prefold.convert.model.load import load_config, load_kind
+from prefold.convert.model.load import load_config, resolve_model
 from prefold.convert.options import FoldOptions
 from prefold.convert.savings import PaperFigures, paper_figures
 from prefold.convert.study import study_model
@@ -45,7 +45,7 @@ def census_of(name: str) -> ParameterReads:
     """Return what a step reads of a model's parameters, the FFN merged into the residual as in the paper."""
     source = open_config(str(CONFIGS / f"{name}.json"))
     config = load_config(source)
-    model_class = ParallelMixtral if name.startswith("mixtral") else load_kind(source, config).model_class
+    model_class = ParallelMixtral if name.startswith("mixtral") else resolve_model(source, config).model_class
     return study_model(model_class, config, FoldOptions(merge_residual=True)).census
 
 

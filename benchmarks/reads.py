@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from prefold.convert.checkpoint.source import open_config
 from prefold.convert.fold.reads import ParameterReads, break_even_batch, count_reads
-from prefold.convert.model.load import load_config, load_kind
+from prefold.convert.model.load import load_config, resolve_model
 from prefold.convert.study import study_model
 
 _SHAPES = (PYTHIA_410M, PHI_1_5, PYTHIA_6_9B, SERIAL, LARGE, MISTRAL)
@@ -27,7 +27,7 @@ def census_of(shape: Shape) -> ParameterReads:
         AutoConfig.for_model(shape.model_type, **shape.settings).save_pretrained(folder)
         opened = open_config(str(Path(folder) / "config.json"))
         config = load_config(opened)
-        return study_model(load_kind(opened, config).model_class, config).census
+        return study_model(resolve_model(opened, config).model_class, config).census
 
 
 def batches_around(break_even: int | None) -> list[int]:

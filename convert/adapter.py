@@ -31,7 +31,7 @@ from prefold.convert.model.running import hooks, run_side, stop
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _PICKLED = "adapter_model.bin"
-# Which modules an adapter is for, as its config may say it.
+# Keys by which its config chooses modules.
 _CHOICE = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "target_parameters",
            "trainable_token_indices")  # fmt: skip
 # What merging rounds, as part of a module's largest output: one product more, and weights of 16 bits rounded again.
@@ -41,13 +41,7 @@ _TOKENS = 16
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in peft's format.
-
-    Attributes:
-        folder: where it lies.
-        config: ``adapter_config.json`` as it stands.
-        entries: its tensors by name.
-    """
+    """An adapter in peft's format: its ``adapter_config.json``, and its tensors by name."""
 
     folder: Path
     config: dict[str, Any]
@@ -55,7 +49,7 @@ class Adapter:
 
     @property
     def modules(self) -> set[str]:
-        """Names of the modules that it changes, as the model has them."""
+        """Names of the adapted modules, as the model has them."""
         return {_split(name)[0] for name in self.entries}
 
     def tensors_of(self, modules: list[str]) -> list[str]:
@@ -65,7 +59,7 @@ class Adapter:
 
 
 def _split(tensor: str) -> tuple[str, str]:
-    """Split a tensor's name into the module's and what the tensor is to that: ``lora_A.weight``."""
+    """Split a tensor's name into its module's and its part: ``q_proj``, ``lora_A.weight``."""
     name = tensor.removeprefix(PREFIX)
     found = re.fullmatch(r"(.+?)\.((?:lora_|base_layer\.|token_adapter\.).*)", name)
     return (found[1], found[2]) if found else (name.rpartition(".")[0], name.rpartition(".")[2])
@@ -118,12 +112,9 @@ def modules_in_tables(cuts: list[Cut]) -> list[str]:
 
 
 def check_adapter(folder: Path, model: PreTrainedModel, folded_modules: list[str]) -> Adapter:
-    """Refuse, by the name of a module, what cannot become part of a table; returns the opened adapter.
+    """Open an adapter, and refuse it by the names of modules if it cannot become part of a table.
 
     ``model`` is the source, which may be on the meta device.
-
-    Raises:
-        UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_adapter``.
     """
     adapter = open_adapter(folder)
     names = {name for name, _ in model.named_modules()}
@@ -157,12 +148,7 @@ def _of_tied_head(adapter: Adapter, model: PreTrainedModel) -> str | None:
 
 
 def merge_into_first_layer(model: PreTrainedModel, folder: Path, folded_modules: list[str]) -> PreTrainedModel:
-    """Merge what an adapter adds to folded modules into a loaded first layer, by peft's own arithmetic.
-
-    Raises:
-        UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_adapter``; or the merged modules say something else
-            than the adapted ones.
-    """
+    """Merge an adapter's part on folded modules into a loaded first layer, by peft's own arithmetic."""
     adapter = open_adapter(folder)
     names = adapter.tensors_of(folded_modules)
     if not names:
@@ -177,10 +163,10 @@ def merge_into_first_layer(model: PreTrainedModel, folder: Path, folded_modules:
 def merge_adapter(
     model: PreTrainedModel, folder: Path, loaded: Callable[[Any], None] = lambda _: None
 ) -> PreTrainedModel:
-    """Merge an adapter into a model, whole; ``loaded`` is shown the adapted model before.
+    """Merge a whole adapter into a model; ``loaded`` is called with the adapted model before.
 
     Raises:
-        UnsupportedModel: peft does not merge it, or a merged module says something else than the adapted one.
+        UnsupportedModel: peft does not merge it, or a merged module returns other values than the adapted one.
     """
     from peft import PeftModel  # an extra
 
@@ -199,7 +185,7 @@ def merge_adapter(
 
 
 def _require_tensors(adapter: Adapter, names: list[str], adapted: Any) -> None:
-    """Require that peft took every tensor: of one that is missing it only warns."""
+    """Require that peft loaded every tensor; it only warns of missing ones."""
     from peft import get_peft_model_state_dict
 
     taken: dict[str, torch.Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -212,7 +198,7 @@ def _require_tensors(adapter: Adapter, names: list[str], adapted: Any) -> None:
 
 
 def _outputs(model: PreTrainedModel, modules: list[str]) -> dict[str, torch.Tensor]:
-    """Run a few tokens and return what the modules answer."""
+    """Run a few tokens and return the modules' outputs."""
     seen: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -240,13 +226,9 @@ def _require_same(live: dict[str, torch.Tensor], merged: dict[str, torch.Tensor]
 
 
 def remaining_adapter(folder: Path, folded_modules: list[str], out: Path) -> bool:
-    """Write what an adapter adds to all other modules to ``out``; returns whether there is any.
+    """Write an adapter's part on all other modules to ``out``; returns whether there is any.
 
-    Its tensors pass through byte for byte; its config names no base model, which would be the source, and excludes
-    the folded modules.
-
-    Raises:
-        UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_adapter``.
+    Tensors pass through byte for byte; the config names no base model, and excludes the folded modules.
     """
     adapter = open_adapter(folder)
     gone = adapter.tensors_of(folded_modules)

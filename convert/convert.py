@@ -38,14 +38,14 @@ class ConversionProgress:
     """Receives the progress of a conversion; this one ignores it."""
 
     def inspected(self, inspection: Inspection) -> None:
-        """Receive what folding is worth, before the first byte is written."""
+        """Receive the inspection, before the first byte is written."""
 
     def advanced(self, stage: str, done: int, total: int) -> None:
         """Receive that ``done`` bytes of a stage that has ``total`` are written."""
 
 
 class Report(Protocol):
-    """What a check of a folded checkpoint returns."""
+    """The result of a check of a folded checkpoint."""
 
     def as_json(self) -> dict[str, Any]:
         """Return its figures."""
@@ -59,14 +59,12 @@ Check = Callable[[Prepared, Path], Report]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion made.
+    """The result of a conversion.
 
     Attributes:
-        out: the folded checkpoint.
-        inspection: what it is worth.
-        verification: what its check returned; None where none was asked for.
+        verification: of ``check``; None where none was asked for.
         left_out: files of the source that did not go along, folders as ``name/``.
-        notes: where the source's index and shards disagree.
+        notes: differences between the source's index and its shards.
     """
 
     out: Path
@@ -120,7 +118,7 @@ def convert_checkpoint(
 
 
 def _prepare(model: str, revision: str | None, options: FoldOptions) -> Prepared:
-    """Find everything out that can be found out before the first byte is written."""
+    """Open and study the source, and refuse what cannot be folded, before the first byte is written."""
     require_device(options.device)
     opened = open_config(model, revision)
     if opened.revision is None:
@@ -139,7 +137,7 @@ def _prepare(model: str, revision: str | None, options: FoldOptions) -> Prepared
 
 
 def _require_apart(source: Source, adapter: Path | None, out: Path) -> None:
-    """Refuse an output that would replace what it is made of, or be one of the source's side files."""
+    """Refuse an output that would replace one of its inputs, or lie among the source's side files."""
     folder, out = source.folder.resolve(), out.resolve()
     if (folder / CONFIG).is_relative_to(out):
         raise UsageError(f"{out}: the source lies there, and would be replaced")
@@ -151,7 +149,6 @@ def _require_apart(source: Source, adapter: Path | None, out: Path) -> None:
 
 
 def _write_tensors(known: Prepared, folder: Path, progress: ConversionProgress) -> None:
-    """Write tables, all other tensors, their index, and the config and the modules that run them."""
     study = known.study
     plan = plan_weights(known.source.entries, known.live, study.cuts, study.ties, study.float32, known.options)
     tables = TableWriter(known, plan)

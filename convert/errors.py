@@ -1,4 +1,4 @@
-"""What can go wrong, one class for each way that a caller may want to treat differently."""
+"""Errors, one class for each way that a caller may want to treat differently."""
 
 import traceback
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _CALLED = {"transformers", "transformers_modules", "huggingface_hub", "peft"}
 
 
 class BrokenCheckpoint(PrefoldError):
-    """The checkpoint says one thing and its files another."""
+    """The files of a checkpoint contradict each other, or are not whole."""
 
 
 class StorageError(PrefoldError):
@@ -23,11 +23,7 @@ class HubError(PrefoldError):
 
 
 class UnsupportedModel(PrefoldError):
-    """The model cannot be folded; carries every reason that was found.
-
-    Attributes:
-        reasons: one sentence each, never empty.
-    """
+    """The model cannot be folded; ``reasons`` holds every reason found, one sentence each, and is never empty."""
 
     exit_code = UNSUPPORTED
 
@@ -48,14 +44,13 @@ class OutputExists(PrefoldError):
 
 
 class ModelFailed(PrefoldError):
-    """A model's own code raised an error: it asks for what a part of a model, or an experiment, does not give."""
+    """A model's own code raised an error: it needs more than a part of a model, or an experiment, gives it."""
 
 
 def is_own(error: BaseException) -> bool:
-    """Return whether prefold's own code raised an error that was caught around a call, and not what was called.
+    """Return whether an error that was caught around a call was raised by prefold's own code.
 
-    Code of prefold's that the called code runs, as a hook, is prefold's own; a mode of torch's that hands a function on
-    is not.
+    Hooks of prefold's that the called code runs are prefold's own; a mode of torch's that hands a function on is not.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [frame.f_globals.get("__name__", "") for frame in frames if not frame.f_code.co_name.startswith("__torch_")]
@@ -69,11 +64,7 @@ def is_own(error: BaseException) -> bool:
 
 @contextmanager
 def model_code() -> Iterator[None]:
-    """Turn what a model's own code raises into ``ModelFailed``, and let errors of prefold's own pass.
-
-    Raises:
-        ModelFailed: with the error's class and message.
-    """
+    """Turn errors of a model's own code into ``ModelFailed``, with class and message; prefold's own errors pass."""
     try:
         yield
     except (PrefoldError, MemoryError):

@@ -1,4 +1,4 @@
-"""What folding a model would give and cost, told without reading a weight."""
+"""Benefit and cost of folding a model, from its config alone."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,14 +18,7 @@ WORTH_IT = 0.01
 
 @dataclass(frozen=True)
 class Inspection:
-    """The answer to ``prefold inspect``.
-
-    Attributes:
-        model: what was inspected.
-        revision: its commit on the hub.
-        reasons: why it does not fold; empty where it does.
-        worth: the figures, where it folds.
-    """
+    """The answer to ``prefold inspect``: ``savings``, or the ``reasons`` why the model does not fold."""
 
     model: str
     revision: str | None
@@ -39,7 +32,7 @@ class Inspection:
 
     @property
     def verdict(self) -> str:
-        """Say in one line whether folding is worth its bytes."""
+        """One line: is folding worth its bytes?"""
         if self.savings is None:
             return "does not fold: " + "; ".join(self.reasons)
         saving = self.savings.reads[0].model_saving
@@ -50,15 +43,15 @@ class Inspection:
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures under the names that other programs rely on."""
-        told: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "model": self.model,
             "revision": self.revision,
             "foldable": self.foldable,
             "reasons": self.reasons,
         }
         if self.savings is not None:
-            told |= _savings_json(self.savings)
-        return told | {"verdict": self.verdict}
+            figures |= _savings_json(self.savings)
+        return figures | {"verdict": self.verdict}
 
 
 def _savings_json(savings: Savings) -> dict[str, Any]:
@@ -114,7 +107,7 @@ def reads_json(reads: Reads, itemsize: int) -> dict[str, Any]:
 def inspect_checkpoint(model: str, *, revision: str | None = None, options: FoldOptions = FoldOptions()) -> Inspection:
     """Return what folding would give and cost, from the config alone.
 
-    ``model`` is a folder, a ``config.json`` or a hub id; ``options`` are those of the conversion that is asked about.
+    ``model`` is a folder, a ``config.json`` or a hub id; ``options`` are those of the conversion.
 
     Raises:
         UsageError: there is no such checkpoint.
@@ -130,7 +123,7 @@ def inspect_checkpoint(model: str, *, revision: str | None = None, options: Fold
 
 
 def savings_of(known: Prepared) -> Savings:
-    """Return what folding gives; of quantized weights that lie here, the checkpoint's bytes as they lie."""
+    """Return the savings of a fold; for quantized weights that lie here, with the checkpoint's real bytes."""
     savings = estimate_savings(known.study, known.resolved, known.dtype, method_of(known.config))
     if method_of(known.config) and known.source.entries:
         kept = untouched(known.source.entries, known.live, known.study.cuts, known.study.ties)

@@ -22,10 +22,10 @@ def _option(
 
 @dataclass(frozen=True)
 class FoldOptions:
-    """How to fold; sizes are in bytes.
+    """Options of a fold; sizes are in bytes.
 
     Raises:
-        UsageError: a value is none of those that there are.
+        UsageError: a value is none of the allowed ones.
     """
 
     merge_residual: bool = _option(

@@ -1,4 +1,4 @@
-"""What inspecting, converting and verifying begin with: a source, what it is loaded as, and what of it folds."""
+"""The first step of inspecting, converting and verifying: open a source, resolve its class, and study it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from prefold.convert.checkpoint.side_files import SideFiles, find_side_files
 from prefold.convert.checkpoint.source import Source
 from prefold.convert.checkpoint.tensor_names import live_names
-from prefold.convert.model.load import ResolvedModel, load_config, load_kind, require_text, resolve_dtype
+from prefold.convert.model.load import ResolvedModel, load_config, require_text, resolve_dtype, resolve_model
 from prefold.convert.model.skeleton import build_on_meta
 from prefold.convert.options import FoldOptions
 from prefold.convert.study import Study, study_model
@@ -17,16 +17,7 @@ from prefold.convert.study import Study, study_model
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source and what is known of it before a weight is read.
-
-    Attributes:
-        source: the checkpoint, with or without its weights.
-        options: how it is to be folded.
-        config: its config.
-        resolved: the class that it is loaded as.
-        dtype: the type that it runs in.
-        study: what folds.
-    """
+    """A source, with or without its weights, and all that is known before one is read."""
 
     source: Source
     options: FoldOptions
@@ -42,7 +33,7 @@ class Prepared:
 
     @cached_property
     def side(self) -> SideFiles:
-        """What goes along with its weights."""
+        """The files that go along with its weights."""
         return find_side_files(self.source, trust_remote_code=self.options.trust_remote_code)
 
 
@@ -54,7 +45,7 @@ def prepare_source(source: Source, options: FoldOptions = FoldOptions()) -> Prep
         UsageError: there is no such cut, or rows would not be smaller.
     """
     config = load_config(source, trust_remote_code=options.trust_remote_code)
-    kind = load_kind(source, config, trust_remote_code=options.trust_remote_code)
-    require_text(kind, text_only=options.text_only)
+    resolved = resolve_model(source, config, trust_remote_code=options.trust_remote_code)
+    require_text(resolved, text_only=options.text_only)
     dtype = resolve_dtype(source, config, options.dtype)
-    return Prepared(source, options, config, kind, dtype, study_model(kind.model_class, config, options, dtype))
+    return Prepared(source, options, config, resolved, dtype, study_model(resolved.model_class, config, options, dtype))

@@ -1,4 +1,4 @@
-"""What a fold gives and costs, also as Graef 2024 counts it, and what becomes of every module of the first layer."""
+"""Gains and costs of a fold, also as Graef 2024 counts them, and the fate of every module of the first layer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +31,6 @@ class PaperFigures:
     """A column of the paper's second table; all in values.
 
     Attributes:
-        weights_eliminated: the folded matrices.
-        reads: per batch size.
         embedding_memory_increase: ``(row_width - hidden_size) * vocab_size``.
         net_memory_change: that increase less the eliminated weights.
         relative_to_total: the net change as a fraction of all weights.
@@ -78,7 +76,7 @@ class PossibleCut:
 
 @dataclass(frozen=True)
 class Explained:
-    """A module of the first layer with weights: what it sees, and what becomes of it."""
+    """A module of the first layer with weights: its dependency, and its fate."""
 
     module: str
     sees: str
@@ -87,17 +85,14 @@ class Explained:
 
 @dataclass(frozen=True)
 class FoldedSide:
-    """What folds where tokens enter; values.
+    """The fold of one side; figures are values.
 
     Attributes:
-        side: the part of the model that they enter; empty for the whole.
+        side: the part of the model that tokens enter; empty for the whole.
         residual: the slice that is not a folded module: embedding, or embedding and FFN.
-        columns: the folded modules.
-        dropped: modules that nobody reads any more; width 0.
-        look_ups: by the name of each other look-up, the values of the table that it gets beside its own.
-        rows: of the table.
+        dropped: modules whose output is unread; width 0.
+        look_ups: values of the table of each other look-up, by name.
         row_width: in the layout that was asked for.
-        row_bytes: that a row takes.
     """
 
     side: str
@@ -116,19 +111,15 @@ class Savings:
 
     Attributes:
         dtype: of the weights and the table.
-        step: what the reads of batch 1 are counted for.
-        sides: what folds, where.
+        step: the unit that the reads of batch 1 are counted for.
         unfolded: why a side does not fold where another does.
-        cuts: all that could be made.
-        modules: of the first layers, and what each of them sees.
-        exact: rows say what their source says, to the bit; if not, they see a sum of look-ups, or are stored smaller.
-        table_dtype: what rows are stored as, as torch spells it, where not in the model's own type.
+        cuts: all possible ones.
+        exact: rows equal their source's values to the bit; they do not behind a sum of look-ups, or stored smaller.
+        table_dtype: of stored rows, as torch spells it, where not the model's own type.
         merged_width: values of the FFN that is merged into the residual, or could be; 0 where there is none.
-        is_merged: it is.
         checkpoint_before: bytes of the source's tensors.
         checkpoint_after: bytes of the folded checkpoint's tensors.
-        table_bytes: bytes of all that was computed.
-        reads: per batch size.
+        table_bytes: bytes of all computed tensors.
         break_even_batch: the largest batch that gains; None where all do.
         paper: the same as the paper counts it.
         note: what the figures leave out of account; None where they leave out nothing.
@@ -171,12 +162,14 @@ class Savings:
         return {"exact": exact, "merged": exact - self.merged_width}
 
 
-def estimate_savings(study: Study, kind: ResolvedModel, dtype: torch.dtype, quantized: str | None = None) -> Savings:
+def estimate_savings(
+    study: Study, resolved: ResolvedModel, dtype: torch.dtype, quantized: str | None = None
+) -> Savings:
     """Turn a study into figures for weights of ``dtype``, though the source's be ``quantized`` by some method."""
     census, itemsize = study.census, dtype.itemsize
     return Savings(
         dtype=dtype,
-        step=_step(study, kind),
+        step=_step(study, resolved),
         sides=[_side(census, cut, itemsize) for cut in study.cuts],
         unfolded=study.unfolded,
         cuts=[_possible(choice, study, itemsize) for choice in study.choices],
@@ -218,7 +211,6 @@ def _names(columns: Sequence[Any]) -> list[str]:
 
 
 def _fate(cut: Cut, module: str) -> str:
-    """Say what becomes of a module."""
     if module in _names(cut.sum.look_ups if cut.sum else []):
         return "stays, and looks up what it adds to the columns"
     if module == cut.embedding:
@@ -232,11 +224,11 @@ def _fate(cut: Cut, module: str) -> str:
     return kind if parent == module else f"part of the {kind} {parent}"
 
 
-def _step(study: Study, kind: ResolvedModel) -> str:
-    """Say what a step is: of a decoder a token, of an encoder a pass, of an encoder-decoder a pass through both."""
-    if not kind.model_class.can_generate():
+def _step(study: Study, resolved: ResolvedModel) -> str:
+    """Return the unit of a step: a decoder's token, an encoder's pass, or a pass through encoder and decoder."""
+    if not resolved.model_class.can_generate():
         return "by a pass over one token"
-    both = any(cut.side.sees_source for cut in study.cuts) and kind.model_class.main_input_name == "input_ids"
+    both = any(cut.side.sees_source for cut in study.cuts) and resolved.model_class.main_input_name == "input_ids"
     return "by a pass over one token on either side" if both else "per decoded token at batch 1"
 
 
@@ -257,6 +249,5 @@ def _side(census: ParameterReads, cut: Cut, itemsize: int) -> FoldedSide:
 
 
 def _folded_module(census: ParameterReads, cut: Cut, module: str, width: int) -> FoldedModule:
-    """Return a module with the weights that leave with it."""
     weights = 0 if module == cut.embedding else sum(p.values for p in census.inside(module))
     return FoldedModule(module, width, weights)

@@ -1,4 +1,4 @@
-"""Everything that can be known of a model without its weights: what folds, and what that is worth."""
+"""Study a model without its weights: what folds, and which cut saves most."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,14 +32,7 @@ LayOut = Callable[[Discovery, EmbeddingSite], Cut]
 
 @dataclass(frozen=True)
 class Choice:
-    """One cut that could be made on one side.
-
-    Attributes:
-        cut: the cut.
-        saved: values that it saves of the reads of one token.
-        values: that it stores.
-        seen: what every module of the first layer sees.
-    """
+    """A possible cut of one side: values that it saves of the reads of one token, and values that it stores."""
 
     cut: Cut
     saved: float
@@ -49,16 +42,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Study:
-    """What was found out about a model.
+    """The results of a study.
 
     Attributes:
-        stacks: its stacks of blocks.
-        cuts: what folds, on each side that folds.
-        choices: all cuts that could be made, on each side that folds.
+        cuts: one for each side that folds.
+        choices: all possible cuts of those sides.
         unfolded: why a side does not fold where another does.
         unreached: modules of first blocks that no pass for a row enters.
-        census: what a step reads.
-        ties: what is tied to the embeddings.
         float32: parameters and buffers that stay so in a model of 16 bits.
         mergeable_width: values of the column that could be merged into the residual, 0 where there is none.
     """
@@ -111,7 +101,7 @@ def _study(
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
-    cuts = _with_idle(model, [fold.cut for fold in folds], ties)
+    cuts = _with_unused(model, [fold.cut for fold in folds], ties)
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
     width = sum(fold.found.mergeable_width for fold in folds)
@@ -119,7 +109,7 @@ def _study(
 
 
 def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:
-    """Remove the blocks that an experiment does without; returns the stacks that they were of."""
+    """Remove the blocks that an experiment does without; returns the stacks."""
     stacks = find_stacks(model)
     if not stacks:
         raise UnsupportedModel([f"{config.model_type}: no stack of blocks found"])
@@ -129,14 +119,12 @@ def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:
 
 
 def _chosen(choices: list[Choice], sides: list[list["_Fold"]], options: FoldOptions, dtype: torch.dtype) -> list[Cut]:
-    """Return the cut of each side."""
     most = options.max_table // dtype.itemsize if options.max_table else None
-    each_side = [choices_of(choices, side[0].cut.side) for side in sides]
+    each_side = [[choice for choice in choices if choice.cut.side == side[0].cut.side] for side in sides]
     return [choice.cut for choice in choose(each_side, options.cut, most)]
 
 
 def _check(model: PreTrainedModel, folds: list["_Fold"]) -> None:
-    """Fold the skeleton, and require that it returns the same."""
     for fold in folds:
         plain = replace(fold.cut, table=replace(fold.cut.table, encoding=None))
         check_fold_on_skeleton(model, fold.first_block, plain, fold.found, fold.ids)
@@ -144,8 +132,6 @@ def _check(model: PreTrainedModel, folds: list["_Fold"]) -> None:
 
 @dataclass(frozen=True)
 class _Fold:
-    """One side of a model, and one cut of what was found on it."""
-
     first_block: str
     ids: torch.Tensor
     found: Discovery
@@ -161,11 +147,6 @@ def _choices(census: ParameterReads, found: list[_Fold]) -> list[Choice]:
 def _choice(census: ParameterReads, fold: _Fold) -> Choice:
     alone = replace(census, cuts=[fold.cut])
     return Choice(fold.cut, alone.read_before(1) - alone.read_after(1), alone.made, fold.found.seen)
-
-
-def choices_of(choices: list[Choice], side: Side) -> list[Choice]:
-    """Return those of one side."""
-    return [choice for choice in choices if choice.cut.side == side]
 
 
 def choose(sides: list[list[Choice]], cut: str, most: int | None = None) -> list[Choice]:
@@ -186,7 +167,6 @@ def choose(sides: list[list[Choice]], cut: str, most: int | None = None) -> list
 
 
 def _saving_most(sides: list[list[Choice]], limit: float) -> list[Choice]:
-    """Choose the cuts that save most reads of those whose tables have at most so many values."""
     small = [each for each in product(*sides) if sum(choice.values for choice in each) <= limit]
     if not small:
         least = sum(min(choice.values for choice in side) for side in sides)
@@ -197,7 +177,7 @@ def _saving_most(sides: list[list[Choice]], limit: float) -> list[Choice]:
 def _sides(
     model: PreTrainedModel, stacks: list[Stack], entries: dict[str, list[int]], laid_out: LayOut
 ) -> tuple[list[list[_Fold]], list[str]]:
-    """Find all cuts of every side that folds, the deepest first; returns why other sides do not fold, too."""
+    """Find all cuts of every side, the deepest first; returns why sides do not fold, too."""
     folds, reasons = list[list[_Fold]](), list[str]()
     for side in find_sides(model):
         try:
@@ -217,8 +197,8 @@ def _side(
     stack = first_to_run(model, inside, lambda: run_side(model, side, ids))
     if stack is None:
         raise UnsupportedModel(["its tokens reach no stack of blocks"])
-    again = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
-    found = discover(model, side, stack.first_block, ids, again)
+    reentered = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
+    found = discover(model, side, stack.first_block, ids, reentered)
     embedding = _embedding(model, side, entries)
     if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
@@ -227,23 +207,26 @@ def _side(
         raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
     rows = model.get_parameter(f"{embedding}.weight").shape[0]
     place = EmbeddingSite(
-        side, embedding, rows, _entered_before(embedding, entries), _idle_look_ups(model, side, embedding, entries)
+        side,
+        embedding,
+        rows,
+        _entered_before(embedding, entries),
+        _optional_embeddings(model, side, embedding, entries),
     )
     return [_Fold(stack.first_block, ids, each, laid_out(each, place)) for each in found]
 
 
 def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: EmbeddingSite) -> Cut:
-    """Lay out what was found, in rows as the options ask for them."""
     return lay_out_row(found, place, merge_residual=options.merge_residual).encoded(dtype, options)
 
 
-def _with_idle(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:
-    """Drop modules that do nothing but share a weight with the embeddings, where nobody needs that any more."""
+def _with_unused(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:
+    """Drop modules that only share a weight with the embeddings, where that weight is needed no more."""
     if ties.remaining_owners:
         return cuts
     names = {name.rpartition(".")[0] for name in ties.shared} - {cut.embedding for cut in cuts}
-    idle = [Column(name, 0, [model.get_parameter(f"{name}.weight").shape[1]]) for name in sorted(names)]
-    return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *idle])]
+    unused = [Column(name, 0, [model.get_parameter(f"{name}.weight").shape[1]]) for name in sorted(names)]
+    return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *unused])]
 
 
 def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]) -> str:
@@ -263,11 +246,7 @@ def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]
 
 
 def _entries(model: PreTrainedModel) -> dict[str, list[int]]:
-    """Run a token alone, as a table's tokens are.
-
-    Raises:
-        UnsupportedModel: several run, but not one.
-    """
+    """Record the entries of a pass over one token, as a table's are run; refuse a model that runs only several."""
     ids = experiment_tokens(model.config)
     try:
         return record_entries(model, ids[:1, :1])
@@ -278,7 +257,7 @@ def _entries(model: PreTrainedModel) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def record_entries(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, list[int]]:
-    """Run tokens through the whole model; returns, by module, the numbers of its entries, counted over all."""
+    """Run tokens through the whole model; returns each module's entries, numbered over all modules."""
     entries, number = dict[str, list[int]](), count()
 
     def enter(name: str) -> Any:
@@ -289,8 +268,10 @@ def record_entries(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, list[
     return entries
 
 
-def _idle_look_ups(model: PreTrainedModel, side: Side, embedding: str, entries: dict[str, list[int]]) -> list[str]:
-    """Name the embeddings, as of a language, that a call with ``input_ids`` alone never uses; no row holds theirs."""
+def _optional_embeddings(
+    model: PreTrainedModel, side: Side, embedding: str, entries: dict[str, list[int]]
+) -> list[str]:
+    """Name embeddings, as of a language, that a call with ``input_ids`` alone never uses; no row holds theirs."""
     weight = model.get_parameter(f"{embedding}.weight")
     inside = f"{side.name}." if side.name else ""
     return [
@@ -302,10 +283,7 @@ def _idle_look_ups(model: PreTrainedModel, side: Side, embedding: str, entries: 
 
 
 def _entered_before(embedding: str, entries: dict[str, list[int]]) -> list[str]:
-    """Name the modules around an embedding that a pass enters before it: whichever is called, a pass begins there.
-
-    Where text is one input of several, the embedding is called from outside the module that holds it.
-    """
+    """Name the modules around an embedding that a pass enters before it: a call of any of them begins a pass."""
     parts = embedding.split(".")[:-1]
     around = [".".join(parts[:length]) for length in range(len(parts) + 1)]
     looked_up = entries.get(embedding, [0])[0]

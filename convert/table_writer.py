@@ -19,12 +19,12 @@ from prefold.convert.prepare import Prepared
 
 
 class TableWriter:
-    """Computes tables and what goes with them, in the order in which they are written.
+    """Computes tables and the tensors beside them, in the order in which they are written.
 
     Attributes:
-        outgoing: the tensors, by the name that they have in the folded checkpoint.
+        outgoing: the tensors, by their names in the folded checkpoint.
         digests: their hashes, complete once they were written.
-        chunk_tokens: how many rows of each table are computed at once.
+        chunk_tokens: rows of each table that are computed at once.
     """
 
     def __init__(self, known: Prepared, plan: WeightPlan) -> None:
@@ -41,9 +41,9 @@ class TableWriter:
 
     def _add(self, parameter: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> None:
         made = self._plan.made[parameter]
-        kind = made.kind(self._known.dtype)
+        dtype = made.dtype_in(self._known.dtype)
         chunks = partial(self._hashed, made.name, pieces)
-        self.outgoing[made.name] = Outgoing(dtype_name(kind), made.shape, prod(made.shape) * kind.itemsize, chunks)
+        self.outgoing[made.name] = Outgoing(dtype_name(dtype), made.shape, prod(made.shape) * dtype.itemsize, chunks)
 
     def _hashed(self, name: str, pieces: Callable[[], Iterable[torch.Tensor]]) -> Iterator[memoryview]:
         for rows in pieces():
@@ -53,7 +53,7 @@ class TableWriter:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        """The first layer with its weights, which are read when the first row is."""
+        """The first layer with its weights, loaded for the first row."""
         known, study = self._known, self._known.study
         model = load_first_layer(
             known.source,

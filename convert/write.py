@@ -33,8 +33,8 @@ def folded_config(
 
     Its ``model_type`` and ``architectures`` stay, too: programs choose tokenizers, pipelines and much else by them.
 
-    ``code`` are the modules that run it, by file; ``made`` are the hashes of
-    the tensors that were computed; ``computed`` says how, as ``circumstances`` tells it.
+    ``code`` are the modules that run it, by file; ``made`` are the hashes of the computed tensors; ``computed`` are the
+    ``circumstances``.
     """
     # Importing the runtime changes how transformers loads models; only a conversion should cause that.
     from prefold.runtime.modeling_prefold import FORMAT
@@ -65,7 +65,7 @@ def folded_config(
 
 
 def _auto_classes(known: Prepared) -> dict[str, str]:
-    """Return the names of the folded classes by their auto classes: the model's, and its base model's."""
+    """Return the names of the folded classes, of the model and of its base model, by their auto classes."""
     model_class, base, found = known.resolved.model_class, base_class(known.config), dict[str, str]()
     prefix, cuts = f"{model_class.base_model_prefix}.", known.study.cuts
     is_inside = all(name.startswith(prefix) for cut in cuts for name in [cut.embedding, *cut.eliminated])
@@ -76,7 +76,7 @@ def _auto_classes(known: Prepared) -> dict[str, str]:
 
 
 def _reached(source: Source, code: dict[str, bytes]) -> dict[str, Any]:
-    """Return the entries of the source's ``auto_map`` whose modules go along: all, or none without trust."""
+    """Return the entries of the source's ``auto_map`` whose modules go along."""
     auto_map: dict[str, Any] = source.config.get("auto_map") or {}
     return {key: names for key, names in auto_map.items() if all(module_of(name) in code for name in strings(names))}
 
@@ -87,7 +87,7 @@ def source_name(source: Source) -> str:
 
 
 def circumstances(device: str, chunk_tokens: list[int]) -> dict[str, Any]:
-    """Return what the last bits of a table may depend on: where it was computed, and how many rows at once."""
+    """Return the conditions that the last bits of a table depend on: device, processor, threads, rows at once."""
     return {
         "device": torch.device(device).type,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -97,7 +97,7 @@ def circumstances(device: str, chunk_tokens: list[int]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computed a table."""
+    """Return the versions of the packages that compute a table."""
     return {"prefold": version("prefold"), "torch": torch.__version__, "transformers": transformers_version}
 
 
@@ -107,9 +107,9 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def is_native(kind: type[Any]) -> bool:
-    """Say whether transformers itself has the class."""
-    return kind.__module__.startswith("transformers.")
+def is_native(model_class: type[Any]) -> bool:
+    """Return whether transformers itself has the class."""
+    return model_class.__module__.startswith("transformers.")
 
 
 def runtime_code(model_class: type[PreTrainedModel]) -> dict[str, bytes]:
@@ -131,12 +131,12 @@ model = {auto_class}.from_pretrained("{name}", trust_remote_code=True, dtype="au
 tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 
-# What a card says that is true of a fold as well: the hub chooses widgets, snippets and libraries by it.
+# Metadata of a card that hold for a fold as well: the hub chooses widgets, snippets and libraries by them.
 _CARRIED = ("license", "license_name", "license_link", "language", "library_name", "pipeline_tag", "tags", "datasets")
 
 
 def _carried(source: Source) -> dict[str, Any]:
-    """Return what the source's own card says that holds for a folded checkpoint too, its licence first."""
+    """Return the metadata of the source's own card that hold for a folded checkpoint too."""
     if CARD not in source.data_names():
         return {}
     text = own_file(source.folder, CARD).read_text(encoding="utf-8", errors="replace")
@@ -157,18 +157,18 @@ def _front_matter(source: Source) -> str:
 
 
 def write_card(folder: Path, known: Prepared, savings: Savings, verdict: str, report: str) -> None:
-    """Write the card: what this is, how to load it, what it is worth, and the proof."""
+    """Write the card: description, use, figures, and proof."""
     source = known.source
     name = " ".join(source_name(source).split())
     command = known.options.command(source_name(source), source.revision)
     origin = f"`{name}`, commit `{source.revision}`," if source.revision else f"`{name}`"
     tables = " and ".join(f"{side.rows:,} rows of {side.row_width:,} values" for side in savings.sides)
-    told = verdict if verdict.startswith("saves") else f"is {verdict}"
+    worth = verdict if verdict.startswith("saves") else f"is {verdict}"
     text = f"""{_front_matter(source)}
 # {name}, first layer folded
 
 The first layer's token-pure modules of {origin} were computed for every token of the vocabulary and stored in a
-table, which this checkpoint looks up where its source reads weights. By prefold's own count that {told}.
+table, which this checkpoint looks up where its source reads weights. By prefold's own count that {worth}.
 
 ```python
 {_LOAD.format(name="OUT", auto_class=known.resolved.auto_class)}

@@ -1,4 +1,4 @@
-"""What runs inside a user's program. Importing it lets transformers load folded checkpoints without remote code."""
+"""Runtime of folds in a user's program. Importing it lets transformers load folds without remote code."""
 
 from functools import wraps
 from typing import Any

@@ -1,4 +1,4 @@
-"""What stands in a folded model for the modules that were folded: a table, and columns of its rows.
+"""Stand-ins for the folded modules: a table, and columns of its rows.
 
 This file travels in every folded checkpoint beside ``modeling_prefold.py``, and needs torch alone.
 """
@@ -16,19 +16,18 @@ from .storage_prefold import DiskRows, HostRows, TableError, decoded
 
 
 class FoldedInputError(ValueError):
-    """A folded model was asked for something that only the unfolded source can do."""
+    """A folded model was given inputs that only the unfolded source can take."""
 
 
 class Row:
     """The looked-up rows of the forward pass under way, ``[batch, seq, row_width]``, or None between passes.
 
-    Where the first layer sees a sum of look-ups, ``others`` is what the other look-ups add to the last columns, and
-    ``scales`` are the scales of the norms that the sum goes through. Every thread has its own, so that passes side by
-    side do not read each other's.
+    Where the first layer sees a sum of look-ups, ``others`` and ``scales`` hold the other look-ups' shares of the last
+    columns and the norms' scales. Every thread has its own, so that passes side by side do not read each other's.
     """
 
     def __init__(self, *, adds: bool) -> None:
-        """``adds`` says that rows of one pass may be added up: what they are stored for is linear in them."""
+        """``adds`` allows to add up rows of one pass: the columns are linear in them."""
         self.adds = adds
         self._of_thread = threading.local()  # not a base class: writes of compiled code would miss its storage
 
@@ -42,7 +41,7 @@ class Row:
 
     @property
     def others(self) -> torch.Tensor | None:
-        """What look-ups of anything but the token add to the last columns, ``[..., seq, width]``."""
+        """The sum of the other look-ups' shares of the last columns, ``[..., seq, width]``."""
         return getattr(self._of_thread, "others", None)
 
     @property
@@ -57,7 +56,7 @@ class Row:
         self._of_thread.values = values if self.values is None else self.values + values
 
     def add_others(self, values: torch.Tensor) -> None:
-        """Keep what another look-up adds."""
+        """Add another look-up's share."""
         self._of_thread.others = values if self.others is None else self.others + values
 
     def add_scale(self, scale: torch.Tensor) -> None:
@@ -65,7 +64,7 @@ class Row:
         self._of_thread.scales = (*self.scales, scale)
 
     def clear(self, *_: Any) -> None:
-        """Drop what an interrupted pass left; a hook that runs before every pass."""
+        """Drop the rows of an interrupted pass; a hook that runs before every pass."""
         self._of_thread.values = self._of_thread.others = None
         self._of_thread.scales = ()
 
@@ -99,7 +98,7 @@ class Folded(nn.Module):
         return made
 
     def extra_repr(self) -> str:
-        """Say what became of the module, since adapters print this when they refuse it."""
+        """Name the module as folded, since adapters print this when they refuse it."""
         return f"{self.name} is folded into the table: it has no weights to train or to adapt"
 
 
@@ -110,12 +109,17 @@ def columns_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def unread_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the modules of an entry whose output nobody reads; the embedding, if it is one, still looks rows up."""
+    """Return the modules of an entry whose output is unread; the embedding, if it is one, still looks rows up."""
     return [each for each in fold["dropped"] if each["module"] != fold["table"]["module"]]
 
 
+def merged_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the module of an entry that is a part of the residual slice, if there is one."""
+    return [fold["merged"]] if fold["merged"] else []
+
+
 def residual_start(fold: dict[str, Any]) -> int | None:
-    """Return where the embedding's slice of a row begins; None where nobody reads the embedding itself."""
+    """Return where the embedding's slice of a row begins; None where the embedding itself is unread."""
     residual = fold["residual"]
     return int(residual["start"]) if residual["module"] == fold["table"]["module"] else None
 
@@ -137,7 +141,7 @@ class Table(Folded):
     """
 
     def __init__(self, entry: dict[str, Any], row: Row, placement: str = "device", start: int | None = 0) -> None:
-        """``entry`` is the table's in ``config.json``; ``start`` is the residual slice's, None if nobody reads it."""
+        """``entry`` is the table's in ``config.json``; ``start`` is the residual slice's, None if that is unread."""
         super().__init__(entry["module"])
         self.row, self.entry, self.start = row, entry, start
         self.rows: HostRows | DiskRows | None = None
@@ -173,7 +177,7 @@ class Table(Folded):
         """The table itself, wherever it lies.
 
         Raises:
-            TableError: there is none yet, or its file is no longer what it was.
+            TableError: there is none yet, or its file has changed.
         """
         if self.rows is None and not self.is_on_device:
             raise TableError(f"{self.name}: its table was not loaded: load the checkpoint by from_pretrained")
@@ -229,7 +233,7 @@ class Column(Folded):
         return values.unflatten(-1, self.shape) if len(self.shape) > 1 else values
 
     def hidden(self, values: torch.Tensor) -> torch.Tensor:
-        """Return what padded positions get, in the type of ``values``: zeros."""
+        """Return the values of padded positions, in the type of ``values``: zeros."""
         return values.new_zeros(())
 
     def slice(self) -> torch.Tensor:
@@ -260,12 +264,12 @@ class SumColumn(Column):
         return total.to(token.dtype)
 
     def hidden(self, values: torch.Tensor) -> torch.Tensor:
-        """Return what padded positions get, ``[width]``: what a sum of zero becomes."""
+        """Return the values of padded positions, ``[width]``: those of a zero sum."""
         return self.bias[-1].to(values.dtype)
 
 
 class NormScale(Folded):
-    """Measures the scale of a norm for the columns behind it, and stands for the norm where nobody else reads it."""
+    """Measures the scale of a norm for the columns behind it, and stands for the norm where it has no other reader."""
 
     def __init__(self, name: str, row: Row, eps: float, *, centred: bool) -> None:
         super().__init__(name)
@@ -283,7 +287,7 @@ class NormScale(Folded):
 
 
 class Unread(Folded):
-    """Stands for a module whose output nobody reads any more: returns something of its shape, for free."""
+    """Stands for a module whose output is unread: returns a tensor of its shape, for free."""
 
     def __init__(self, name: str, shape: list[int]) -> None:
         super().__init__(name)
@@ -295,7 +299,7 @@ class Unread(Folded):
 
 
 class PaddingMarker(Unread):
-    """Stands for a dropped norm in a block that zeroes padded positions behind it: tells columns which those are."""
+    """Stands for a dropped norm in a block that zeroes padded positions behind it: marks them for columns."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Return ones, ``[batch, seq, *shape]``."""

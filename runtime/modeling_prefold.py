@@ -29,6 +29,7 @@ from .columns_prefold import (
     Unread,
     ZeroOutput,
     columns_of,
+    merged_of,
     residual_start,
     unread_of,
     without,
@@ -52,7 +53,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _check_version(running: str) -> None:
-    """Refuse a version of transformers before those that were tried, and warn of one behind them."""
+    """Refuse a version of transformers before the tested ones, and warn of one behind them."""
     tried = f"folded checkpoints were tried with transformers {' to '.join(TESTED)}, and this is {running}"
     if _version(running) < _version(TESTED[0]):
         raise ImportError(tried)
@@ -71,9 +72,8 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         name, last = column["module"], column is columns[-1] and not fold["sum"]
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
     dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
-    merged = [fold["merged"]] if fold["merged"] else []
-    for kind, entries in ((dropped, unread_of(fold)), (ZeroOutput, merged)):
-        stand_ins |= {entry["module"]: kind(entry["module"], entry["shape"]) for entry in entries}
+    for stand_in_class, entries in ((dropped, unread_of(fold)), (ZeroOutput, merged_of(fold))):
+        stand_ins |= {entry["module"]: stand_in_class(entry["module"], entry["shape"]) for entry in entries}
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
     for name, stand_in in stand_ins.items():
@@ -91,7 +91,7 @@ def _refuse_look_up(*_: Any) -> None:
 
 
 def _sum_modules(model: nn.Module, row: Row, entry: dict[str, Any], row_width: int) -> dict[str, nn.Module]:
-    """Let look-ups and norms that stay tell the row what columns need; returns stand-ins for the rest."""
+    """Let look-ups and norms that stay give the row their shares and scales; returns stand-ins for the rest."""
     first, stand_ins = entry["columns"][0]["start"], dict[str, nn.Module]()
     for look_up in entry["look_ups"]:
         _look_up_beside(model.get_submodule(look_up["module"]), look_up, row, row_width - first)
@@ -110,7 +110,7 @@ def _sum_modules(model: nn.Module, row: Row, entry: dict[str, Any], row_width: i
 
 
 def _look_up_beside(module: nn.Module, look_up: dict[str, Any], row: Row, width: int) -> None:
-    """Give a look-up a twin, with the same code and another weight, that looks up what it adds to the columns."""
+    """Give a look-up a twin, with the same code and another weight, for its share of the columns."""
     twin: Any = copy.deepcopy(module)
     delattr(twin, look_up["weight"])
     twin.register_parameter(look_up["weight"], nn.Parameter(torch.empty(look_up["rows"], width), requires_grad=False))
@@ -136,14 +136,14 @@ def _name_parts(stand_in: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _refuse_inputs(model: Any, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse what would take the place of tokens, whose rows would then be wrong."""
+    """Refuse inputs that take the place of tokens, whose rows would then be wrong."""
     for name in model.config.prefold["refused_inputs"]:
         if kwargs.get(name) is not None:
             raise FoldedInputError(f"{name}: this model was folded for token ids alone (--text-only)")
 
 
 def _untie(model: PreTrainedModel, tables: list[str]) -> None:
-    """Forget that other weights were those of an embedding which is a table now."""
+    """Forget ties with an embedding that is a table now."""
     for name, part in model.named_modules():
         if not isinstance(part, PreTrainedModel) or not part._tied_weights_keys:
             continue
@@ -160,7 +160,7 @@ def _names_any(weights: list[str], *patterns: str) -> bool:
 
 
 def _placement(asked: str | None, config: Any) -> str:
-    """Say where tables are to lie: as a program asks, or its environment, or as the checkpoint was made."""
+    """Return where tables are to lie: by a program's argument, its environment, or the checkpoint."""
     placement = asked or os.environ.get(PLACEMENT_VARIABLE) or config.prefold["placement"]
     if placement not in PLACEMENTS:
         raise ValueError(f"prefold_placement {placement!r} is none of {', '.join(PLACEMENTS)}")
@@ -200,7 +200,7 @@ def _warn_of_dtype(config: Any) -> None:
 
 
 def _stand_ins(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that took the place of others, and those that were added to look-ups that stay."""
+    """Return the modules that took the place of others, and the twins of look-ups that stay."""
     return [module for name, module in model.named_modules() if isinstance(module, Folded) or name.endswith(".prefold")]
 
 
@@ -209,7 +209,6 @@ def _tables(model: Any) -> list[Table]:
 
 
 def _tensor_names(table: dict[str, Any]) -> list[str]:
-    """Return the names that a table may have in files."""
     return [table["tensor"], f"{table['module']}.weight"]
 
 
@@ -246,11 +245,7 @@ def _saver_of(source: type[PreTrainedModel]) -> Any:
 
 
 def _auto_class(folded: type[PreTrainedModel], config: Any) -> str:
-    """Return the auto class that loads a folded class.
-
-    Raises:
-        ValueError: the checkpoint was folded as another.
-    """
+    """Return the auto class that loads a folded class."""
     classes = {str(auto): str(name).rpartition(".")[2] for auto, name in config.auto_map.items() if "Model" in auto}
     for auto, name in classes.items():
         if name == folded.__name__:
@@ -306,11 +301,7 @@ def _count_of(source: type[PreTrainedModel]) -> Any:
 
 
 def _resize_token_embeddings(self: Any, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
-    """Return the input embedding, for a caller that asks for no other size.
-
-    Raises:
-        FoldedInputError: another size was asked for.
-    """
+    """Return the input embedding; refuse any other size than its own."""
     embedding: Any = self.get_input_embeddings()
     if new_num_tokens not in (None, embedding.num_embeddings):
         raise FoldedInputError(f"{embedding.extra_repr()}: add tokens to the source, and fold it again")

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .columns_prefold import columns_of, unread_of
+from .columns_prefold import columns_of, merged_of, unread_of
 
 # Styles of a plan by what a module gives on each rank: its part of the output, as much of it as its input is of the
 # whole input, or all of it. Whatever else a plan says is not known here.
@@ -41,7 +41,7 @@ Share = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class UnknownShare(ValueError):
-    """A plan does not say what a folded module would give on each rank."""
+    """A plan has no share of a folded module's output for each rank."""
 
 
 def distributor_of(source: type[PreTrainedModel]) -> Any:
@@ -70,21 +70,17 @@ def distributor_of(source: type[PreTrainedModel]) -> Any:
 
 
 def _shapes(model: Any) -> dict[str, list[int]]:
-    """Return the folded modules by name, with the shape of what each would give for a token."""
+    """Return the folded modules by name, with the shape of their output for a token."""
     found: dict[str, list[int]] = {}
     for fold in model.prefold_folds:
-        merged, behind = [fold["merged"]] if fold["merged"] else [], fold["sum"]["columns"] if fold["sum"] else []
-        folded = [*columns_of(fold), *unread_of(fold), *merged, *behind]
+        behind = fold["sum"]["columns"] if fold["sum"] else []
+        folded = [*columns_of(fold), *unread_of(fold), *merged_of(fold), *behind]
         found |= {entry["module"]: entry["shape"] for entry in folded}
     return found
 
 
 def _share(plan: dict[str, str], name: str, shape: list[int], mesh: Any) -> Share:
-    """Return what takes one rank's share of a folded module's output, given the output and the module's input.
-
-    Raises:
-        UnknownShare: the plan does not tell.
-    """
+    """Return a function of output and input that takes one rank's share of a folded module's output."""
     style, inner = plan.get(name, plan.get(_pattern(name))), _inner(plan, name)
     if style == _PART and len(shape) == 1:
         return partial(_part, mesh=mesh)
@@ -120,7 +116,7 @@ def _all(output: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 def _part(output: torch.Tensor, _: torch.Tensor, *, mesh: Any, dim: int = -1) -> torch.Tensor:
-    """Return as much as a rank has of a matrix that is cut by its rows: the last rank may have less."""
+    """Return a rank's share of a matrix that is cut by its rows: the last rank may have less."""
     width = output.shape[dim]
     size = -(-width // mesh.size())
     start = min(mesh.get_local_rank() * size, width)
@@ -135,7 +131,7 @@ def _as_input(output: torch.Tensor, given: torch.Tensor, *, mesh: Any, dim: int)
 
 @contextmanager
 def _aside(model: nn.Module, names: set[str]) -> Iterator[None]:
-    """Take modules out of a model, so that nobody cuts them, and put them back where they were."""
+    """Take modules out of a model while the block lasts, so that they are not cut."""
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in names if not _is_within(name, names)}
     kept = {parent: dict(parent._modules) for parent in parents.values()}
     for name, parent in parents.items():

@@ -1,4 +1,4 @@
-"""Where a table's rows lie, in host memory or in a file, and how those of a pass are fetched from there.
+"""Placement of a table's rows in host memory or in a file, and the fetching of a pass's rows.
 
 This file travels in every folded checkpoint beside ``modeling_prefold.py``, and needs torch alone.
 """
@@ -28,12 +28,12 @@ _FEW = 256
 
 
 class TableError(OSError):
-    """A table's file is not, or is no longer, what it was when it was written."""
+    """A table's file is missing, or has changed since it was written."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Where one tensor lies in a file: bytes from its beginning, and the tensor's shape and type."""
+    """The place of one tensor in a file: bytes from its beginning, shape and type."""
 
     path: str
     start: int
@@ -84,15 +84,15 @@ def find_extent(files: Iterable[str], names: Sequence[str]) -> Extent:
 
 
 def _found(path: str, names: Sequence[str]) -> Extent | None:
-    """Return where a safetensors file says that a tensor lies, or None."""
+    """Return the place of a tensor by a safetensors file's header, or None."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER:
             raise ValueError("no header is as long")
         header = json.loads(file.read(length))
-    for said in (header[name] for name in names if name in header):
-        first, end = said["data_offsets"]
-        extent = Extent(os.path.abspath(path), 8 + length + first, tuple(said["shape"]), _DTYPES[said["dtype"]])
+    for entry in (header[name] for name in names if name in header):
+        first, end = entry["data_offsets"]
+        extent = Extent(os.path.abspath(path), 8 + length + first, tuple(entry["shape"]), _DTYPES[entry["dtype"]])
         if first < 0 or end - first != extent.size:
             raise ValueError("offsets are not those of the shape")
         return extent
@@ -124,8 +124,8 @@ class HostRows:
 class DiskRows:
     """A table in a file, ``[rows, width]``, mapped into memory: its pages are read when they are needed.
 
-    Processes that map the same file share what of it is in memory. The file must stay as it is: whatever happens
-    to it is an error of the next fetch.
+    Processes that map the same file share its pages in memory. The file must stay as it is: any change of it is an
+    error of the next fetch.
     """
 
     def __init__(self, extent: Extent, stamp: str | None = None) -> None:
@@ -157,20 +157,16 @@ class DiskRows:
 
     @property
     def table(self) -> torch.Tensor:
-        """The table, ``[rows, width]``; to read what a file no longer has would end the process.
+        """The table, ``[rows, width]``; reading beyond a shortened file would end the process.
 
         Raises:
-            TableError: the file is no longer the one that was mapped.
+            TableError: the file has changed since it was mapped.
         """
         _require_unchanged(self.extent.path, self._stamp)
         return self._table
 
     def require_elsewhere(self, folder: str) -> None:
-        """Refuse a folder to write to, if the table's file lies there under any name.
-
-        Raises:
-            TableError: it does.
-        """
+        """Refuse a folder to write to, if the table's file lies there under any name."""
         mapped = os.fstat(self._file)
         beside = [entry.stat() for entry in os.scandir(folder) if entry.is_file()] if os.path.isdir(folder) else []
         if any(os.path.samestat(each, mapped) for each in beside):
@@ -180,7 +176,7 @@ class DiskRows:
         """Return the rows of ``[batch, seq]`` tokens, ``[batch, seq, width]``, on the device of these.
 
         Raises:
-            TableError: the file is no longer the one that was mapped.
+            TableError: the file has changed since it was mapped.
         """
         ids, extent = input_ids.to("cpu"), self.extent
         fetch = _fetch_compiled if torch.compiler.is_compiling() else _fetch
@@ -221,7 +217,7 @@ def _(input_ids: torch.Tensor, table: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 def _gathered(input_ids: torch.Tensor, table: torch.Tensor, stays: bool) -> torch.Tensor:
-    """Gather rows on the CPU; those that do not stay there in memory that a device can copy from by itself."""
+    """Gather rows on the CPU; those for a device in memory that it can copy from by itself."""
     if stays:
         return functional.embedding(input_ids, table)
     rows = torch.empty(*input_ids.shape, table.shape[1], dtype=table.dtype, pin_memory=True)
@@ -230,7 +226,6 @@ def _gathered(input_ids: torch.Tensor, table: torch.Tensor, stays: bool) -> torc
 
 
 def _sent(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Send rows to a device, without waiting for them to arrive."""
     return rows.to(device, non_blocking=True)
 
 
@@ -256,7 +251,7 @@ def _mapped(file: int, extent: Extent) -> torch.Tensor:
 
 
 def _stamp(status: os.stat_result) -> str:
-    """Return what tells a file from another, and from itself once it was written to; no compiler counts in it."""
+    """Return the identity of a file and of its last write, as a text, which no compiler counts in."""
     return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
@@ -270,7 +265,7 @@ def _require_unchanged(path: str, stamp: str) -> None:
 
 
 def hash_of(table: torch.Tensor) -> str:
-    """Return what ``Extent.read`` compares a table with."""
+    """Return the hash that ``Extent.read`` compares a table's with."""
     digest = hashlib.sha256()
     for rows in table.detach().split(max(1, _PIECE // (table.shape[1] * table.itemsize))):
         digest.update(rows.to("cpu").contiguous().view(-1).view(torch.uint8).numpy())

@@ -1,4 +1,4 @@
-"""Proof that a folded checkpoint says what its source says, and reads less for it."""
+"""Proof that a folded checkpoint returns what its source returns, and reads less for it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

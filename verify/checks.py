@@ -2,32 +2,31 @@
 
 import json
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from prefold.common.errors import UNVERIFIED, PrefoldError, UsageError
-from prefold.verify.page import html_page
 
-CHECKS = (
-    "structure",
-    "text",
-    "rows",
-    "logits",
-    "greedy",
-    "reads",
-)  # in this order; speed follows where it is asked for
+# In this order; speed follows where it is asked for.
+CHECKS = ("structure", "text", "rows", "logits", "greedy", "reads")
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>prefold verify</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+td {{ padding: .3rem 1rem .3rem 0; vertical-align: top; border-bottom: 1px solid #ddd; }}
+.passed {{ color: #067d3b; }} .FAILED {{ color: #b3001b; font-weight: bold; }}
+pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
+</style></head><body>
+<h1>{title}</h1><p>Verification <span class="{verdict}">{verdict}</span>.</p>
+<table>{rows}</table><details><summary>All figures</summary><pre>{figures}</pre></details>
+</body></html>
+"""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found.
-
-    Attributes:
-        passed: whether it holds.
-        summary: one line for a person.
-        figures: everything measured.
-        problems: what is wrong, one line each.
-    """
+    """The outcome of one check: a summary for a person, all figures, and a line for each problem."""
 
     passed: bool
     summary: str
@@ -40,19 +39,13 @@ class Outcome:
 
 
 def not_run(why: str) -> Outcome:
-    """Return the outcome of a check that could not be made: it has not passed."""
+    """Return the outcome of a check that cannot be made: it has not passed."""
     return Outcome(False, f"not run: {why}")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What is known of a folded checkpoint.
-
-    Attributes:
-        source: what it was compared with.
-        folded: what was checked.
-        checks: by name, in the order of ``CHECKS``; ``speed`` last, only where it was asked for.
-    """
+    """The outcomes of all checks of a folded checkpoint, by name in the order of ``CHECKS``, then ``speed``."""
 
     source: str
     folded: str
@@ -91,15 +84,16 @@ class Verification:
     def as_html(self) -> str:
         """Return a page of its own."""
         rows = [(name, _word(o.passed), [o.summary, *o.problems]) for name, o in self.checks.items()]
-        return html_page(f"{self.folded} against {self.source}", _word(self.passed), rows, self.as_json())
+        cells = (
+            f"<tr><td>{escape(name)}</td><td class='{word}'>{word}</td><td>{'<br>'.join(map(escape, lines))}</td></tr>"
+            for name, word, lines in rows
+        )
+        title, figures = escape(f"{self.folded} against {self.source}"), escape(json.dumps(self.as_json(), indent=2))
+        return _PAGE.format(title=title, verdict=_word(self.passed), rows="".join(cells), figures=figures)
 
 
 class VerificationFailed(PrefoldError):
-    """A folded checkpoint is not what its source is.
-
-    Attributes:
-        verification: everything that was found.
-    """
+    """A folded checkpoint is not what its source is; ``verification`` holds all outcomes."""
 
     exit_code = UNVERIFIED
 

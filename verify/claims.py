@@ -1,4 +1,4 @@
-"""The options that a folded checkpoint was made with, as far as it says so; a lie shows as a difference."""
+"""Options that a folded checkpoint was made with, by its own config; a lie shows as a difference."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from prefold.convert import AUTO, DTYPES, PLACEMENTS, TABLE_DTYPES, FoldOptions
 def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remote_code: bool) -> FoldOptions:
     """Return the options that a folded ``config.json`` was written for."""
     section = config["prefold"]
-    said = section.get("folds")
-    folds = [fold for fold in said if isinstance(fold, dict)] if isinstance(said, list) else []
+    found = section.get("folds")
+    folds = [fold for fold in found if isinstance(fold, dict)] if isinstance(found, list) else []
     names = [str(fold["name"]) for fold in folds if fold.get("name")]
     placement, (table_dtype, residual) = section.get("placement"), _smaller(folds)
     return FoldOptions(
@@ -27,7 +27,7 @@ def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remot
 
 
 def _smaller(folds: list[dict[str, Any]]) -> tuple[str | None, bool]:
-    """Return the type of columns that are stored smaller, and whether the residual slice is, too."""
+    """Return the type of columns that are stored smaller, and whether the residual slice is stored so, too."""
     try:
         slices = next(fold["table"]["encoding"]["slices"] for fold in folds if fold["table"]["encoding"])
         residual, column = slices[0]["dtype"], slices[-1]["dtype"]

@@ -1,4 +1,4 @@
-"""How far two sets of logits are apart."""
+"""Distances between two sets of logits."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,9 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Distance:
-    """How far logits are from a reference.
+    """Differences of logits from a reference.
 
     Attributes:
-        max_abs: largest absolute difference.
         nmse: squared error over the reference's squared size.
         kl_mean: mean Kullback-Leibler divergence from the reference, in nats per position.
         kl_p99: its 99th percentile over positions.

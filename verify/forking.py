@@ -37,11 +37,11 @@ class ForkServer:
                 start_new_session=True,
             )
 
-    def fork(self, said: IO[bytes]) -> socket.socket:
-        """Fork a process whose output goes to ``said``; returns what it is connected to."""
+    def fork(self, printed: IO[bytes]) -> socket.socket:
+        """Fork a process whose output goes to ``printed``; returns a connection to it."""
         mine, its = socket.socketpair()
-        with its, self._lock, suppress(OSError):  # if it died, so will the connection, which tells
-            socket.send_fds(self._here, [b"."], [its.fileno(), said.fileno()])
+        with its, self._lock, suppress(OSError):  # if it died, the connection ends
+            socket.send_fds(self._here, [b"."], [its.fileno(), printed.fileno()])
         return mine
 
     @property
@@ -50,7 +50,7 @@ class ForkServer:
         return self.process_id == os.getpid() and self._server.poll() is None
 
     def close(self) -> None:
-        """End it and whatever it forked."""
+        """End it and all that it forked."""
         self._here.close()
         if self.process_id == os.getpid():
             self._server.wait()
@@ -68,6 +68,6 @@ def shared_server() -> ForkServer:
 
 
 def surroundings() -> dict[str, object]:
-    """Return what a child is to take over: environment, folder and limits, as they are now."""
+    """Return the environment, folder and limits of this process, for a child to take over."""
     limits = {str(limit): resource.getrlimit(limit) for limit in _LIMITS}
     return {"environment": dict(os.environ), "folder": os.getcwd(), "limits": limits}

@@ -21,7 +21,7 @@ class ProbeFailed(PrefoldError):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found: figures, and what the model said, by name."""
+    """The result of one measurement: figures, and the model's outputs by name."""
 
     figures: dict[str, Any]
     outputs: dict[str, torch.Tensor]
@@ -37,36 +37,36 @@ def measure(job: Job, *, isolated: bool = False) -> Measured:
     """
     server = ForkServer() if isolated else shared_server()
     try:
-        with tempfile.TemporaryDirectory(prefix="prefold-") as modules, tempfile.TemporaryFile() as said:
-            answer = _asked(server, said, surroundings() | {"job": asdict(job), "modules": modules})
+        with tempfile.TemporaryDirectory(prefix="prefold-") as modules, tempfile.TemporaryFile() as printed:
+            answer = _asked(server, printed, surroundings() | {"job": asdict(job), "modules": modules})
             if answer is None:
-                raise ProbeFailed(f"{Path(job.folder).name}: does not run: {_told(said)}")
+                raise ProbeFailed(f"{Path(job.folder).name}: does not run: {_last_words(printed)}")
             return answer
     finally:
         if isolated:
             server.close()
 
 
-def _asked(server: ForkServer, said: IO[bytes], request: dict[str, Any]) -> Measured | None:
+def _asked(server: ForkServer, printed: IO[bytes], request: dict[str, Any]) -> Measured | None:
     """Send a request and read its answer; None where the process ended before."""
     try:
-        with server.fork(said) as child, child.makefile("rb") as answer:
+        with server.fork(printed) as child, child.makefile("rb") as answer:
             child.sendall(json.dumps(request).encode())
             child.shutdown(1)
             sizes = answer.read(16)
-            told = answer.read(int.from_bytes(sizes[:8], "little"))
+            figures = answer.read(int.from_bytes(sizes[:8], "little"))
             tensors = answer.read(int.from_bytes(sizes[8:], "little"))
     except OSError:
         return None
     if len(sizes) < 16 or len(tensors) < int.from_bytes(sizes[8:], "little"):
         return None
-    return Measured(json.loads(told), load(tensors))
+    return Measured(json.loads(figures), load(tensors))
 
 
-def _told(said: IO[bytes]) -> str:
-    """Return the last line of what a process printed before it ended, or all of it where somebody looks for a fault."""
-    said.seek(0)
-    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+def _last_words(printed: IO[bytes]) -> str:
+    """Return the last line that a process printed before it ended; all lines under ``PREFOLD_DEBUG``."""
+    printed.seek(0)
+    lines = [line for line in printed.read().decode(errors="replace").splitlines() if line.strip()]
     if os.environ.get("PREFOLD_DEBUG") == "1":
         return "\n".join(lines)
     return lines[-1] if lines else "it was killed"

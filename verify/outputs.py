@@ -1,4 +1,4 @@
-"""Checks on what a folded model says: rows, logits, greedy tokens, reads, speed."""
+"""Checks of a folded model's outputs: rows, logits, greedy tokens, speed."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,6 +22,7 @@ _TRUTH_FACTOR = 1.05
 # Whose positions make up a mean error, where there are such, beside cached steps.
 _PASSES = ("prefill", "padded", "text", "passages")
 
+Outputs = dict[str, torch.Tensor]
 Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -50,12 +51,12 @@ def check_rows(figures: dict[str, Any], dtype: str) -> Outcome:
     if figures["unequal"]:
         summary = f"{figures['unequal']:,} of {figures['rows']:,} rows differ, by at most {worst:.3g}"
         summary += "" if problems else ": rounding of a matrix product"
-    summary += f"; {_told_errors(figures['errors'])}" if "errors" in figures else ""
+    summary += f"; {_words_of_errors(figures['errors'])}" if "errors" in figures else ""
     return Outcome(not problems, summary, figures | {"max_abs": worst}, problems)
 
 
-def _told_errors(errors: dict[str, dict[str, float]]) -> str:
-    """Say which column lost most when rows were stored in fewer bytes."""
+def _words_of_errors(errors: dict[str, dict[str, float]]) -> str:
+    """Describe the column that lost most when rows were stored in fewer bytes."""
     column = max(errors, key=lambda name: errors[name]["relative"])
     relative, largest = errors[column]["relative"], errors[column]["max_abs"]
     return f"stored in fewer bytes, {column} is furthest off: {relative:.2%}, max |Δ| {largest:.3g}"
@@ -71,7 +72,7 @@ def _is_close(apart: Distance, floor: Distance, dtype: str) -> bool:
 
 
 def what_is_broken(one: torch.Tensor, other: torch.Tensor) -> str | None:
-    """Tell why logits cannot be compared with the source's, which are ``one``; None where they can."""
+    """Return why logits cannot be compared with the source's, which are ``one``; None where they can."""
     if one.shape != other.shape:
         return f"logits have shape {list(other.shape)}, the source's {list(one.shape)}"
     if not one.isfinite().all():
@@ -83,17 +84,12 @@ def _complaint(one: torch.Tensor, other: torch.Tensor, far: Distance, floor: Dis
     return what_is_broken(one, other) or f"{far}; the source's own noise floor is {floor}"
 
 
-def check_logits(
-    source: dict[str, torch.Tensor],
-    folded: dict[str, torch.Tensor],
-    dtype: str,
-    truth: dict[str, torch.Tensor] | None = None,
-) -> Outcome:
+def check_logits(source: Outputs, folded: Outputs, dtype: str, truth: Outputs | None = None) -> Outcome:
     """Compare logits of prefill, cached steps and a left-padded batch, beside the source's own noise floor.
 
     Steps are compared up to the first token that the two choose differently: behind it they continue other texts.
-    ``truth`` is what the source says in float64, for a fold that cannot be equal bit for bit: it must not be further
-    from that than the source is.
+    ``truth`` are the source's outputs in float64, for a fold that cannot be equal bit for bit: it must not be further
+    from those than the source is.
     """
     pairs = _pairs(source, folded)
     floor = distance(source["prefill"].flatten(0, -2), source["prefill"].flatten(0, -2))
@@ -114,23 +110,17 @@ def check_logits(
     return Outcome(not problems, _summary(apart, floor), figures, problems)
 
 
-def _pairs(
-    source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return what both said where they were given the same, ``[positions, vocab]`` each."""
-    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for name in ("prefill", "padded"):
-        pairs[name] = source[name].flatten(0, -2), folded[name].flatten(0, -2)
+def _pairs(source: Outputs, folded: Outputs) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the outputs of both for the same tokens, ``[positions, vocab]`` each."""
+    pairs = {name: (source[name].flatten(0, -2), folded[name].flatten(0, -2)) for name in ("prefill", "padded")}
     if "step" in source:
         shared = _shared_steps(source, folded)
         pairs["step"] = source["step"][:shared], folded["step"][:shared]
     return pairs
 
 
-def same_passes(
-    source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
-) -> dict[str, Triple]:
-    """Return, by pass, what source and folded and a ``third`` model said of the same, ``[positions, vocab]`` each.
+def same_passes(source: Outputs, folded: Outputs, third: Outputs) -> dict[str, Triple]:
+    """Return, by pass, outputs of source, folded and a ``third`` model for the same, ``[positions, vocab]`` each.
 
     The third ran one prefill over the source's generated text; its positions stand beside the others' cached steps.
     """
@@ -139,51 +129,49 @@ def same_passes(
         shared, steps = _shared_steps(source, folded), len(source["step"])
         read = third["prefill"][-steps - 1 : -1][:shared]
         parts["step"] = source["step"][:shared], folded["step"][:shared], read
-    flat = {name: [said.flatten(0, -2) for said in part] for name, part in parts.items()}
+    flat = {name: [each.flatten(0, -2) for each in part] for name, part in parts.items()}
     return {name: (one, two, three) for name, (one, two, three) in flat.items()}
 
 
-def _against_truth(
-    source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]
-) -> tuple[dict[str, Any], str, list[str]]:
-    """Measure how far both are from float64 over all passes, cached steps among them, and from each other."""
+def _against_truth(source: Outputs, folded: Outputs, truth: Outputs) -> tuple[dict[str, Any], str, list[str]]:
+    """Measure the distances of both from float64 over all passes, and from each other."""
     parts = same_passes(source, folded, truth)
     for one, two, _ in parts.values():
         if broken := what_is_broken(one, two):
             return {"error_ratio": torch.inf}, broken, [broken]
-    one, two, exact = (torch.cat(said) for said in zip(*parts.values(), strict=True))
+    one, two, exact = (torch.cat(each) for each in zip(*parts.values(), strict=True))
     errors = {"source_error": distance(exact, one), "folded_error": distance(exact, two), "between": distance(one, two)}
     ratio = errors["folded_error"].nmse / max(errors["source_error"].nmse, 1e-300)
-    told = ", ".join(f"{name.replace('_', ' ')} {far.nmse:.3g}" for name, far in errors.items())
-    summary = f"NMSE against float64: {told}; the folded one's is {ratio:.3f} x the source's"
+    apart = ", ".join(f"{name.replace('_', ' ')} {far.nmse:.3g}" for name, far in errors.items())
+    summary = f"NMSE against float64: {apart}; the folded one's is {ratio:.3f} x the source's"
     figures = {name: asdict(far) for name, far in errors.items()} | {"error_ratio": ratio}
     return figures, summary, [] if ratio <= _TRUTH_FACTOR else [summary]
 
 
 def _summary(apart: dict[str, Distance], floor: Distance) -> str:
-    """Say which passes are equal bit for bit, and how far the worst of the others is off."""
+    """Name the passes that are equal bit for bit, and the distance of the worst of the others."""
     words = {"prefill": "prefill", "step": "cached steps", "padded": "left-padded batch"}
     equal = [words[name] for name, far in apart.items() if far.is_zero]
-    told = [f"{', '.join(equal)} equal bit for bit"] if equal else []
+    parts = [f"{', '.join(equal)} equal bit for bit"] if equal else []
     if len(equal) < len(apart):
         name, worst = max(apart.items(), key=lambda named: named[1].max_abs)
-        told += [f"{words[name]} {worst}", f"the source, prefill against its own steps: {floor}"]
-    return "; ".join(told)
+        parts += [f"{words[name]} {worst}", f"the source, prefill against its own steps: {floor}"]
+    return "; ".join(parts)
 
 
 def _first_difference(one: torch.Tensor, other: torch.Tensor) -> int:
-    """Return where two rows of tokens part, or their length where they do not."""
+    """Return the first index at which two rows of tokens differ, or their length."""
     pairs = zip(one.tolist(), other.tolist(), strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), len(one))
 
 
-def _shared_steps(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]) -> int:
+def _shared_steps(source: Outputs, folded: Outputs) -> int:
     """Count the steps that continue the same text."""
     return _first_difference(source["tokens"][0], folded["tokens"][0]) + 1
 
 
-def _parted(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]) -> Iterator[tuple[str, bool, float]]:
-    """Yield, of each continuation that parts, a line, whether each token is among the other's best, and the margin."""
+def _parted(source: Outputs, folded: Outputs) -> Iterator[tuple[str, bool, float]]:
+    """Yield, for each continuation that parts: a line, whether each token is among the other's best, and the margin."""
     for prompt, (one, other) in enumerate(zip(source["tokens"], folded["tokens"], strict=True)):
         at = _first_difference(one, other)
         if at < len(one):
@@ -192,13 +180,7 @@ def _parted(source: dict[str, torch.Tensor], folded: dict[str, torch.Tensor]) ->
             yield line, is_tie, float(source["margin"][prompt, at])
 
 
-def check_greedy(
-    source: dict[str, torch.Tensor],
-    folded: dict[str, torch.Tensor],
-    *,
-    exact: bool,
-    truth: dict[str, torch.Tensor] | None = None,
-) -> Outcome:
+def check_greedy(source: Outputs, folded: Outputs, *, exact: bool, truth: Outputs | None = None) -> Outcome:
     """Compare greedy tokens, ``[prompts, new]``.
 
     Where logits are equal bit for bit, tokens must be. Where they are not, a near tie may fall the other way:
@@ -226,9 +208,9 @@ def check_speed(speed: dict[str, Any], source: dict[str, int], folded: dict[str,
     predicted = source["1"] / folded["1"]
     sides = {"source": source["1"], "folded": folded["1"]}
     rates = {f"{side}_bytes_per_second": speed[f"{side}_tokens_per_second"] * size for side, size in sides.items()}
-    told = [
+    rates_in_words = [
         f"{side} {speed[f'{side}_tokens_per_second']:.1f} tokens/s, {rates[f'{side}_bytes_per_second'] / 1e9:.2f} GB/s"
         for side in sides
     ]
     summary = f"decodes {speed['ratio']:.3f} x as fast (median of pairs); the reads predict {predicted:.3f} x"
-    return Outcome(True, f"{summary}; {'; '.join(told)}", speed | rates | {"predicted_ratio": predicted})
+    return Outcome(True, f"{summary}; {'; '.join(rates_in_words)}", speed | rates | {"predicted_ratio": predicted})

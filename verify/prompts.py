@@ -1,4 +1,4 @@
-"""What the two models are asked to continue."""
+"""Prompts that the two models continue."""
 
 from itertools import accumulate, compress
 from operator import not_
@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from prefold.common.errors import UsageError
 from prefold.convert import ModelFailed, model_code
 from prefold.convert.fold import quiet_loading
-from prefold.verify.probe.job import SAID_VALUES
+from prefold.verify.probe.job import OUTPUT_VALUES
 from prefold.verify.probe.passages import PASSAGES
 
 TEXTS = (
@@ -73,15 +73,12 @@ def token_passages(
 ) -> list[list[int]]:
     """Tokenize ``texts``, or text of several kinds where there are none; nothing where there is no tokenizer.
 
-    None has more than ``longest`` tokens; and what a model says of all of them together fits well into memory.
-
-    Raises:
-        UsageError: as ``token_prompts``.
+    None has more than ``longest`` tokens, and the logits of all of them together fit well into memory.
     """
     written = _tokenized(folder, texts, PASSAGES, longest, trust_remote_code=trust_remote_code)
     usable = [ids for ids in written if ids and max(ids) < vocabulary]
     before = accumulate(map(len, usable), initial=0)
-    room = SAID_VALUES // vocabulary
+    room = OUTPUT_VALUES // vocabulary
     return [ids[: room - start] for ids, start in zip(usable, before, strict=False) if start < room]
 
 

@@ -27,16 +27,17 @@ def check_reads(source: dict[str, int], folded: dict[str, int], census: Paramete
         if not census.has_experts and before != expected:
             problems.append(f"batch {batch}: the source reads {before:,} bytes, the formula says {expected:,}")
         batches.append({"batch": batch, "before_bytes": before, "after_bytes": after, "formula_saved_bytes": saved})
-    first = batches[0]
-    saving = 1 - first["after_bytes"] / first["before_bytes"]
-    summary = f"{first['before_bytes']:,} bytes per token before, {first['after_bytes']:,} after ({saving:.2%} saved)"
-    return Outcome(
-        not problems, summary + ("" if problems else ", as the formula says"), {"batches": batches}, problems
-    )
+    summary = _summary(batches[0]) + ("" if problems else ", as the formula says")
+    return Outcome(not problems, summary, {"batches": batches}, problems)
+
+
+def _summary(first: dict[str, Any]) -> str:
+    before, after = first["before_bytes"], first["after_bytes"]
+    return f"{before:,} bytes per token before, {after:,} after ({1 - after / before:.2%} saved)"
 
 
 def is_packed(folded: dict[str, Any], census: ParameterReads, itemsize: int) -> bool:
-    """Say whether parameters take other memory than ``itemsize`` for each of their values."""
+    """Return whether parameters take other memory than ``itemsize`` for each of their values."""
     packed: bool = folded["parameter_bytes"] != census.total * itemsize
     return packed
 
@@ -44,10 +45,10 @@ def is_packed(folded: dict[str, Any], census: ParameterReads, itemsize: int) -> 
 def check_packed_reads(
     source: dict[str, int], after: dict[str, int], folded: dict[str, Any], census: ParameterReads, itemsize: int
 ) -> Outcome:
-    """Compare the bytes saved with those that the source reads of what is folded, less the table's, to the byte.
+    """Compare the bytes saved with those that the source reads of folded modules, less the table's, to the byte.
 
-    Where folded modules keep tensors that are no parameters, as scales or packed weights in buffers, what is counted
-    is not all that is read: then nothing is claimed.
+    Folded modules may keep tensors that are no parameters, as scales or packed weights in buffers, which are not
+    counted: then nothing is claimed.
     """
     problems, batches = list[str](), list[dict[str, Any]]()
     for batch in READ_BATCHES:
@@ -55,11 +56,9 @@ def check_packed_reads(
         expected = folded["reads"][str(batch)] - round(census.read_after(batch) * itemsize)
         if saved != expected:
             problems.append(f"batch {batch}: {saved:,} bytes saved, folded modules less their rows are {expected:,}")
-        told = {"before_bytes": source[str(batch)], "after_bytes": after[str(batch)]}
-        batches.append({"batch": batch, **told, "folded_bytes": folded["reads"][str(batch)]})
-    first = batches[0]
-    saving = 1 - first["after_bytes"] / first["before_bytes"]
-    summary = f"{first['before_bytes']:,} bytes per token before, {first['after_bytes']:,} after ({saving:.2%} saved)"
+        sizes = {"before_bytes": source[str(batch)], "after_bytes": after[str(batch)]}
+        batches.append({"batch": batch, **sizes, "folded_bytes": folded["reads"][str(batch)]})
+    summary = _summary(batches[0])
     summary += "" if problems else ", as measured in the folded modules; the formula is for unquantized weights"
     if folded["unseen"] and not problems:
         summary = f"not compared: {folded['unseen'][0]} is no parameter, and parameters alone are counted"

@@ -1,4 +1,4 @@
-"""Whether the files of a folded checkpoint are what they say, and what the source's were."""
+"""Files of a folded checkpoint against those that its source makes."""
 
 import filecmp
 import hashlib
@@ -37,8 +37,8 @@ _UNCOMPARED: dict[str, Any] = {
     "versions": dict,
     "computed": dict,
     "tensor_sha256": dict,
+    "runtime_sha256": dict,
 }
-_UNCOMPARED |= {"runtime_sha256": dict}
 # Of those values, the keys that lead to one: prefold, computed, chunk_tokens, and a number.
 _DEEPEST = 4
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -48,14 +48,7 @@ _KEPT_BY_CLIENTS = re.compile(r"\.git/.*|\.gitattributes|\.gitignore|\.cache/hug
 
 @dataclass(frozen=True)
 class ExpectedCheckpoint:
-    """What a folded checkpoint should be, derived anew from its source.
-
-    Attributes:
-        known: the source.
-        config: the ``config.json`` that its fold should have.
-        code: the modules that run it, by name: those that this version of prefold writes, and a trusted source's.
-        adapter: the files of what remains of an adapter that was merged into the table, by name.
-    """
+    """A folded checkpoint derived anew from its source: config, code, and an adapter's remaining files, by name."""
 
     known: Prepared
     config: dict[str, Any]
@@ -69,7 +62,7 @@ class ExpectedCheckpoint:
 
     @property
     def untouched(self) -> dict[str, Entry]:
-        """The source's tensors that must be in the folded checkpoint, under the names that they have there."""
+        """The source's tensors that must be in the folded checkpoint, by their names there."""
         study = self.known.study
         return untouched(self.known.source.entries, self.known.live, study.cuts, study.ties)
 
@@ -91,30 +84,29 @@ def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
         yield from _leaves(part, (*path, key))
 
 
-def _config_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
-    said, expected = dict(_leaves(folded.config)), dict(_leaves(blueprint.config))
-    for path in sorted(said.keys() | expected.keys(), key=str):
+def _config_problems(expected: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
+    found, wanted = dict(_leaves(folded.config)), dict(_leaves(expected.config))
+    for path in sorted(found.keys() | wanted.keys(), key=str):
         # As JSON spells them: in Python true is 1, and 1 is 1.0.
-        same = path in said and path in expected and json.dumps(said[path]) == json.dumps(expected[path])
+        same = path in found and path in wanted and json.dumps(found[path]) == json.dumps(wanted[path])
         if not same and not _is_uncompared(path):
             name = ".".join(map(str, path))
-            yield f"{CONFIG}: {name} is {said.get(path)!r}, should be {expected.get(path)!r}"
-    if any(len(path) > _DEEPEST and _is_uncompared(path) for path in said):
+            yield f"{CONFIG}: {name} is {found.get(path)!r}, should be {wanted.get(path)!r}"
+    if any(len(path) > _DEEPEST and _is_uncompared(path) for path in found):
         yield f"{CONFIG}: prefold has values that nest deeper than what is written there"
-    yield from _uncompared_problems(blueprint, folded)
+    yield from _uncompared_problems(expected, folded)
 
 
 def _is_uncompared(path: tuple[Any, ...]) -> bool:
-    """Return whether a value of the config may be any of its kind."""
     return path[0] == "prefold" and len(path) > 1 and path[1] in _UNCOMPARED
 
 
-def _uncompared_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
+def _uncompared_problems(expected: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
     for key, form in _UNCOMPARED.items():
         if key in folded.config["prefold"] and not isinstance(folded.config["prefold"][key], form):
             yield f"{CONFIG}: prefold.{key} is no {getattr(form, '__name__', form)}"
-    chunks = _dict(folded, "computed").get("chunk_tokens", [1] * len(blueprint.known.study.cuts))
-    if not _are_sizes(chunks, len(blueprint.known.study.cuts)):
+    chunks = _dict(folded, "computed").get("chunk_tokens", [1] * len(expected.known.study.cuts))
+    if not _are_sizes(chunks, len(expected.known.study.cuts)):
         yield f"{CONFIG}: prefold.computed.chunk_tokens is {chunks!r}, should be a number of tokens for each fold"
 
 
@@ -124,32 +116,32 @@ def _are_sizes(chunks: Any, count: int) -> bool:
 
 
 def _dict(folded: Source, key: str) -> dict[str, Any]:
-    said = folded.config["prefold"].get(key)
-    return said if isinstance(said, dict) else {}
+    value = folded.config["prefold"].get(key)
+    return value if isinstance(value, dict) else {}
 
 
-def _code_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
-    said = _dict(folded, "runtime_sha256")
-    for name, ours in blueprint.code.items():
+def _code_problems(expected: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
+    hashes = _dict(folded, "runtime_sha256")
+    for name, ours in expected.code.items():
         path = folded.folder / name
         found = path.read_bytes() if path.is_file() else None
         if found is None:
             yield f"{name}: missing"
-        elif sha256([found]) != said.get(name):
+        elif sha256([found]) != hashes.get(name):
             yield f"{name}: not the file that was written (its hash differs)"
         elif found != ours:
             what = (
-                "source's bytes" if name in blueprint.known.side.code else "one that this version writes: convert again"
+                "source's bytes" if name in expected.known.side.code else "one that this version writes: convert again"
             )
             yield f"{name}: not the {what}"
 
 
-def _file_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
-    """Find files that neither this version would write nor the source has: none of them is ever loaded."""
-    side, written = blueprint.known.side, blueprint.known.side.edited | blueprint.adapter
+def _file_problems(expected: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
+    """Yield files that neither this version would write nor the source has."""
+    side, written = expected.known.side, expected.known.side.edited | expected.adapter
     files = {entry.file.relative_to(folded.folder).as_posix() for entry in folded.entries.values()}
     shards = {name for name in files if name == TABLE or _SHARD.fullmatch(name)}
-    known = {CONFIG, INDEX, CARD, REPORT, *shards, *blueprint.code, *side.copied, *written}
+    known = {CONFIG, INDEX, CARD, REPORT, *shards, *expected.code, *side.copied, *written}
     for name in all_files(folded.folder):
         try:
             path = own_file(folded.folder, name)
@@ -158,37 +150,37 @@ def _file_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[st
             continue
         if name not in known and not _KEPT_BY_CLIENTS.fullmatch(name):
             yield f"{name}: unexpected, the source has no such file"
-        yield from _content_problems(blueprint, name, path, written)
+        yield from _content_problems(expected, name, path, written)
 
 
-def _content_problems(blueprint: ExpectedCheckpoint, name: str, path: Path, written: dict[str, bytes]) -> Iterator[str]:
-    copied = blueprint.known.side.copied
+def _content_problems(expected: ExpectedCheckpoint, name: str, path: Path, written: dict[str, bytes]) -> Iterator[str]:
+    copied = expected.known.side.copied
     if name in copied and not filecmp.cmp(path, copied[name], shallow=False):
         yield f"{name}: not the source's bytes"
     if name in written and path.read_bytes() != written[name]:
-        yield f"{name}: not {'what remains of the adapter' if name in blueprint.adapter else 'as it was written'}"
+        yield f"{name}: not {'what remains of the adapter' if name in expected.adapter else 'as it was written'}"
 
 
-def _table_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
-    for made in blueprint.made.values():
-        table, dtype = folded.entries.get(made.name), dtype_name(made.kind(blueprint.known.dtype))
+def _table_problems(expected: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
+    for made in expected.made.values():
+        table, dtype = folded.entries.get(made.name), dtype_name(made.dtype_in(expected.known.dtype))
         if table is None:
             yield f"{made.name}: the table is missing"
         elif (table.dtype, table.shape) != (dtype, made.shape):
             yield f"{made.name}: the table is {table.dtype} {table.shape}, should be {dtype} {made.shape}"
 
 
-def find_refusals(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
-    """Return why a folded checkpoint must not even be loaded: its config, code, files or table are not what they were.
+def find_refusals(expected: ExpectedCheckpoint, folded: Source) -> list[str]:
+    """Return why a folded checkpoint must not even be loaded: differences in config, code, files or table.
 
-    What tensors hold is looked at later: it is data.
+    The contents of tensors are checked later: they are data.
     """
     return [
         *folded.notes,
-        *_config_problems(blueprint, folded),
-        *_code_problems(blueprint, folded),
-        *_file_problems(blueprint, folded),
-        *_table_problems(blueprint, folded),
+        *_config_problems(expected, folded),
+        *_code_problems(expected, folded),
+        *_file_problems(expected, folded),
+        *_table_problems(expected, folded),
     ]
 
 
@@ -199,37 +191,36 @@ def _same_bytes(one: Outgoing, other: Entry) -> bool:
 
 
 def _is_untouched(source: Entry, folded: Entry, dtype: torch.dtype, *, is_kept: bool) -> bool:
-    """Return whether a tensor is the source's, or, unless it is kept, the source's in the type that the model has."""
+    """Return whether a tensor is the source's, or, unless it is kept, the source's in the model's type."""
     if is_kept or source.dtype == folded.dtype:
         return _same_bytes(passed_through(source), folded)
     return _same_bytes(cast(source, dtype), folded)
 
 
-def _tensor_problems(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
-    expected, made = blueprint.untouched, [made.name for made in blueprint.made.values()]
-    known = blueprint.known
-    for name, entry in expected.items():
+def _tensor_problems(expected: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
+    kept, made, known = expected.untouched, [made.name for made in expected.made.values()], expected.known
+    for name, entry in kept.items():
         is_kept = known.live.get(name) in known.study.float32
         if name not in folded.entries:
             yield f"{name}: missing"
         elif not _is_untouched(entry, folded.entries[name], known.dtype, is_kept=is_kept):
             yield f"{name}: not the source's bytes"
-    for name in sorted(folded.entries.keys() - expected.keys() - set(made)):
+    for name in sorted(folded.entries.keys() - kept.keys() - set(made)):
         yield f"{name}: unexpected"
     for name in made:
         if sha256(folded.entries[name].chunks()) != _dict(folded, "tensor_sha256").get(name):
             yield f"{name}: not the table that was written (its hash differs)"
 
 
-def _missing(blueprint: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
-    for name in [*blueprint.known.side.copied, *blueprint.known.side.edited, *blueprint.adapter]:
+def _missing(expected: ExpectedCheckpoint, folded: Source) -> Iterator[str]:
+    for name in [*expected.known.side.copied, *expected.known.side.edited, *expected.adapter]:
         if not (folded.folder / name).is_file():
             yield f"{name}: missing"
 
 
-def find_differences(blueprint: ExpectedCheckpoint, folded: Source) -> list[str]:
-    """Return which tensors are not the source's, which files are missing, and whether the table is the written one."""
-    return [*_tensor_problems(blueprint, folded), *_missing(blueprint, folded)]
+def find_differences(expected: ExpectedCheckpoint, folded: Source) -> list[str]:
+    """Return differences of tensors from the source's and of the table from the written one, and missing files."""
+    return [*_tensor_problems(expected, folded), *_missing(expected, folded)]
 
 
 def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
@@ -243,19 +234,19 @@ def _key_problems(loading: dict[str, Any], before: dict[str, Any]) -> Iterator[s
 
 
 def check_structure(
-    blueprint: ExpectedCheckpoint, differences: list[str], loading: dict[str, Any], before: dict[str, Any]
+    expected: ExpectedCheckpoint, differences: list[str], loading: dict[str, Any], before: dict[str, Any]
 ) -> Outcome:
-    """Judge what was found in the files, and which keys transformers missed or did not expect.
+    """Judge the differences of files, and the keys that transformers missed or did not expect.
 
-    ``before`` tells the same of the source: what it holds for nobody, as heads of another task, passes through.
+    ``before`` is the source's loading: keys that it does not use, as heads of another task, pass through.
     """
     problems = [*differences, *_key_problems(loading, before)]
-    untouched, copied = len(blueprint.untouched), len(blueprint.known.side.copied)
+    untouched, copied = len(expected.untouched), len(expected.known.side.copied)
     summary = f"{untouched} untouched tensors and {copied} side files equal the source's, no key missing or unexpected"
     figures = {"untouched_tensors": untouched, "side_files": copied, "loaded_as": loading["class"]}
     return Outcome(not problems, problem_count(problems) if problems else summary, figures, problems)
 
 
 def problem_count(problems: list[str]) -> str:
-    """Return how many problems there are, as a person says it."""
+    """Return the number of problems in words."""
     return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

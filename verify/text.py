@@ -1,4 +1,4 @@
-"""Whether text becomes the same tokens, and the same classes and pipelines are chosen for it."""
+"""The check that text becomes the same tokens, by the same classes and pipelines."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ _SHOWN = 3  # texts that are named
 
 
 def check_text(source: dict[str, Any], folded: dict[str, Any]) -> Outcome:
-    """Compare what both checkpoints make of the same texts: all of it must be equal."""
+    """Compare the measurements of the same texts: all must be equal."""
     problems = list(_differences(source, folded))
     figures = {name: source[name] for name in ("classes", "tasks")} | {"texts": len(_texts(source))}
     return Outcome(not problems, f"{len(problems)} differences" if problems else _summary(source), figures, problems)

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prefold.common.errors import UsageError
 from prefold.convert import (
     AUTO,
@@ -28,7 +26,7 @@ from prefold.verify.checks import CHECKS, Outcome, Verification, VerificationFai
 from prefold.verify.claims import claimed_options
 from prefold.verify.divergence import check_divergence, other_width
 from prefold.verify.measuring import Measured, ProbeFailed, measure
-from prefold.verify.outputs import check_greedy, check_logits, check_rows, check_speed
+from prefold.verify.outputs import Outputs, check_greedy, check_logits, check_rows, check_speed
 from prefold.verify.probe.apart import first_apart
 from prefold.verify.probe.job import NEW_TOKENS, Job
 from prefold.verify.prompts import LONGEST, LONGEST_PASSAGE, token_passages, token_prompts
@@ -37,7 +35,6 @@ from prefold.verify.structure import ExpectedCheckpoint, check_structure, find_d
 from prefold.verify.text import check_text
 
 Progress = Callable[[str], None]
-Outputs = dict[str, torch.Tensor]
 
 # Types that models run in; smaller ones are for stored values alone.
 _FLOATS = tuple(
@@ -46,7 +43,7 @@ _FLOATS = tuple(
 
 
 class _NotRun(Exception):
-    """The folded checkpoint is refused before it is loaded, or its process failed, for reasons of ``structure``."""
+    """The folded checkpoint is refused before it is loaded, or its process failed."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(*problems)
@@ -88,7 +85,7 @@ def verify_against(
     isolated: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verification:
-    """Do what ``verify_checkpoint`` does for a source that is known already.
+    """Verify ``folded`` as ``verify_checkpoint`` does, against a source that is prepared already.
 
     Raises:
         UsageError: ``folded`` is not a folder with a ``config.json``, or ``texts`` cannot be tokenized.
@@ -107,7 +104,7 @@ def _verified(
     speed: bool,
     isolated: bool,
 ) -> Verification:
-    """Open a folded folder and compare it; ``know`` returns what is known of its source."""
+    """Open a folded folder and compare it; ``know`` returns its prepared source."""
     progress("opening")
     try:
         folded = _open_folded(folder)
@@ -120,7 +117,7 @@ def _verified(
 
 
 def _prepared(source: Source, folded: Source, adapter: Path | None, *, trust_remote_code: bool) -> Prepared:
-    """Study a source for the fold that ``folded`` says it is; one of a cut that there is none of differs from any."""
+    """Study a source for the options that ``folded`` names; an unknown cut, which differs from any, counts as auto."""
     options = claimed_options(folded.config, adapter, trust_remote_code=trust_remote_code)
     try:
         return prepare_source(source, options)
@@ -145,10 +142,7 @@ def _open_folded(folder: Path) -> Source:
 def require_verified(
     *, speed: bool = False, isolated: bool = False, progress: Progress = lambda _: None
 ) -> Callable[[Prepared, Path], Verification]:
-    """Return a check for ``convert_checkpoint`` that lets nothing pass which is not verified.
-
-    The check raises ``VerificationFailed``.
-    """
+    """Return a check for ``convert_checkpoint`` that raises ``VerificationFailed`` unless all checks pass."""
 
     def check(known: Prepared, folded: Path) -> Verification:
         verification = verify_against(known, folded, speed=speed, isolated=isolated, progress=progress)
@@ -160,8 +154,6 @@ def require_verified(
 
 
 class _Comparison:
-    """One source and one folded checkpoint, and what is needed to compare them."""
-
     def __init__(
         self,
         known: Prepared,
@@ -177,11 +169,11 @@ class _Comparison:
         self.dtype = str(known.dtype).removeprefix("torch.")
         source, config, study = known.source, known.config, known.study
         code = runtime_code(known.resolved.model_class) | known.side.code
-        expected = folded_config(known, code)
-        expected.pop("torch_dtype", None)
+        folded_json = folded_config(known, code)
+        folded_json.pop("torch_dtype", None)
         adapter = known.options.adapter
         rest = _remaining(adapter, study)
-        self.blueprint = ExpectedCheckpoint(known, expected, code, rest)
+        self.expected = ExpectedCheckpoint(known, folded_json, code, rest)
         self.adapters = {source.folder: adapter, folded.folder: folded.folder / ADAPTER_FOLDER if rest else None}
         context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or LONGEST + NEW_TOKENS
         self.new_tokens = min(NEW_TOKENS, context // 2)
@@ -195,11 +187,11 @@ class _Comparison:
             self.passages = token_passages(*given, longest=passage, trust_remote_code=trust)
 
     def run(self, *, speed: bool) -> dict[str, Outcome]:
-        refusals = find_refusals(self.blueprint, self.folded)
+        refusals = find_refusals(self.expected, self.folded)
         if refusals:
             raise _NotRun(refusals)
         self.progress("comparing files")
-        differences = find_differences(self.blueprint, self.folded)
+        differences = find_differences(self.expected, self.folded)
         before, after = self._measure(differences)
         logits, truth = self._check_logits(before, after.outputs)
         if not (logits.passed or self.is_smaller):
@@ -207,7 +199,7 @@ class _Comparison:
         reads = self._check_reads(before.figures, after.figures)
         checks = {
             "structure": check_structure(
-                self.blueprint, differences, after.figures["loading"], before.figures["loading"]
+                self.expected, differences, after.figures["loading"], before.figures["loading"]
             ),
             "text": check_text(before.figures["text"], after.figures["text"]),
             "rows": check_rows(before.figures["rows"], self.dtype),
@@ -216,7 +208,7 @@ class _Comparison:
             "reads": reads,
         }
         if "tokens" not in before.outputs:
-            del checks["greedy"]  # an encoder says everything at once
+            del checks["greedy"]  # an encoder takes no steps
         if speed:
             self.progress("timing both")
             against = self._job(self.folded)
@@ -232,9 +224,9 @@ class _Comparison:
         return check_reads(*reads, *expected)
 
     def _measure(self, differences: list[str]) -> tuple[Measured, Measured]:
-        """Run the source and then the folded checkpoint, which may not run at all: then nothing else is checked."""
+        """Run the source and then the folded checkpoint; if that does not run, nothing else is checked."""
         self.progress("running the source")
-        made = {parameter: made.name for parameter, made in self.blueprint.made.items()}
+        made = {parameter: made.name for parameter, made in self.expected.made.items()}
         table = {"table_folder": str(self.folded.folder.absolute()), "made": made}
         text = {"tokenize": self.known.options.trust_remote_code}
         before = self._run(self._job(self.known.source, **table, **text))
@@ -246,7 +238,7 @@ class _Comparison:
             raise _NotRun([*differences, str(problem)]) from problem
 
     def _check_logits(self, before: Measured, after: Outputs) -> tuple[Outcome, Outputs | None]:
-        """Return the check, and what the source says in float64 where that is of use."""
+        """Return the check, and the source's outputs in float64 where those are of use."""
         if self.is_smaller:
             kind = {"has_logits": self.known.resolved.auto_class != "AutoModel"}
             return check_divergence(before.outputs, after, self._other(before), self.dtype, **kind), None
@@ -254,7 +246,7 @@ class _Comparison:
         return check_logits(before.outputs, after, self.dtype, truth), truth
 
     def _first_apart(self) -> Iterator[str]:
-        """Run both once more; yields where they part, for the one who looks for the fault."""
+        """Run both once more; yields the first module at which they part."""
         self.progress("looking for where they part")
         stored = modules_in_tables(self.known.study.cuts)
         jobs = self._job(self.known.source), self._job(self.folded, trust_remote_code=True)
@@ -269,7 +261,7 @@ class _Comparison:
             return None  # as of quantized weights, which may be multiplied in one type alone
 
     def _source_in(self, dtype: str, before: Measured) -> Outputs:
-        """Return what the source says in another type."""
+        """Return the source's outputs in another type."""
         self.progress(f"running the source in {dtype}")
         continued = before.outputs["continued"].tolist()
         return self._run(self._job(self.known.source, dtype=dtype, continued=continued, only_outputs=True)).outputs
@@ -289,7 +281,7 @@ class _Comparison:
 
 
 def _remaining(adapter: Path | None, study: Study) -> dict[str, bytes]:
-    """Return the files of the adapter that a conversion leaves beside the fold, by name."""
+    """Return the adapter's files that a conversion leaves beside the fold, by name."""
     with tempfile.TemporaryDirectory(prefix="prefold-") as scratch:
         folder = Path(scratch) / ADAPTER_FOLDER
         left = adapter is not None and remaining_adapter(adapter, modules_in_tables(study.cuts), folder)

@@ -1,4 +1,4 @@
-"""Which file of a checkpoint is what."""
+"""The role of each file of a checkpoint, by its name."""
 
 import os
 import re
@@ -68,7 +68,7 @@ def is_side_file(name: str, modules: Collection[str] = ()) -> bool:
 
 
 def copied_name(name: str) -> str:
-    """Return under which name a side file of the source lies in the folded checkpoint."""
+    """Return the name of a side file in the folded checkpoint."""
     return SOURCE_CARD if name == CARD else name
 
 
@@ -102,11 +102,7 @@ def own_file(folder: Path, name: str) -> Path:
 
 
 def require_fetched(path: Path) -> None:
-    """Refuse the pointer that Git LFS leaves in the place of a file that was not fetched.
-
-    Raises:
-        BrokenCheckpoint: it is one.
-    """
+    """Refuse the pointer that Git LFS leaves in the place of a file that was not fetched."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise BrokenCheckpoint(f"{path.name}: a Git-LFS pointer in place of the file: run git lfs pull")

@@ -91,11 +91,7 @@ def resolve(repo: str, revision: str | None) -> tuple[str, list[str]]:
 
 
 def fetch_file(repo: str, commit: str, name: str) -> Path:
-    """Download one file of a commit; returns where it lies.
-
-    Raises:
-        HubError: the hub did not give it.
-    """
+    """Download one file of a commit; returns where it lies."""
     with _translated(repo):
         return Path(hf_hub_download(repo, name, revision=commit))
 
@@ -142,17 +138,12 @@ def require_publishable(repo: str, model: str, *, private: bool = False, force: 
 
 
 def _foreign_weights(names: list[str]) -> str | None:
-    """Name a file of weights among files that are no fold's."""
+    """Return the first file of weights; None where the files are a fold's."""
     return None if TABLE in names else next((name for name in names if is_weights(name)), None)
 
 
 def open_repository(repo: str, *, private: bool) -> None:
-    """Create a repository unless it is there, so that a refusal comes before hours of work.
-
-    Raises:
-        HubError: the hub refused.
-        UsageError: not a repository id.
-    """
+    """Create a repository unless it is there, so that a refusal comes before hours of work."""
     with _translated(repo):
         HfApi().create_repo(repo, private=private, exist_ok=True)
 
@@ -160,8 +151,7 @@ def open_repository(repo: str, *, private: bool) -> None:
 def upload(folder: Path, repo: str, *, private: bool, force: bool = False) -> str:
     """Upload a fold in one commit, and remove older weights beside it; returns the address of the commit.
 
-    Raises:
-        HubError, UsageError, OutputExists: as ``require_publishable``, for the source that the fold names.
+    Errors are those of ``require_publishable``, for the source that the fold names.
     """
     section = json.loads((folder / CONFIG).read_text()).get("prefold")
     if section is None:

@@ -58,11 +58,7 @@ def output_folder(out: Path, *, force: bool = False, inputs: Collection[Path] = 
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what cannot end: ``needed`` is in bytes.
-
-    Raises:
-        StorageError: the disk has less.
-    """
+    """Refuse to begin where the disk has less than ``needed`` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
@@ -103,7 +99,7 @@ def _refuse_inputs(inputs: Collection[Path], *folders: Path) -> None:
 
 
 def _claim(work: Path) -> int:
-    """Make the folder, where a dead run's may lie, and lock it; returns the lock."""
+    """Make and lock the folder, in the place of a dead run's; returns the lock."""
     try:
         work.parent.mkdir(parents=True, exist_ok=True)
         _remove_dead(work)
@@ -114,7 +110,7 @@ def _claim(work: Path) -> int:
 
 
 def _remove_dead(work: Path) -> None:
-    """Remove what a dead run left; a link or a file of that name is somebody else's."""
+    """Remove a dead run's folder; a link or a file of that name is somebody else's."""
     if work.is_symlink() or (work.exists() and not work.is_dir()):
         raise StorageError(f"{work}: is no folder of a conversion: remove it")
     if work.exists():
@@ -162,7 +158,7 @@ def _aside(out: Path) -> Path:
 
 
 def _restore(out: Path) -> None:
-    """Bring back an older output that a killed run had set aside."""
+    """Bring back an output that a killed run had set aside."""
     if _aside(out).is_dir() and not _aside(out).is_symlink() and not out.exists():
         _aside(out).rename(out)
 

@@ -1,4 +1,4 @@
-"""Safetensors files as what they are: a header and bytes. Tensors pass through without being decoded.
+"""Safetensors files as header and bytes. Tensors pass through without being decoded.
 
 The format: eight bytes with the header's length, the header as JSON, then the tensors one after another
 (https://huggingface.co/docs/safetensors). The library checks what is read. Written here by hand because the library
@@ -51,15 +51,7 @@ _REASON = 160  # characters: the library lists every type that it knows
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor in a file.
-
-    Attributes:
-        file: the file that holds it.
-        dtype: as the header spells it, ``BF16``.
-        shape: of the tensor.
-        start: of its bytes, counted from the beginning of the file.
-        size: in bytes.
-    """
+    """One tensor in a file, with the dtype of its header: ``size`` bytes from ``start``, counted over the file."""
 
     file: Path
     dtype: str
@@ -97,7 +89,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A tensor to be written: what the header says of it, and where its bytes come from."""
+    """A tensor to be written: its entry in the header, and the source of its bytes."""
 
     dtype: str
     shape: list[int]
@@ -145,16 +137,16 @@ def read_header(path: Path) -> dict[str, Entry]:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    for name, said in header.items():
-        dtype = said.get("dtype") if isinstance(said, dict) else said  # the library takes a list for an object
+    for name, fields in header.items():
+        dtype = fields.get("dtype") if isinstance(fields, dict) else fields  # the library takes a list for an object
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise BrokenCheckpoint(f"{path.name}: {name} has the type {dtype}, which torch lacks")
-    return {name: _entry(path, 8 + length, said) for name, said in header.items()}
+    return {name: _entry(path, 8 + length, fields) for name, fields in header.items()}
 
 
-def _entry(path: Path, data: int, said: dict[str, Any]) -> Entry:
-    start, stop = said["data_offsets"]
-    return Entry(path, said["dtype"], said["shape"], data + start, stop - start)
+def _entry(path: Path, data: int, fields: dict[str, Any]) -> Entry:
+    start, stop = fields["data_offsets"]
+    return Entry(path, fields["dtype"], fields["shape"], data + start, stop - start)
 
 
 def _encoded_header(tensors: dict[str, Outgoing], metadata: dict[str, str]) -> bytes:
@@ -174,7 +166,7 @@ def write_file(
     metadata: dict[str, str] | None = None,
     written: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Stream tensors into a safetensors file and flush it to the disk; ``written`` is told of every piece's bytes."""
+    """Stream tensors into a safetensors file and flush it to the disk; ``written`` is called with each piece's size."""
     with path.open("wb") as file:
         file.write(_encoded_header(tensors, {"format": "pt"} | (metadata or {})))
         for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""What goes along with the weights of a source: its side files, and its code where that is trusted."""
+"""Files that go along with the weights of a source: its side files, and its code where that is trusted."""
 
 import json
 import re
@@ -45,10 +45,8 @@ class SideFiles:
     """The files of a source that go along with its weights, by their names in the folded checkpoint.
 
     Attributes:
-        copied: verbatim.
         edited: without the names of code that does not go along.
-        code: the modules that a trusted source runs.
-        left_out: what else the source has, folders as ``name/``.
+        left_out: other files of the source, folders as ``name/``.
     """
 
     copied: dict[str, Path]
@@ -73,7 +71,7 @@ class SideFiles:
 
 
 def find_side_files(source: Source, *, trust_remote_code: bool = False) -> SideFiles:
-    """Find what goes along with a source's weights.
+    """Find the files that go along with a source's weights.
 
     Raises:
         BrokenCheckpoint: a file is a link that leads out of the checkpoint, or code that is named is missing.
@@ -91,13 +89,12 @@ def find_side_files(source: Source, *, trust_remote_code: bool = False) -> SideF
 
 
 def _left_out(source: Source, read: set[str]) -> list[str]:
-    """Name the files of a source that are neither read nor weights."""
     read = read | {entry.file.relative_to(source.folder).as_posix() for entry in source.entries.values()}
     return sorted({_shown(name, source) for name in source.names if name not in read and not is_hidden(name)})
 
 
 def _shown(name: str, source: Source) -> str:
-    """Name a file, or the folder that it lies in where nothing of that is read."""
+    """Return a file's name, or that of its folder where no file of the folder is read."""
     top, _, inside = name.partition("/")
     return f"{top}/" if inside and top not in source.module_folders else name
 
@@ -131,7 +128,7 @@ def code_reasons(source: Source, *, trust_remote_code: bool) -> list[str]:
 
 
 def _led_elsewhere(source: Source) -> Iterator[str]:
-    """Yield why transformers would read, or run, something else than what is looked at here, trusted or not."""
+    """Yield why transformers would read or run other files than those looked at here, trusted or not."""
     for name in source.names if source.module_folders else ():
         if any(PurePosixPath(name).is_relative_to(folder) for folder in source.module_folders) and is_adapter(name):
             yield f"{name}: an adapter among the modules, which may name another model: merge it, by save_pretrained"
@@ -179,11 +176,7 @@ def _auto_classes(source: Source) -> Iterator[str]:
 
 
 def _decoded(path: Path) -> Any:
-    """Return what a JSON file beside the model says; nothing where it is none.
-
-    Raises:
-        BrokenCheckpoint: it may be one that another program can read.
-    """
+    """Return a file's JSON; None where it holds none."""
     try:
         return json.loads(read_text(path))
     except ValueError:
@@ -193,7 +186,7 @@ def _decoded(path: Path) -> Any:
 
 
 def _module_classes(source: Source) -> Iterator[str]:
-    """Yield what sentence-transformers' files name beside classes that are installed with it."""
+    """Yield the classes that sentence-transformers' files name and that are not installed with it."""
     for key, value in _beside(source) if MODULES in source.data_names() else ():
         if key in _CLASS_KEYS:
             # A class of transformers has no module before it, and kinds of tokenizers or of positions none, either.
@@ -211,12 +204,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def _code(source: Source) -> dict[str, bytes]:
-    """Return the modules that the names of classes reach, by file.
-
-    Raises:
-        BrokenCheckpoint: one is missing.
-        UnsupportedModel: one has the name of one of prefold's own.
-    """
+    """Return the modules that the names of classes reach, by file."""
     folder, found = source.folder, dict[str, bytes]()
     named = [module_of(name) for name in _auto_classes(source)]
     own = [module_of(name) for name in _module_classes(source)]
@@ -236,7 +224,6 @@ def module_of(name: str) -> str:
 
 
 def _imported(folder: Path, module: str) -> list[str]:
-    """Return the files that a module imports from beside it, as transformers finds them."""
     try:
         return sorted(Path(file).relative_to(folder).as_posix() for file in get_relative_import_files(folder / module))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A checkpoint to be read: where it lies, what it says of itself, which tensors it holds."""
+"""A checkpoint to be read: its folder, its config, its tensors."""
 
 import json
 import os
@@ -34,13 +34,12 @@ class Source:
     """A checkpoint that is read.
 
     Attributes:
-        config_path: what transformers reads the config from: the folder, or a bare ``config.json``.
-        name: what the user called it: a path or a hub id.
-        revision: the commit hash, for a checkpoint of the hub.
-        config: ``config.json`` as it stands.
-        entries: every tensor by name; empty where the weights were not asked for.
-        hub_files: the names of all files of its commit, for a checkpoint of the hub.
-        notes: where index and shards disagree, and what transformers loads there.
+        config_path: the path that transformers reads: the folder, or a bare ``config.json``.
+        name: as the user gave it: a path or a hub id.
+        revision: the commit, for a checkpoint of the hub.
+        entries: every tensor by name; empty before ``add_weights``.
+        hub_files: the names of all files of the commit.
+        notes: differences between index and shards, and what transformers loads there.
     """
 
     config_path: Path
@@ -53,7 +52,7 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
+        """The folder of its files."""
         return self.config_path if self.config_path.is_dir() else self.config_path.parent
 
     @property
@@ -100,7 +99,7 @@ def open_config(model: str, revision: str | None = None) -> Source:
 
     Raises:
         UsageError: there is no such thing, it is not a checkpoint, or a folder's ``revision`` is asked for.
-        UnsupportedModel: its files say that it cannot be folded.
+        UnsupportedModel: it cannot be folded, by its files.
         HubError: the hub did not answer.
     """
     if not _is_local(model):
@@ -125,7 +124,7 @@ def _open_remote(model: str, revision: str | None) -> Source:
     _refuse_files(model, set(names))
     path = hub.fetch_file(model, commit, CONFIG)
     opened = Source(path.parent, model, commit, read_json(path), hub_files=names)
-    # Both may name code: without it the one is not understood, and the other not what it says.
+    # Both may name code, which is read to understand them.
     code = [name for name in names if name.endswith(".py")] if "auto_map" in opened.config else []
     needed = [*code, *(name for name in names if name == MODULES)]
     if needed:
@@ -152,7 +151,7 @@ def open_source(model: str, revision: str | None = None) -> Source:
 
     Raises:
         UsageError: there is no such thing, or it is not a checkpoint.
-        UnsupportedModel: its files say that it cannot be folded.
+        UnsupportedModel: it cannot be folded, by its files.
         BrokenCheckpoint: index and shards disagree, or a shard is not whole.
         HubError: the hub did not answer.
     """
@@ -160,12 +159,9 @@ def open_source(model: str, revision: str | None = None) -> Source:
 
 
 def add_weights(opened: Source) -> Source:
-    """Return an opened config's checkpoint with its weights, fetching them if it is on the hub.
+    """Return an opened checkpoint with its weights, fetched if it is on the hub; errors are those of ``open_source``.
 
     Apart from ``open_config``, so that a model which does not fold is refused before its weights are downloaded.
-
-    Raises:
-        UsageError, UnsupportedModel, BrokenCheckpoint, HubError: as ``open_source``.
     """
     if not opened.config_path.is_dir():
         raise UsageError(f"{opened.name}: not a folder: there are no weights to read")
@@ -176,7 +172,7 @@ def add_weights(opened: Source) -> Source:
 
 
 def _fetch_weights(opened: Source, commit: str) -> None:
-    """Download what a conversion reads beside the config: one set of safetensors weights, and all side files."""
+    """Download one set of safetensors weights, and all side files."""
     weights = [name for name in (SINGLE,) if name in opened.hub_files]
     if not weights and INDEX in opened.hub_files:
         weights = sorted(set(_weight_map(hub.fetch_file(opened.name, commit, INDEX)).values()))
@@ -187,11 +183,7 @@ def _fetch_weights(opened: Source, commit: str) -> None:
 
 
 def open_folder(folder: Path, name: str | None = None, revision: str | None = None) -> Source:
-    """Open a local checkpoint with its weights.
-
-    Raises:
-        UsageError, UnsupportedModel, BrokenCheckpoint: as ``open_source``.
-    """
+    """Open a local checkpoint with its weights; errors are those of ``open_source``."""
     opened = _open_bare(folder, name or str(folder))
     entries, notes = read_entries(folder)
     return replace(opened, revision=revision, entries=entries, notes=notes)
@@ -214,10 +206,10 @@ def read_json(path: Path, form: type[Any] = dict) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file that may not be larger than a checkpoint's headers may be.
+    """Read a text file, no larger than a checkpoint's headers may be.
 
     Raises:
-        BrokenCheckpoint: it is.
+        BrokenCheckpoint: it is larger.
         UnicodeDecodeError: it is no text.
     """
     with path.open("rb") as file:
@@ -228,7 +220,7 @@ def read_text(path: Path) -> str:
 
 
 def _refuse_files(model: str, names: set[str]) -> None:
-    """Refuse what the names of the files rule out already."""
+    """Refuse a checkpoint for the names of its files."""
     if CONFIG not in names:
         if ADAPTER in names:
             raise UnsupportedModel([f"{model}: an adapter alone: merge it into its base model and fold that"])
@@ -254,9 +246,9 @@ def _refuse_files(model: str, names: set[str]) -> None:
 
 
 def read_entries(folder: Path) -> tuple[dict[str, Entry], list[str]]:
-    """Read the headers of all files that transformers loads; returns the tensors by name, and what it passes over.
+    """Read the headers of all files that transformers loads; returns the tensors by name, and notes on the index.
 
-    Of an index it takes the names of files alone: all that lies in one is loaded, from the last of several.
+    Of an index only the names of files count: every tensor of a file is loaded, from the last of several.
 
     Raises:
         BrokenCheckpoint: a shard is missing or cut short, or the index points out of the folder.
@@ -299,7 +291,7 @@ def _read_shard(folder: Path, shard: str) -> dict[str, Entry]:
 
 
 def _require_inside(file: str, name: str) -> None:
-    """Refuse a name that a file of the checkpoint has for something that is no part of it."""
+    """Refuse a name, in a file of the checkpoint, that leads out of the checkpoint."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise BrokenCheckpoint(f"{file}: {name!r} lies outside the checkpoint")

@@ -44,16 +44,12 @@ def _is_quantized(model: PreTrainedModel) -> bool:
 
 
 def _is_packed(entry: Entry, model: PreTrainedModel) -> bool:
-    """Say whether a tensor may hold a parameter in another form: several small numbers in one."""
+    """Return whether a tensor may hold several small numbers of a parameter in one."""
     return _is_quantized(model) and entry.dtype not in ("F16", "BF16", "F32", "F64")
 
 
 def _require_all(model: PreTrainedModel, found: set[str]) -> None:
-    """Require a tensor for every parameter.
-
-    Of tied parameters one is enough, and of those that the model makes itself, as sinusoidal positions, none. Where
-    weights are quantized, so is any tensor of the same module: ``q_proj.weight`` may be ``q_proj.qweight`` there.
-    """
+    """Require a tensor for every parameter: one of tied ones, none of those that the model makes itself."""
     modules = {name.rpartition(".")[0] for name in found} if _is_quantized(model) else set()
     made = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or []]
     aliases: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What of a model depends on the token alone: found by running it."""
+"""Modules of a model that depend on the token alone, found by running it."""
 
 from prefold.convert.experiment.trace import first_tensor
 

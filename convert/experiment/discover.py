@@ -1,4 +1,4 @@
-"""Find, by experiment, what of a model's first block folds.
+"""Find, by experiment, which modules of a model's first block fold.
 
 The same tokens are run in another order and at other positions. A module whose output rows follow their
 tokens is token-pure. Nothing here knows the name of an architecture.
@@ -28,18 +28,16 @@ DEEPEST = "deepest"
 
 @dataclass(frozen=True)
 class Discovery:
-    """What the experiment found.
+    """One cut that the experiment found.
 
     Attributes:
-        name: of the cut; ``deepest``, or the module that this one stores and a deeper one drops.
+        name: ``deepest``, or the module that this cut stores and a deeper one drops.
         columns: token-pure modules to store, in the order in which a pass enters them; the first is the residual.
-        dropped: modules whose output nobody reads once the columns are stored.
+        dropped: modules whose output is unread once the columns are stored.
         routers: modules inside the columns that choose experts.
         mergeable: the column that may be added to the residual beforehand, if there is one.
-        separable: what folds behind a sum of look-ups; None where the columns see the token alone.
-        seen: what every module of the first layer sees.
-        block_output: of the first block for the experiment's tokens.
-        padded_output: the same with the tokens that ``padding_mask`` names as padding.
+        separable: the fold behind a sum of look-ups; None where the columns see the token alone.
+        padded_output: the first block's output with the tokens that ``padding_mask`` names as padding.
     """
 
     name: str
@@ -63,22 +61,22 @@ def discover(
     side: Side,
     first_block: str,
     ids: torch.Tensor,
-    again: Collection[str] = (),
+    reentered: Collection[str] = (),
 ) -> list[Discovery]:
-    """Find what folds in the first block of one side of a materialized skeleton: the deepest cut, and shallower ones.
+    """Find the cuts of the first block of one side of a materialized skeleton: the deepest, and shallower ones.
 
-    ``again`` names modules that a whole pass runs more than once, as where blocks share weights: they must stay.
+    ``reentered`` names modules that a whole pass runs more than once, as where blocks share weights: they must stay.
 
     Raises:
         UnsupportedModel: nothing folds; the reasons say why.
     """
     passes = run_passes(model, side, first_block, ids)
-    pure = pure_modules(model, passes, again)
+    pure = pure_modules(model, passes, reentered)
     separable = None
     if not any(module.name.startswith(f"{first_block}.") for module in pure):
-        separable = find_separable(model, side, first_block, ids, passes, pure, again)
+        separable = find_separable(model, side, first_block, ids, passes, pure, reentered)
         if separable is None:
-            raise UnsupportedModel(reasons(model, first_block, passes, again))
+            raise UnsupportedModel(reasons(model, first_block, passes, reentered))
     experiment = _Experiment(model, side, first_block, ids, passes, explain(model, first_block, passes))
     deepest = experiment.split_read_from_unread(DEEPEST, pure, separable)
     return [deepest, *([] if separable else _shallower(experiment, pure, deepest))]
@@ -99,8 +97,6 @@ def _shallower(experiment: "_Experiment", pure: list[TokenPureModule], deepest: 
 
 @dataclass(frozen=True)
 class _Experiment:
-    """A skeleton, its tokens, and what passes over them have shown."""
-
     model: PreTrainedModel
     side: Side
     first_block: str
@@ -116,10 +112,7 @@ class _Experiment:
         return {name for name, output in outputs.items() if output is not None and output.isnan().any()} - {module.name}
 
     def _superseded(self, stored: list[TokenPureModule], unread: set[str]) -> set[str]:
-        """Name those that nobody reads since all who would are stored.
-
-        Others are unread in so short a sequence alone, as what chooses among more keys than there are here: they stay.
-        """
+        """Name the unread modules whose readers are stored; others may be unread only in so short a sequence."""
         kept, gone = {module.name for module in stored} - unread, set[str]()
         for module in reversed(stored):
             if module.name in unread and self.behind(module, stored) & kept:
@@ -130,32 +123,22 @@ class _Experiment:
 
     def split_read_from_unread(self, name: str, pure: list[TokenPureModule], separable: Separable | None) -> Discovery:
         """Split the token-pure modules into those that the block still reads and those that become redundant."""
-        if separable is None:
-            unread, mergeable = find_unread_and_mergeable(self.model, self.side, self.first_block, self.ids, pure)
-            kept, dropped = _split(pure, self._superseded(pure, unread))
-            return self._discovery(name, kept, dropped, mergeable, None)
-        stored = [*pure, *separable.normed, *separable.columns]
-        unread, _ = find_unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
-        unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
-        live, silent = _split(separable.normed, unread)
-        unread = {module.name for module in silent} | self._superseded([*pure, *separable.columns], unread)
-        (kept, dropped), (columns, gone) = _split(pure, unread), _split(separable.columns, unread)
-        separable = replace(separable, columns=columns, normed=live)
-        return self._discovery(name, kept, [*dropped, *gone], None, separable)
-
-    def _discovery(
-        self,
-        name: str,
-        kept: list[TokenPureModule],
-        dropped: list[TokenPureModule],
-        mergeable: str | None,
-        separable: Separable | None,
-    ) -> Discovery:
+        stored = [*pure, *separable.normed, *separable.columns] if separable else pure
+        unread, mergeable = find_unread_and_mergeable(self.model, self.side, self.first_block, self.ids, stored)
+        if separable:
+            unread = unread - {separable.token}  # the norms read it: here they answer from what was recorded
+            live, silent = _split(separable.normed, unread)
+            unread = {module.name for module in silent} | self._superseded([*pure, *separable.columns], unread)
+            columns, gone = _split(separable.columns, unread)
+            separable, mergeable = replace(separable, columns=columns, normed=live), None
+        else:
+            unread, gone = self._superseded(pure, unread), []
+        kept, dropped = _split(pure, unread)
         calls = self.passes.original.calls
         return Discovery(
             name=name,
             columns=kept,
-            dropped=dropped,
+            dropped=[*dropped, *gone],
             routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
             mergeable=mergeable,
             separable=separable,
@@ -166,6 +149,5 @@ class _Experiment:
 
 
 def _split(modules: list[TokenPureModule], unread: set[str]) -> tuple[list[TokenPureModule], list[TokenPureModule]]:
-    """Return the modules that are read, and those that are not."""
     read = [module for module in modules if module.name not in unread]
     return read, [module for module in modules if module.name in unread]

@@ -1,4 +1,4 @@
-"""What a sum of look-ups is made of: embeddings of something other than the token, and norms behind them."""
+"""Parts of a sum of look-ups: embeddings of anything but the token, and norms behind them."""
 
 import copy
 from dataclasses import dataclass
@@ -13,14 +13,9 @@ from prefold.convert.experiment.trace import Call, Trace
 
 @dataclass(frozen=True)
 class LookUp:
-    """A module that returns rows of its weight, chosen by anything but the token.
+    """A module that returns rows of its ``weight``, ``[rows, width]``, chosen by anything but the token.
 
-    Attributes:
-        module: its name in the model.
-        weight: the name of its parameter or buffer, ``[rows, width]``.
-        rows: how many it holds.
-        width: values in one of them.
-        factor: what the model multiplies them by before it adds them to the token's.
+    The model multiplies them by ``factor`` before it adds them to the token's.
     """
 
     module: str
@@ -30,12 +25,12 @@ class LookUp:
     factor: float = 1.0
 
     def returned(self, seen: Trace) -> list[torch.Tensor]:
-        """Return what it returned in a pass, each time that it was asked."""
+        """Return its outputs in a pass, call by call."""
         return [call.tensor for call in seen.calls[self.module] if call.tensor is not None]
 
 
 def find_look_ups(model: nn.Module, here: Trace, there: Trace) -> list[LookUp]:
-    """Find the look-ups of a pass and its mirrored one: what they return are rows of what they hold."""
+    """Find the look-ups of a pass and its mirrored one: modules that return rows of their own tables."""
     found = []
     for name, module in model.named_modules():
         calls, moved = here.calls.get(name, []), there.calls.get(name, [])
@@ -55,7 +50,7 @@ def _only_table(module: nn.Module) -> tuple[str, torch.Tensor] | None:
 
 
 def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torch.Tensor | None) -> bool:
-    """Say whether an output is made of rows of ``values``, and these do not follow the tokens."""
+    """Return whether an output is made of rows of ``values`` that do not follow the tokens."""
     if (
         output is None
         or not output.is_floating_point()
@@ -70,9 +65,9 @@ def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torc
 
 
 def _holds(values: torch.Tensor, row: torch.Tensor) -> bool:
-    """Say whether a row is among ``values``; those that begin as it does are compared whole."""
-    same_passes = values[values[:, 0] == row[0]]
-    return bool((same_passes == row).all(1).any())
+    """Return whether a row is among ``values``; only those with its first value are compared whole."""
+    candidates = values[values[:, 0] == row[0]]
+    return bool((candidates == row).all(1).any())
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,6 @@ class Norm:
     """A layer norm or an RMS norm: ``scale(x) * centre(x) * gain + shift``.
 
     Attributes:
-        module: its name in the model.
         centred: it takes the mean off first.
         eps: added to the mean square before its root is taken.
     """
@@ -100,10 +94,10 @@ class Norm:
 
 
 def gain_and_shift(module: nn.Module, norm: Norm, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Measure, in float64, what a norm multiplies by and what it adds, ``[width]`` each.
+    """Measure, in float64, a norm's gain and shift, ``[width]`` each.
 
     Raises:
-        ModelFailed: the module takes something else than one tensor, or returns another shape.
+        ModelFailed: the module takes more than one tensor, or returns another shape.
     """
     wide = copy.deepcopy(module).double()
     device = next(iter([*wide.parameters(), *wide.buffers()]), torch.empty(0)).device
@@ -116,7 +110,7 @@ def gain_and_shift(module: nn.Module, norm: Norm, width: int) -> tuple[torch.Ten
 
 
 def _answer(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
-    """Return what a module makes of a tensor, which has to be one of the same shape."""
+    """Run a module on a tensor, and require an output of the same shape."""
     with model_code():
         output = module(values)
     if not isinstance(output, torch.Tensor) or output.shape != values.shape:
@@ -125,7 +119,7 @@ def _answer(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
 
 
 def find_norm(module: nn.Module, name: str, call: Call) -> Norm | None:
-    """Say which norm a module is; None where it is none.
+    """Return a module as a norm; None where it is none.
 
     ``eps`` is the one among the module's own numbers with which small values come out as they do.
     """

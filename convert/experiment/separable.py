@@ -13,11 +13,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.experiment.look_ups import LookUp, Norm, find_norm
-from prefold.convert.experiment.token_pure import Passes, TokenPureModule, cached_step, same_in_a_step
+from prefold.convert.experiment.token_pure import Passes, TokenPureModule, cached_step, has_weights, same_in_a_step
 from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
 from prefold.convert.experiment.trace import Call, Overrides, Trace, trace
 from prefold.convert.model.inputs import Side
@@ -29,15 +28,14 @@ _VARIANTS = 5
 
 @dataclass(frozen=True)
 class Separable:
-    """What was found of a sum of look-ups.
+    """A sum of look-ups that reaches the first block.
 
     Attributes:
         token: the module that returns the token's part.
-        factor: what the model multiplies that part by.
-        look_ups: the other parts.
-        norms: what the sum goes through, one behind the other; empty where projections read the sum itself.
+        factor: of that part in the sum.
+        norms: between the sum and the columns, one behind the other; empty where projections read the sum itself.
         normed: the norms as the experiment saw them.
-        columns: modules that are linear in what comes out, in the order of entry.
+        columns: modules that are linear in the last norm's output, in the order of entry.
     """
 
     token: str
@@ -55,14 +53,14 @@ def find_separable(
     ids: torch.Tensor,
     passes: Passes,
     pure: list[TokenPureModule],
-    again: Collection[str] = (),
+    reentered: Collection[str] = (),
 ) -> Separable | None:
-    """Find the sum of look-ups that reaches the first block, and what is linear behind it; None where it is none.
+    """Find the sum of look-ups that reaches the first block, and the modules linear in it; None where there is none.
 
-    Where the block has norms of its own, what is linear behind those counts.
+    Where the block has norms of its own, the modules behind those count.
     """
     found = [
-        replace(sum_, columns=_linear_modules(model, side, first_block, ids, passes, sum_, again))
+        replace(sum_, columns=_linear_modules(model, side, first_block, ids, passes, sum_, reentered))
         for sum_ in _sums(model, passes, pure)
     ]
     inside = [sum_ for sum_ in found if any(column.name.startswith(f"{first_block}.") for column in sum_.columns)]
@@ -70,7 +68,7 @@ def find_separable(
 
 
 def _sums(model: PreTrainedModel, passes: Passes, pure: list[TokenPureModule]) -> Iterator[Separable]:
-    """Yield what the first block may see of a sum: through norms, one or two, or bare."""
+    """Yield the sums that the first block may see: through norms, one or two, or bare."""
     calls = sorted((calls[0].order, name) for name, calls in passes.original.calls.items() if len(calls) == 1)
     once = {name: passes.original.calls[name][0] for _, name in calls}
     fits = {name: fitted for name in once if (fitted := _fit(name, passes, pure))}
@@ -85,7 +83,7 @@ def _sums(model: PreTrainedModel, passes: Passes, pure: list[TokenPureModule]) -
 
 
 def _through_second(model: PreTrainedModel, once: dict[str, Call], first: Separable) -> Iterator[Separable]:
-    """Yield the norms that read what a first norm returned."""
+    """Yield the sum behind a second norm, which reads the first one's output."""
     for name, call in once.items():
         taken = call.taken
         if taken is None or taken.shape != first.normed[0].rows.shape or not same_rows(taken, first.normed[0].rows):
@@ -101,7 +99,7 @@ def _seen(name: str, call: Call) -> TokenPureModule:
 
 
 def _fit(name: str, passes: Passes, pure: list[TokenPureModule]) -> Separable | None:
-    """Say how a module's input is the sum of a token's part and of look-ups, whatever these return, if it is."""
+    """Return a module's input as the sum of a token's part and of look-ups; None where it is none."""
     taken = passes.original.calls[name][0].taken
     if taken is None or not are_rows(taken):
         return None
@@ -116,30 +114,30 @@ def _fit_token(
     taken: torch.Tensor,
     token: TokenPureModule,
     added: list[tuple[LookUp, torch.Tensor]],
-    shaken: Trace | None,
+    changed: Trace | None,
 ) -> Separable | None:
-    """Return how the input of a module is the sum of one token-pure module's output and of look-ups, if it is."""
+    """Return a module's input as the sum of one token-pure module's output and of look-ups; None where it is none."""
     if token.rows.shape != taken.shape:
         return None
     factors = _factors(taken, [token.rows, *(rows for _, rows in added)])
     if factors is None or factors[0] == 0:
         return None
     used = [replace(each, factor=f) for (each, _), f in zip(added, factors[1:], strict=True) if f != 0]
-    holds = used and _holds(name, token.rows * factors[0], used, shaken)
+    holds = used and _holds(name, token.rows * factors[0], used, changed)
     return Separable(token.name, factors[0], used) if holds else None
 
 
 def _returned(look_up: LookUp, seen: Trace) -> torch.Tensor:
-    """Add up what a look-up returned, whenever it was asked in a pass."""
+    """Add up a look-up's outputs over all its calls in a pass."""
     return torch.stack(torch.broadcast_tensors(*look_up.returned(seen))).sum(0)
 
 
-def _holds(name: str, token: torch.Tensor, look_ups: list[LookUp], shaken: Trace | None) -> bool:
-    """Say whether a module's input is the same sum where look-ups return something else, every time else again."""
-    calls = shaken.calls.get(name, []) if shaken else []
-    if shaken is None or len(calls) != 1 or calls[0].taken is None:
+def _holds(name: str, token: torch.Tensor, look_ups: list[LookUp], changed: Trace | None) -> bool:
+    """Return whether a module's input is the same sum in a pass whose look-ups return changed rows."""
+    calls = changed.calls.get(name, []) if changed else []
+    if changed is None or len(calls) != 1 or calls[0].taken is None:
         return False
-    return same_rows(calls[0].taken, token + sum(each.factor * _returned(each, shaken) for each in look_ups))
+    return same_rows(calls[0].taken, token + sum(each.factor * _returned(each, changed) for each in look_ups))
 
 
 def _broadcasts(rows: torch.Tensor, taken: torch.Tensor) -> bool:
@@ -149,7 +147,7 @@ def _broadcasts(rows: torch.Tensor, taken: torch.Tensor) -> bool:
 
 
 def _factors(total: torch.Tensor, parts: list[torch.Tensor]) -> list[float] | None:
-    """Return the numbers by which ``parts`` add up to ``total``; None where there are none."""
+    """Return the factors by which ``parts`` add up to ``total``; None where there are none."""
     if not total.isfinite().all():
         return None
     matrix = torch.stack([part.double().flatten() for part in parts], dim=1)
@@ -164,7 +162,7 @@ def _snapped(factor: float) -> float:
 
 
 def fed(sum_: Separable, values: torch.Tensor) -> Overrides:
-    """Return what to override so that ``values``, ``[batch, seq, width]``, come out of the norm, or of the sum.
+    """Return overrides that let ``values``, ``[batch, seq, width]``, come out of the last norm, or of the sum.
 
     A pass over fewer tokens gets the last of them.
     """
@@ -181,40 +179,40 @@ def _linear_modules(
     ids: torch.Tensor,
     passes: Passes,
     sum_: Separable,
-    again: Collection[str],
+    reentered: Collection[str],
 ) -> list[TokenPureModule]:
-    """Return the outermost modules with weights that are linear, up to a constant, in what comes out of the norm."""
+    """Return the outermost modules with weights that are linear, up to a constant, in the last norm's output."""
     width = passes.original.calls[sum_.token][0].tensor.shape[-1]  # type: ignore[union-attr]  # the sum was fitted to it
     one, two = torch.randn(2, BATCH, SEQ, width, generator=torch.Generator().manual_seed(0))
     variants = torch.cat([one, two, one + two, torch.zeros_like(one), mirrored(one)])
     tokens, mask = ids.repeat(_VARIANTS, 1), padding_mask().repeat(_VARIANTS, 1)
     seen = trace(model, side, first_block, tokens, fed(sum_, variants))
     padded = trace(model, side, first_block, tokens, fed(sum_, variants), mask)
-    stepped = cached_step(model, side, first_block, ids, fed(sum_, one))
+    cached = cached_step(model, side, first_block, ids, fed(sum_, one))
     sources = [sum_.token, *(look_up.module for look_up in sum_.look_ups), *(norm.module for norm in sum_.norms)]
     found: list[TokenPureModule] = []
     for name, module in model.named_modules():
-        inside = name in again or any(name.startswith(f"{outer.name}.") for outer in found)
+        inside = name in reentered or any(name.startswith(f"{outer.name}.") for outer in found)
         if inside or any(f"{source}.".startswith(f"{name}.") for source in sources):
             continue
-        if _has_weights(module) and _is_linear(seen, name):
-            pure = _linear(name, passes.original.calls[name][0], seen, padded, stepped)
+        if has_weights(module) and _is_linear(seen, name):
+            pure = _linear(name, passes.original.calls[name][0], seen, padded, cached)
             found += [pure] if pure else []
     return sorted(found, key=lambda pure: pure.order)
 
 
-def _linear(name: str, call: Call, seen: Trace, padded: Trace, stepped: Trace | None) -> TokenPureModule | None:
-    """Return a linear module as one that could be stored, if what it returns are rows, in a cached step, too."""
+def _linear(name: str, call: Call, seen: Trace, padded: Trace, cached: Trace | None) -> TokenPureModule | None:
+    """Return a linear module as a column, if it returns rows, in a cached step, too."""
     masked = _is_masked(seen, padded, name)
     if call.output is None or not are_rows(call.output) or masked is None:
         return None
-    if not same_in_a_step(name, seen.calls[name][0].output[:BATCH], stepped):  # type: ignore[index]  # it is linear
+    if not same_in_a_step(name, seen.calls[name][0].output[:BATCH], cached):  # type: ignore[index]  # it is linear
         return None
     return TokenPureModule(name, list(call.output.shape[2:]), call.order, call.output, masked)
 
 
 def _is_masked(seen: Trace, padded: Trace, name: str) -> bool | None:
-    """Say whether padded positions become what a sum of zero does; None where they become anything else but theirs."""
+    """Return whether padded positions become a zero sum's; None where they become neither those nor their own."""
     shown, covered = (each.calls[name][0].output for each in (seen, padded))
     if shown is None or covered is None or shown.shape != covered.shape:
         return None
@@ -224,10 +222,6 @@ def _is_masked(seen: Trace, padded: Trace, name: str) -> bool | None:
     where = padding_mask() == 0
     expected = torch.where(where.view(BATCH, SEQ, *[1] * (one.dim() - 2)), none, one)
     return True if same_rows(expected, hidden) else None
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _is_linear(seen: Trace, name: str) -> bool:

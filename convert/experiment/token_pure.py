@@ -30,9 +30,8 @@ class TokenPureModule:
     """A token-pure module that has weights.
 
     Attributes:
-        name: the module's name in the model.
         shape: of one row of its output.
-        order: when it is entered in a forward pass.
+        order: of entry in a forward pass.
         rows: its output for the experiment's tokens, ``[batch, seq, *shape]``.
         masked: its output is zero at padded positions, whatever token is there.
     """
@@ -54,13 +53,11 @@ class Passes:
     """The same tokens, run in several ways up to the end of the first block.
 
     Attributes:
-        original: as they are.
         mirrored: in another order, at other positions.
         neighbours_changed: every second of them in the other sequence: the same positions, other neighbours.
         padded: some of them as padding.
         look_ups_changed: with other look-ups than the token's returning something else; None where there are none.
         cached: the last of them in a cached step behind the others; None where the model has no such steps.
-        look_ups: the other look-ups.
     """
 
     original: Trace
@@ -87,7 +84,6 @@ def run_passes(model: PreTrainedModel, side: Side, first_block: str, ids: torch.
 
 
 def _changed() -> Override:
-    """Return an override that changes a look-up's rows, differently every time."""
     times = count(1)
     return lambda rows: rows.roll(1, -1) * (number := next(times)) + number
 
@@ -95,7 +91,7 @@ def _changed() -> Override:
 def cached_step(
     model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, overrides: Overrides | None = None
 ) -> Trace | None:
-    """Run all tokens but the last, and then the last with what the model kept of them in a cache."""
+    """Run all tokens but the last, and then the last with the cache of the others."""
     try:
         cache = _filled_cache(model, side, first_block, ids[:, :-1], overrides)
         if not cache:
@@ -110,7 +106,7 @@ def cached_step(
 def _filled_cache(
     model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, overrides: Overrides | None
 ) -> dict[str, Any]:
-    """Return what to give a model to go on behind some tokens; nothing where it cannot."""
+    """Return arguments for a pass behind some tokens; none where the model keeps no cache."""
     parameters = inspect.signature(model.forward).parameters
     if "past_key_values" in parameters:
         with model_code():
@@ -120,25 +116,27 @@ def _filled_cache(
         trace(model, side, first_block, ids, overrides, **cache)
         return cache
     with torch.no_grad(), model_code():
-        said = model(**side.inputs(model, ids) | {"use_cache": True})
-    kept = {name: said[name] for name in said if name in parameters}  # a cache of its own kind, by whatever name
+        output = model(**side.inputs(model, ids) | {"use_cache": True})
+    kept = {name: output[name] for name in output if name in parameters}  # a cache of its own kind, by whatever name
     return kept | accepted(model, {"use_cache": True}) if kept else {}
 
 
-def pure_modules(model: nn.Module, passes: Passes, again: Collection[str] = ()) -> list[TokenPureModule]:
-    """Return the outermost token-pure modules with weights, in the order of entry, but those that run ``again``."""
+def pure_modules(model: nn.Module, passes: Passes, reentered: Collection[str] = ()) -> list[TokenPureModule]:
+    """Return the outermost token-pure modules with weights, in the order of entry, but those that run ``reentered``."""
     found: list[TokenPureModule] = []
     for name, module in model.named_modules():
-        if (
-            name in again
-            or any(name.startswith(f"{outer.name}.") for outer in found)
-            or next(module.parameters(), None) is None
-        ):
+        is_inside = any(name.startswith(f"{outer.name}.") for outer in found)
+        if name in reentered or is_inside or not has_weights(module):
             continue
         pure = _as_pure(name, passes)
         if pure is not None and not _holds_embedding(name, passes):
             found.append(pure)
     return sorted(found, key=lambda pure: pure.order)
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Return whether a module or a part of it has parameters."""
+    return next(module.parameters(), None) is not None
 
 
 def _as_pure(name: str, passes: Passes) -> TokenPureModule | None:
@@ -151,7 +149,7 @@ def _as_pure(name: str, passes: Passes) -> TokenPureModule | None:
     masked = _at_padding(output, _first_output(name, passes.padded))
     if (
         masked is None
-        or not _unshaken(name, output, passes.look_ups_changed)
+        or not _is_independent(name, output, passes.look_ups_changed)
         or not same_in_a_step(name, output, passes.cached)
     ):
         return None
@@ -159,13 +157,13 @@ def _as_pure(name: str, passes: Passes) -> TokenPureModule | None:
 
 
 def _holds_embedding(name: str, passes: Passes) -> bool:
-    """Say whether the embedding is a part of a module: then that part becomes the table."""
+    """Return whether the embedding is a part of a module: then that part becomes the table."""
     parts = [calls[0] for other, calls in passes.original.calls.items() if other.startswith(f"{name}.")]
     return any(call.taken is not None and not call.taken.is_floating_point() for call in parts)
 
 
 def _at_padding(rows: torch.Tensor, padded: torch.Tensor | None) -> bool | None:
-    """Say whether padded positions become zero; None where they become anything else but what their token is."""
+    """Return whether padded positions become zero; None where they become neither zero nor their token's row."""
     if padded is None or padded.shape != rows.shape:
         return None
     hidden = padding_mask() == 0
@@ -175,21 +173,21 @@ def _at_padding(rows: torch.Tensor, padded: torch.Tensor | None) -> bool | None:
 
 
 def _first_output(name: str, seen: Trace) -> torch.Tensor | None:
-    """Return what a module returned first; None where a pass does not enter it."""
+    """Return a module's first output; None where a pass does not enter it."""
     calls = seen.calls.get(name)
     return calls[0].output if calls else None
 
 
-def _unshaken(name: str, output: torch.Tensor, shaken: Trace | None) -> bool:
-    if shaken is None:
+def _is_independent(name: str, output: torch.Tensor, changed: Trace | None) -> bool:
+    if changed is None:
         return True
-    other = _first_output(name, shaken)
+    other = _first_output(name, changed)
     return other is not None and same_rows(output, other)
 
 
-def same_in_a_step(name: str, output: torch.Tensor, stepped: Trace | None) -> bool:
-    """Say whether a cached step gives the last token's row, and not those of the whole cache."""
-    calls = stepped.calls.get(name, []) if stepped else []
+def same_in_a_step(name: str, output: torch.Tensor, cached: Trace | None) -> bool:
+    """Return whether a cached step gives the last token's row, and not those of the whole cache."""
+    calls = cached.calls.get(name, []) if cached else []
     if not calls:
         return True
     step = calls[0].output
@@ -199,7 +197,7 @@ def same_in_a_step(name: str, output: torch.Tensor, stepped: Trace | None) -> bo
 
 @dataclass(frozen=True)
 class _Hypothesis:
-    """What would happen if one module's output were something else: unreadable, or zero and part of the residual."""
+    """A module whose output is replaced: by unreadable values, or by zero once it is added to another's."""
 
     module: TokenPureModule
     merged_into: TokenPureModule | None = None
@@ -210,7 +208,7 @@ class _Hypothesis:
 
 
 def _replayed(module: TokenPureModule, hypotheses: list[_Hypothesis]) -> Override:
-    """Return the module's rows once as they are and once more as each hypothesis has them, stacked along the batch."""
+    """Return the module's rows as they are, and as each hypothesis has them, stacked along the batch."""
     variants = [module.rows]
     for hypothesis in hypotheses:
         rows = module.rows
@@ -231,10 +229,7 @@ def _try_all(
     modules: list[TokenPureModule],
     hypotheses: list[_Hypothesis],
 ) -> list[bool]:
-    """Run all hypotheses side by side in one pass, and say which leave the block's output as it was.
-
-    They are independent: every module is replayed, so only what stays alive can read another's output.
-    """
+    """Run independent hypotheses in one pass over replayed modules; returns which keep the block's output."""
     overrides = {module.name: _replayed(module, hypotheses) for module in modules}
     output = trace(model, side, first_block, ids.repeat(1 + len(hypotheses), 1), overrides).block_output
     if output is None:
@@ -250,7 +245,7 @@ def _try_all(
 def find_unread_and_mergeable(
     model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, modules: list[TokenPureModule]
 ) -> tuple[set[str], str | None]:
-    """Name the modules whose output nobody reads, and the one that may be added to the residual beforehand."""
+    """Name the modules whose output is unread, and the one that may be added to the residual beforehand."""
     poisoned = [_Hypothesis(module) for module in modules]
     merged = _merged(modules)
     valid = _try_all(model, side, first_block, ids, modules, poisoned + merged)
@@ -263,6 +258,6 @@ def find_unread_and_mergeable(
 
 
 def _merged(modules: list[TokenPureModule]) -> list[_Hypothesis]:
-    """Return the hypotheses that a module may be added to one that runs before it."""
+    """Return the hypotheses that add a module to one that runs before it."""
     pairs = [(module, into) for module in modules for into in modules if into.order < module.order]
     return [_Hypothesis(module, into) for module, into in pairs if into.shape == module.shape]

@@ -1,4 +1,4 @@
-"""What an experiment is made of: tokens, where they stand, and when two outputs count as the same."""
+"""Tokens of an experiment, their positions, and when two outputs count as the same."""
 
 from itertools import islice
 from typing import Any
@@ -35,7 +35,6 @@ def experiment_tokens(config: PreTrainedConfig) -> torch.Tensor:
 
 
 def _special(settings: dict[str, Any]) -> set[int]:
-    """Return the ids that a model may treat otherwise than ordinary tokens."""
     ids = set[int]()
     for name, value in settings.items():
         if name.endswith("_token_id"):
@@ -62,7 +61,7 @@ def neighbours_changed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def same_rows(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Say whether two tensors differ by no more than the rounding of a matrix product."""
+    """Return whether two tensors differ by no more than the rounding of a matrix product."""
     if not one.numel():
         return one.shape == other.shape
     scale = one.abs().max()
@@ -70,19 +69,19 @@ def same_rows(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def is_constant(rows: torch.Tensor) -> bool:
-    """Say whether all positions of ``[batch, seq, ...]`` rows hold the same."""
+    """Return whether all positions of ``[batch, seq, ...]`` rows hold the same."""
     return same_rows(rows, rows[:1, :1].expand_as(rows))
 
 
 def are_rows(tensor: torch.Tensor | None) -> bool:
-    """Say whether a module's output has one row of values for each of the experiment's tokens."""
+    """Return whether a module's output has one row of values for each of the experiment's tokens."""
     if tensor is None or not tensor.is_floating_point():
         return False
     return tensor.dim() >= 3 and tensor.shape[:2] == (BATCH, SEQ)
 
 
 def follows_tokens(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Say whether rows of a mirrored pass moved with their tokens, and are not merely the same for all."""
+    """Return whether rows of a mirrored pass moved with their tokens, and are not merely the same for all."""
     if one is None or other is None or not are_rows(one) or one.shape != other.shape:
         return False
     return not is_constant(one) and same_rows(one, mirrored(other))

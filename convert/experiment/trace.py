@@ -14,14 +14,14 @@ from prefold.convert.model.running import run_until, stop
 
 @dataclass
 class Call:
-    """What one module took and returned in one pass.
+    """The arguments and the output of one call of a module in a pass.
 
     Attributes:
-        order: when the module was entered, counted over all modules.
-        taken: its first tensor argument, if it has one.
-        output: the returned tensor, or None where the module returned something else.
+        order: of entry, counted over all modules.
+        taken: the first tensor argument, if there is one.
+        output: the returned tensor; None where the module returned anything else.
         tensor: the returned tensor, or the first of several.
-        returns_indices: it returned whole numbers beside tensors, as a router does.
+        returns_indices: whole numbers beside tensors, as a router returns.
     """
 
     order: int
@@ -65,8 +65,8 @@ def trace(
 ) -> Trace:
     """Run ``[batch, seq]`` tokens up to the end of the first layer and record every module's output.
 
-    ``overrides`` change what a module returns, as if it were another. ``attention_mask``, ``[batch, seq]``, is
-    0 where a token is padding. ``more`` goes to the model's ``forward``.
+    ``overrides`` change the outputs of modules. ``attention_mask``, ``[batch, seq]``, is 0 where a token is padding.
+    ``more`` goes to the model's ``forward``.
     """
     following = _next_block(model, first_block)
     recorder = _Recorder(first_block, overrides or {}, is_last=following is None)
@@ -88,7 +88,7 @@ def trace(
 
 
 def _next_block(model: nn.Module, first_block: str) -> str | None:
-    """Name the block behind the first: what it takes is what the first layer says, norms behind its block included."""
+    """Name the block behind the first; its input is the first layer's output, norms behind the block included."""
     stack, _, index = first_block.rpartition(".")
     blocks = model.get_submodule(stack)
     following = str(int(index) + 1)
@@ -96,8 +96,6 @@ def _next_block(model: nn.Module, first_block: str) -> str | None:
 
 
 class _Recorder:
-    """Keeps what modules take and return, up to the end of the first layer."""
-
     def __init__(self, first_block: str, overrides: Overrides, *, is_last: bool) -> None:
         self.seen = Trace()
         self._first_block, self._overrides, self._is_last = first_block, overrides, is_last
@@ -130,7 +128,7 @@ class _Recorder:
         return hook
 
     def enter_next_block(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """End the pass with what the next block takes: a hook on it."""
+        """End the pass with the input of the next block: a hook on it."""
         taken = _first_tensor_of(args, kwargs)
         self.seen.block_output = None if taken is None else taken.clone()
         stop()

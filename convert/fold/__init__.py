@@ -1,4 +1,4 @@
-"""What is stored in place of the modules that fold, and what a step then reads."""
+"""Rows that are stored in place of the modules that fold, and the reads of a step."""
 
 from prefold.convert.fold.encoding import Encoding, Slice
 from prefold.convert.fold.first_layer import method_of, quiet_loading, require_loadable

@@ -59,7 +59,7 @@ def _left_out(model: nn.Module, names: list[str]) -> Iterator[None]:
 
 @torch.no_grad()
 def find_unreached(skeleton: PreTrainedModel, stacks: list[Stack], cuts: list[Cut]) -> list[str]:
-    """Name the modules of first blocks that no pass for a row enters; an experiment shows that rows do without them.
+    """Name the modules of first blocks that no pass for a row enters, if rows are the same without them.
 
     Of a fold behind a sum, which runs more than that pass, none is named.
     """
@@ -77,7 +77,6 @@ def find_unreached(skeleton: PreTrainedModel, stacks: list[Stack], cuts: list[Cu
 def _do_without(
     skeleton: PreTrainedModel, unreached: list[str], cuts: list[Cut], ids: torch.Tensor, rows: list[torch.Tensor]
 ) -> bool:
-    """Return whether rows are the same without some modules."""
     try:
         with _left_out(skeleton, unreached):
             return all(torch.equal(compute_rows(skeleton, cut, ids), one) for cut, one in zip(cuts, rows, strict=True))
@@ -86,10 +85,7 @@ def _do_without(
 
 
 def _outermost(model: nn.Module, name: str, entered: set[str], stored: set[str]) -> Iterator[str]:
-    """Yield the largest parts of a module, weights in them, that a pass does not enter.
-
-    Of a stored module, or of a list, as of experts, whose parts are chosen by what runs, no part is named.
-    """
+    """Yield the largest parts with weights that a pass does not enter, but none of stored modules or of lists."""
     for part, child in model.get_submodule(name).named_children():
         inner = f"{name}.{part}"
         if any(f"{each}.".startswith(f"{inner}.") for each in entered | stored):
@@ -105,7 +101,7 @@ def check_fold_on_skeleton(
     """Replace the skeleton's modules by columns that hold the experiment's rows, and compare the block's output.
 
     Raises:
-        UnsupportedModel: the block does not run with columns in place of its modules, or says something else.
+        UnsupportedModel: the block does not run with columns in place of its modules, or returns other values.
     """
     # Importing the runtime changes how transformers loads models; only a conversion should cause that.
     from prefold.runtime.columns_prefold import FoldedInputError
@@ -130,7 +126,7 @@ def check_fold_on_skeleton(
 
 
 def _same_where_shown(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Compare what is not padding; streams beside each other, ``[streams, batch, seq, width]``, count as one row."""
+    """Compare unpadded positions; parallel streams, ``[streams, batch, seq, width]``, count as one row."""
     if mask is None or before.shape != after.shape:
         return before.shape == after.shape and same_rows(before, after)
     axis = next((axis for axis in range(before.dim() - 1) if before.shape[axis : axis + 2] == mask.shape), None)
@@ -141,7 +137,7 @@ def _same_where_shown(before: torch.Tensor, after: torch.Tensor, mask: torch.Ten
 
 
 def _rows(cut: Cut, found: Discovery, ids: torch.Tensor, linear: Linear | None) -> torch.Tensor:
-    """Lay the experiment's rows out as the cut says, ``[rows, row_width]``; of other tokens than its own zeros."""
+    """Lay the experiment's rows out by the cut, ``[rows, row_width]``; rows of other tokens are zero."""
     by_name = {module.name: module.rows.reshape(ids.numel(), -1) for module in found.columns}
     residual = by_name[cut.residual.module]
     if cut.merged:

@@ -1,7 +1,7 @@
-"""Rows in fewer bytes than the model's own values take: what lies where in them, and how values get there.
+"""Rows in fewer bytes than the model's own values take: their layout, and the conversion of values.
 
-Written by hand, since no library stores slices of several types in one row, which one read then fetches; and what
-reads them travels with the checkpoint and needs torch alone (``prefold.runtime.storage_prefold.decoded``).
+Written by hand, since no library stores slices of several types in one row, which one read then fetches; and the
+reader travels with the checkpoint and needs torch alone (``prefold.runtime.storage_prefold.decoded``).
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ _ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Slice:
-    """Where the values of one column lie in a row.
+    """The place of one column's values in a row.
 
     Attributes:
         start: bytes from the start of the row.
         width: values.
         dtype: of these, as torch spells it.
-        scale: where the number lies that they are multiplied by, in float32; None where there is none.
+        scale: byte offset of their factor, a float32; None where there is none.
     """
 
     start: int
@@ -35,20 +35,14 @@ class Slice:
     scale: int | None
 
     @property
-    def kind(self) -> torch.dtype:
+    def torch_dtype(self) -> torch.dtype:
         """The type of the values."""
         return _dtype(self.dtype)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What lies where in a row.
-
-    Attributes:
-        slices: of all columns, the residual first.
-        row_bytes: of a row.
-        native: the model's own type, which values have when they have been read.
-    """
+    """The layout of a row: slices of all columns, the residual first; ``native`` is the type of values once read."""
 
     slices: list[Slice]
     row_bytes: int
@@ -56,7 +50,7 @@ class Encoding:
 
     @property
     def width(self) -> int:
-        """How many values of the model's own type are as long as a row."""
+        """The length of a row in values of the model's own type."""
         return self.row_bytes // _dtype(self.native).itemsize
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
@@ -64,10 +58,10 @@ class Encoding:
         stored = torch.zeros(len(rows), self.row_bytes, dtype=torch.uint8)
         for part, values in zip(self.slices, rows.split([part.width for part in self.slices], 1), strict=True):
             if part.scale is not None:
-                scale = _scale(values, part.kind)
+                scale = _scale(values, part.torch_dtype)
                 _put(stored, part.scale, scale)
-                values = _rounded(values.to(_SCALE) / scale, part.kind)
-            _put(stored, part.start, values.to(part.kind))
+                values = _rounded(values.to(_SCALE) / scale, part.torch_dtype)
+            _put(stored, part.start, values.to(part.torch_dtype))
         return stored
 
 
@@ -79,25 +73,27 @@ def encoding_of(widths: list[int], native: torch.dtype, dtype: torch.dtype, *, r
     """
     if dtype.itemsize >= native.itemsize:
         raise UsageError(f"--table-dtype {_name(dtype)}: no smaller than the model's {_name(native)}")
-    kinds = [dtype if number or residual else native for number in range(len(widths))]
-    at = [sum(width * kind.itemsize for width, kind in zip(widths[:n], kinds, strict=False)) for n in range(len(kinds))]
-    scaled = [number for number, kind in enumerate(kinds) if kind in _LARGEST]
-    first = _aligned(at[-1] + widths[-1] * kinds[-1].itemsize, _SCALE.itemsize)
+    dtypes = [dtype if number or residual else native for number in range(len(widths))]
+    at = [
+        sum(width * each.itemsize for width, each in zip(widths[:n], dtypes, strict=False)) for n in range(len(dtypes))
+    ]
+    scaled = [number for number, each in enumerate(dtypes) if each in _LARGEST]
+    first = _aligned(at[-1] + widths[-1] * dtypes[-1].itemsize, _SCALE.itemsize)
     scales = {number: first + index * _SCALE.itemsize for index, number in enumerate(scaled)}
-    parts = [Slice(at[n], widths[n], _name(kinds[n]), scales.get(n)) for n in range(len(kinds))]
+    parts = [Slice(at[n], widths[n], _name(dtypes[n]), scales.get(n)) for n in range(len(dtypes))]
     return Encoding(parts, _aligned(first + len(scaled) * _SCALE.itemsize, _ALIGNMENT), _name(native))
 
 
-def _scale(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """Return what the largest of each row's values is to the type's largest, ``[tokens, 1]``; 1 where all are zero."""
-    scale = values.to(_SCALE).abs().amax(1, keepdim=True) / _LARGEST[kind]
+def _scale(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return each row's largest value over the type's largest, ``[tokens, 1]``; 1 where all values are zero."""
+    scale = values.to(_SCALE).abs().amax(1, keepdim=True) / _LARGEST[dtype]
     return scale.where(scale > 0, 1)
 
 
-def _rounded(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """Bring values into the range of a type, and, where that is of integers, to the next one."""
-    largest = _LARGEST[kind]
-    return (values if kind.is_floating_point else values.round()).clamp(-largest, largest)
+def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Clamp values to the range of a type, and round them where the type is of integers."""
+    largest = _LARGEST[dtype]
+    return (values if dtype.is_floating_point else values.round()).clamp(-largest, largest)
 
 
 def _put(stored: torch.Tensor, start: int, values: torch.Tensor) -> None:

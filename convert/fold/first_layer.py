@@ -1,4 +1,4 @@
-"""The first layer with its weights; and what of a quantized one can be folded.
+"""The first layer with its weights, and the limits of folding a quantized one.
 
 It is loaded as transformers loads the whole source on the same machine: dequantized where transformers does that on a
 CPU, with quantized modules where it has some that run. A table holds what those modules return, so that no method of
@@ -27,10 +27,10 @@ from prefold.convert.model.skeleton import Stack, prune, remove
 
 
 def require_device(device: str) -> None:
-    """Require a device of that name.
+    """Require a device that this machine has.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it has none of that name.
     """
     try:
         torch.empty(0, device=device)
@@ -55,10 +55,7 @@ def quiet_loading() -> Iterator[None]:
 def _first_layer_class(
     model_class: type[PreTrainedModel], stacks: list[Stack], unreached: list[str]
 ) -> type[PreTrainedModel]:
-    """Derive a class that is the source's up to its first blocks, under the same name and module.
-
-    Name and module decide which renames of tensors transformers applies when it loads.
-    """
+    """Derive the source's class up to its first blocks; its name and module keep transformers' renames of tensors."""
 
     def __init__(self: Any, config: PreTrainedConfig) -> None:  # noqa: N807
         model_class.__init__(self, config)
@@ -115,10 +112,14 @@ _TOGETHER, _ALONE = 4096, 32
 
 def method_of(config: PreTrainedConfig) -> str | None:
     """Name the method by which a source is quantized; None where it is not."""
-    said: Any = getattr(config, "quantization_config", None)
-    if not said:
+    quantization: Any = getattr(config, "quantization_config", None)
+    if not quantization:
         return None
-    return str(said.get("quant_method") or "unnamed") if isinstance(said, dict) else str(said.quant_method)
+    return (
+        str(quantization.get("quant_method") or "unnamed")
+        if isinstance(quantization, dict)
+        else str(quantization.quant_method)
+    )
 
 
 def require_loadable(config: PreTrainedConfig) -> None:
@@ -142,13 +143,13 @@ def require_loadable(config: PreTrainedConfig) -> None:
 
 
 def require_plain(config: PreTrainedConfig, cuts: list[Cut], asked: list[str]) -> None:
-    """Refuse, of a quantized source, what cannot be done with its weights; any other source passes.
+    """Refuse, for a quantized source, a fold or options that change its weights; any other source passes.
 
     ``asked`` names options that change weights.
 
     Raises:
         UsageError: an option would change weights.
-        UnsupportedModel: what folds is a part of a sum.
+        UnsupportedModel: a column is a part of a sum.
     """
     method = method_of(config)
     if method is None:

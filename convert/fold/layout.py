@@ -1,6 +1,7 @@
-"""Which modules become columns, and where each lies in a row."""
+"""The modules that become columns, and their places in a row."""
 
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ class Column:
     """The slice of a row that replaces one module.
 
     Attributes:
-        module: the module's name in the model.
         start: where the slice begins, in values from the start of the row.
         shape: of one row of the module's output.
         masked: padded positions get zeros instead, or, behind a sum, what a sum of zero becomes.
@@ -43,11 +43,11 @@ class Sum:
 
     Attributes:
         token: the module that returns the token's part of the sum.
-        factor: what the model multiplies that part by.
+        factor: of that part in the sum.
         look_ups: the other parts; each gets a table of its own for the same columns.
-        norms: what the sum goes through.
+        norms: between the sum and the columns.
         live: names of the norms whose output is read by others than the columns, too.
-        columns: modules that are linear in what comes out, in the order in which a pass reads them.
+        columns: modules that are linear in the last norm's output, in the order in which a pass reads them.
     """
 
     token: str
@@ -69,7 +69,7 @@ class Sum:
 
     @property
     def masked(self) -> bool:
-        """Whether padded positions get what a sum of zero becomes."""
+        """Whether padded positions get the columns of a zero sum."""
         return any(column.masked for column in self.columns)
 
     @property
@@ -81,11 +81,9 @@ class Sum:
 
 @dataclass(frozen=True)
 class EmbeddingSite:
-    """Where the tokens of a side are looked up.
+    """The place where the tokens of a side are looked up.
 
     Attributes:
-        side: where the tokens enter.
-        embedding: name of the input embedding.
         rows: vocabulary size.
         entered_before: modules that a pass enters before the embedding, and around it, the model (an empty name) first.
         unreachable: embeddings that a call with ``input_ids`` alone never uses; rows hold nothing of theirs.
@@ -100,15 +98,14 @@ class EmbeddingSite:
 
 @dataclass(frozen=True)
 class Table:
-    """The tensor that holds a row for each token.
+    """The tensor that holds a row of ``row_width`` values for each token.
 
     Attributes:
         module: the input embedding, which it replaces.
         tensor: its name in the files.
         rows: vocabulary size.
-        row_width: values in a row.
         width: values that the embedding returns for a token.
-        encoding: how rows are stored, where not as values of the model's own type.
+        encoding: of rows; None where they are values of the model's own type.
     """
 
     module: str
@@ -121,17 +118,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Cut:
-    """What is stored for a token, and what becomes of the modules, on one side of a model.
+    """The stored slices of a row, and the modules that they replace, on one side of a model.
 
     An entry of ``folds`` in a folded ``config.json`` has these fields.
 
     Attributes:
         name: ``deepest``, or the module that this cut stores and a deeper one drops.
         side: where the tokens enter.
-        table: the rows.
         residual: the first slice of a row, which runs on beside the columns: the embedding, or a norm of it.
         columns: the token-pure modules that are folded, in the order in which a pass reads them.
-        dropped: modules whose output nobody reads any more.
+        dropped: modules whose output is unread.
         merged: the module that is added to the residual slice beforehand, or None.
         sum: the columns that see a sum of look-ups, or None.
         entered_before: modules that a pass enters before the embedding, and around it.
@@ -166,7 +162,7 @@ class Cut:
 
     @property
     def encoding(self) -> Encoding | None:
-        """How rows are stored, where not as values of the model's own type."""
+        """The encoding of rows; None where they are values of the model's own type."""
         return self.table.encoding
 
     @property
@@ -193,7 +189,7 @@ class Cut:
 
     @property
     def computed(self) -> list[Column]:
-        """What of a row is token-pure: the residual, the columns, and what is merged into the residual."""
+        """The token-pure slices of a row: the residual, the columns, and the module merged into the residual."""
         return [self.residual, *self.columns, *([self.merged] if self.merged else [])]
 
     @property
@@ -235,19 +231,10 @@ def read_cuts(config: dict[str, Any]) -> list[Cut]:
         raise BrokenCheckpoint(f"config.json: its prefold section is malformed: {error}") from error
 
 
-@dataclass
-class _Row:
-    """A row being laid out."""
-
-    width: int = 0
-
-    def lay(self, modules: list[TokenPureModule]) -> list[Column]:
-        """Put modules one behind the other, and return their columns."""
-        placed = []
-        for module in modules:
-            placed.append(Column(module.name, self.width, module.shape, module.masked))
-            self.width += module.width
-        return placed
+def _columns(modules: list[TokenPureModule], start: int = 0) -> list[Column]:
+    """Put modules one behind the other, and return their columns."""
+    starts = accumulate((module.width for module in modules), initial=start)
+    return [Column(each.name, at, each.shape, each.masked) for each, at in zip(modules, starts, strict=False)]
 
 
 def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: bool = False) -> Cut:
@@ -260,15 +247,15 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
     if merge_residual and discovery.mergeable:
         merged = next(Column(m.name, 0, m.shape) for m in stored if m.name == discovery.mergeable)
         stored = [module for module in stored if module.name != discovery.mergeable]
-    row = _Row()
-    residual, *columns = row.lay(stored)
+    residual, *columns = _columns(stored)
     found = {module.name: module for module in [*discovery.columns, *discovery.dropped]}
-    behind_sum = _sum(discovery, row)
-    width = found[place.embedding].width
+    pure_width, width = sum(module.width for module in stored), found[place.embedding].width
+    behind_sum = _sum(discovery, pure_width)
+    row_width = pure_width + (behind_sum.width if behind_sum else 0)
     return Cut(
         name=discovery.name,
         side=place.side,
-        table=Table(place.embedding, f"{place.embedding}.weight", place.rows, row.width, width),
+        table=Table(place.embedding, f"{place.embedding}.weight", place.rows, row_width, width),
         residual=residual,
         columns=columns,
         dropped=[Column(module.name, 0, module.shape) for module in discovery.dropped],
@@ -279,9 +266,9 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
     )
 
 
-def _sum(discovery: Discovery, row: _Row) -> Sum | None:
+def _sum(discovery: Discovery, start: int) -> Sum | None:
     found = discovery.separable
     if found is None:
         return None
     live = [norm.name for norm in found.normed]
-    return Sum(found.token, found.factor, found.look_ups, found.norms, live, row.lay(found.columns))
+    return Sum(found.token, found.factor, found.look_ups, found.norms, live, _columns(found.columns, start))

@@ -1,4 +1,4 @@
-"""What a decode step reads of parameters: by formula, and measured on the running model.
+"""Bytes of parameters that a decode step reads: by formula, and measured on the running model.
 
 The shape of the formula is the paper's (Graef 2024, section 1), with every parameter counted: biases and norm gains,
 too. The kind of read of a parameter is measured on the skeleton, not assumed: a weight is read once in a step, a
@@ -32,7 +32,7 @@ _LOOK_UPS = {_aten.embedding.default: 1, _aten.index_select.default: 2, _aten.in
 
 
 class Meter(TorchDispatchMode):
-    """Counts, while it is active, what is read of a model's parameters.
+    """Counts, while it is active, the reads of a model's parameters.
 
     A parameter, or the part of it that a view shows, counts once per pass however often it is used; a
     look-up counts the rows that it gathers, every time. Views themselves read nothing.
@@ -46,7 +46,7 @@ class Meter(TorchDispatchMode):
 
     @property
     def whole(self) -> dict[str, int]:
-        """Bytes read of each parameter by operations that take all of what they are given."""
+        """Bytes read of each parameter by operations that read all of their argument."""
         return {name: sum(size for _, size in parts) for name, parts in self._whole.items()}
 
     @property
@@ -55,7 +55,7 @@ class Meter(TorchDispatchMode):
         return sum(self.whole.values()) + sum(self.gathered.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it reads."""
+        """Run the operation and count its reads."""
         if not _is_view(func):
             for argument in tree_leaves((args, kwargs or {})):
                 self._count(func, argument, args)
@@ -77,7 +77,7 @@ class Meter(TorchDispatchMode):
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a model's parameters, and the tables of a folded one that are none since they are not on its device."""
+    """Yield a model's parameters, and the tables of a folded one that are not on its device."""
     yield from model.named_parameters()
     for name, module in model.named_modules():
         table = getattr(getattr(module, "rows", None), "table", None)
@@ -86,7 +86,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _distinct(argument: torch.Tensor) -> int:
-    """Count the values in memory that a tensor shows, each once though it be repeated, as for every token."""
+    """Count the values in memory that a tensor shows; one repeated by a stride of 0 counts once."""
     return prod(size for size, stride in zip(argument.shape, argument.stride(), strict=True) if stride)
 
 
@@ -99,7 +99,7 @@ def _experts_used(weights: torch.Tensor, ends: torch.Tensor) -> Iterator[tuple[i
 
 
 def _is_view(func: Any) -> bool:
-    """Say whether the operation returns its input's memory unread, as ``t``, ``view`` and ``select`` do."""
+    """Return whether the operation returns its input's memory unread, as ``t``, ``view`` and ``select`` do."""
     aliases = [argument.alias_info for argument in func._schema.arguments]
     returned = [result.alias_info for result in func._schema.returns]
     shared = any(alias is not None and not alias.is_write for alias in aliases)
@@ -108,7 +108,7 @@ def _is_view(func: Any) -> bool:
 
 @contextmanager
 def metered(model: nn.Module) -> Iterator[Meter]:
-    """Count the parameter reads of what runs inside."""
+    """Count the parameter reads of the block."""
     with torch.no_grad(), Meter(model) as meter:
         yield meter
 
@@ -125,8 +125,6 @@ class Parameter:
     """One parameter of the whole model and how a decode step reads it.
 
     Attributes:
-        name: in the model.
-        shape: its shape.
         units: size of one of its values, as a multiple of the model's dtype: 2 for float32 in a model of 16 bits.
         per_token: values that one token looks up in it.
         fixed: values that are looked up once per step, whatever the batch.
@@ -161,14 +159,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ParameterReads:
-    """Every parameter of a model, and which of them the cuts eliminate.
+    """Every parameter of a model, tied ones once, and which of them the cuts eliminate.
 
     Attributes:
-        parameters: by name, tied ones once.
-        cuts: what is folded, on each side.
         routers: modules that choose experts; the paper leaves their weights out.
         looked_up: for every other embedding, rows read for each token, and rows read once in a step.
-        freed: the embeddings' own weights that nobody needs any more.
+        freed: the embeddings' own weights that are needed no more.
     """
 
     parameters: dict[str, Parameter]
@@ -184,7 +180,7 @@ class ParameterReads:
 
     @property
     def has_experts(self) -> bool:
-        """Whether what a step reads depends on which experts the tokens choose."""
+        """Whether the reads of a step depend on the experts that its tokens choose."""
         return any(0 < parameter.share < 1 for parameter in self.parameters.values())
 
     def inside(self, module: str) -> list[Parameter]:
@@ -206,16 +202,16 @@ class ParameterReads:
 
     @property
     def made(self) -> int:
-        """Values of all that is stored in their place."""
+        """Values of all tensors that are stored in their place."""
         tables = sum(cut.rows * cut.stored_width for cut in self.cuts)
         return tables + sum(prod(shape) for cut in self.cuts for shape in cut.added.values())
 
     def is_router(self, parameter: Parameter) -> bool:
-        """Say whether a parameter chooses experts."""
+        """Return whether a parameter chooses experts."""
         return any(parameter.name.startswith(f"{router}.") for router in self.routers)
 
     def read_before(self, batch: int) -> float:
-        """Values that one step reads of what is folded."""
+        """Values that one step reads of the folded weights."""
         return sum(parameter.reads(batch) for parameter in self.folded) + batch * sum(
             cut.embedding_width for cut in self.cuts
         )
@@ -227,7 +223,6 @@ class ParameterReads:
         )
 
     def _read_of_sum(self, sum_: Sum, batch: int) -> float:
-        """Values of the other look-ups' rows, and of the columns' biases."""
         rows = sum(per_token * batch + fixed for per_token, fixed in (self.looked_up[e.module] for e in sum_.look_ups))
         return sum_.width * (rows + sum_.steps)
 
@@ -279,7 +274,7 @@ def _saves(census: ParameterReads, batch: int) -> bool:
 
 @torch.no_grad()
 def _step(model: PreTrainedModel, batch: int, look_ups: list[str]) -> tuple[Meter, dict[str, int]]:
-    """Run one step; returns what it read, and how many rows each look-up returned."""
+    """Run one step; returns its reads, and the number of rows that each look-up returned."""
     rows = dict[str, int]()
 
     def count(name: str) -> Any:
@@ -304,7 +299,7 @@ def measure_parameter_reads(
     ties: Ties,
     units: dict[str, float],
 ) -> ParameterReads:
-    """Measure one step of the skeleton and apply what was found to every parameter of the whole model.
+    """Measure one step of the skeleton and apply its kinds of reads to every parameter of the whole model.
 
     ``shapes`` are the whole model's; the skeleton has one block of each kind of the ``stacks``. ``units`` are those of
     parameters that have another type than the model.
@@ -329,7 +324,7 @@ def measure_parameter_reads(
 
 
 def _twin(name: str, stacks: list[Stack]) -> str:
-    """Name, in the skeleton, the parameter that stands for one of the whole model."""
+    """Name the skeleton's parameter that stands for one of the whole model."""
     stack = next((stack for stack in stacks if name.startswith(f"{stack.name}.")), None)
     if stack is None:
         return name

@@ -20,10 +20,7 @@ Item = TypeVar("Item")
 
 
 def prefetched(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the same items, one made ahead in a thread of its own: two are in memory at a time.
-
-    What the thread raises is raised here.
-    """
+    """Yield the same items, one made ahead in a thread of its own: two are in memory at a time."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, end)
@@ -55,7 +52,7 @@ class Linear:
         return weight
 
     def part(self, values: torch.Tensor) -> torch.Tensor:
-        """Return what a part of the sum, ``[rows, width]``, adds to the columns, ``[rows, columns' width]``."""
+        """Return the columns' share, ``[rows, columns' width]``, of a part of the sum, ``[rows, width]``."""
         return self._behind(values.double(), 0)
 
     def _behind(self, values: torch.Tensor, first: int) -> torch.Tensor:
@@ -119,7 +116,7 @@ class Linear:
         return values
 
     def _widen(self, module: nn.Module, *_: Any) -> None:
-        """Turn what a module holds itself to float64, once values in float64 are under way: a hook before it."""
+        """Cast a module's own tensors to float64 once values in float64 are under way: a hook before it."""
         if self._is_fed:
             for held in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 held.data = held.data.double() if held.is_floating_point() else held.data
@@ -145,7 +142,7 @@ def chunk_size(cut: Cut, itemsize: int) -> int:
 
 
 def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> torch.Tensor:
-    """Run ``[batch, seq]`` tokens through the first layer and lay out what is token-pure, ``[batch, seq, width]``.
+    """Run ``[batch, seq]`` tokens through the first layer and lay out the token-pure slices, ``[batch, seq, width]``.
 
     ``model`` may be the whole source or its first layer alone: the pass ends with the last folded module.
     """
@@ -197,19 +194,19 @@ def added_tensors(model: PreTrainedModel, cut: Cut, dtype: torch.dtype) -> Itera
 
 
 def _slice(rows: torch.Tensor, cut: Cut) -> torch.Tensor:
-    """Return the part of rows that is the token's part of the sum."""
+    """Return the token's part of the sum."""
     column = next(column for column in cut.stored if cut.sum and column.module == cut.sum.token)
     return rows[:, column.start : column.start + column.width]
 
 
 def _ids(model: PreTrainedModel, start: int, stop: int) -> torch.Tensor:
-    """Return tokens, each as a sequence of its own, which attends to nothing: ``[tokens, 1]``."""
+    """Return tokens, each as a sequence of its own: ``[tokens, 1]``."""
     return torch.arange(start, stop, device=model.device)[:, None]
 
 
 @contextmanager
 def _shortened(model: PreTrainedModel, cut: Cut) -> Iterator[None]:
-    """Leave out of a pass what no column reads, if a few tokens show that their rows stay the same to the bit."""
+    """Leave modules behind their last column, if a few tokens show that rows stay the same to the bit."""
     ids = _ids(model, 0, min(_TRIAL_TOKENS, cut.rows))
     whole = compute_rows(model, cut, ids)
     with ExitStack() as bypasses:

@@ -1,4 +1,4 @@
-"""Which tensors go into which file of the folded checkpoint."""
+"""Tensors of the folded checkpoint, and the files that hold them."""
 
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -25,25 +25,20 @@ from prefold.convert.options import FoldOptions
 
 @dataclass(frozen=True)
 class ComputedTensor:
-    """A tensor that is computed: its name, its shape, and whether it holds bytes and not the model's own values."""
+    """A tensor that is computed; an encoded one holds bytes and not the model's own values."""
 
     name: str
     shape: list[int]
     is_encoded: bool = False
 
-    def kind(self, dtype: torch.dtype) -> torch.dtype:
+    def dtype_in(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type of its values in a model of ``dtype``."""
         return torch.uint8 if self.is_encoded else dtype
 
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """The files to be written.
-
-    Attributes:
-        shards: the untouched tensors, by file.
-        made: every tensor that is computed, by the parameter that it is loaded into.
-    """
+    """The files to be written: untouched tensors by file, computed ones by the parameter that they are loaded into."""
 
     shards: dict[str, dict[str, Outgoing]]
     made: dict[str, ComputedTensor]
@@ -68,10 +63,7 @@ def untouched(entries: dict[str, Entry], live: dict[str, str], cuts: list[Cut], 
 
 
 def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, ComputedTensor]:
-    """Return the tensors that are computed, by the names of their parameters.
-
-    What takes the place of a tensor of the source takes its name, too.
-    """
+    """Return the computed tensors by their parameters, under the names of the tensors that they replace."""
     named, made = {parameter: name for name, parameter in live.items()}, dict[str, ComputedTensor]()
     for cut in cuts:
         table, width = f"{cut.embedding}.weight", cut.encoding.row_bytes if cut.encoding else cut.row_width

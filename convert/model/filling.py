@@ -43,11 +43,7 @@ def allocated(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 
 
 def require_fillable(model: nn.Module, aside: Collection[nn.Module]) -> None:
-    """Refuse first blocks whose buffers and small weights take too much memory, and time, to be given values.
-
-    Raises:
-        UnsupportedModel: they do.
-    """
+    """Refuse first blocks whose buffers and small weights have too many values to be filled."""
     weights = [each for module in model.modules() if module not in aside for each in module.parameters(recurse=False)]
     filled = [weight for weight in weights if not _is_window(weight)] + list(model.buffers())
     _require_few(sum(tensor.numel() for tensor in filled))
@@ -78,7 +74,7 @@ def _is_window(weight: torch.Tensor) -> bool:
 
 
 def _share(places: list[tuple[nn.Module, str]]) -> None:
-    """Put windows into one sequence in the places of weights of one type; the widest keeps its input's scale."""
+    """Replace weights of one type by windows into one sequence; the widest keeps its input's scale."""
     weights = [getattr(module, name) for module, name in places]
     length = max(map(_extent, weights)) + _STEP * len(weights)
     _require_few(length)
@@ -97,12 +93,12 @@ def _strides(weight: torch.Tensor) -> tuple[int, ...]:
 
 
 def _extent(weight: torch.Tensor) -> int:
-    """Return how many values lie between the first and the last of a weight's window."""
+    """Return the number of values from the first to the last of a weight's window."""
     return 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, _strides(weight), strict=True))
 
 
 def fill(model: nn.Module, aside: Collection[nn.Module], embedding_rows: int) -> None:
-    """Fill all weights but the large ones; of embeddings some rows, of whatever else is set ``aside`` nothing.
+    """Fill all weights but the large ones; of embeddings some rows, of other modules that are set ``aside`` nothing.
 
     Large matrices are marked for thin products, those that are set aside, too.
     """

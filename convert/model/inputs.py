@@ -30,7 +30,7 @@ class Side:
     sees_source: bool = False
 
     def inputs(self, model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, Any]:
-        """Return what the model's ``forward`` takes for ``[batch, seq]`` tokens to enter here; caches are off.
+        """Return the arguments of the model's ``forward`` for ``[batch, seq]`` tokens to enter here; caches are off.
 
         The whole model is called, since it prepares arguments that the side needs. A decoder gets a made-up encoder
         output, so that the encoder does not run.
@@ -53,18 +53,18 @@ def find_sides(model: PreTrainedModel) -> list[Side]:
 
 
 def whole_inputs(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
-    """Return what the whole model's ``forward`` takes for a pass over ``[batch, seq]`` tokens, on every side."""
+    """Return the arguments of the whole model's ``forward`` for ``[batch, seq]`` tokens, on every side."""
     return find_sides(model)[0].inputs(model, ids)
 
 
 class _Encoded(BaseModelOutput):
-    """An encoder's output that says of its mask what there is to say: nothing is padding."""
+    """An encoder's output without padding."""
 
     attention_mask = None
 
 
 def encoder_output(model: PreTrainedModel, batch: int) -> BaseModelOutput:
-    """Return what might be an encoder's output, the same for all of a batch: ``[batch, 3, hidden_size]``."""
+    """Return a made-up encoder output, the same for all of a batch: ``[batch, 3, hidden_size]``."""
     encoder = getattr(model.get_encoder(), "config", model.config)
     size = (1, _SOURCE_TOKENS, encoder.get_text_config().hidden_size)
     made = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
@@ -72,7 +72,7 @@ def encoder_output(model: PreTrainedModel, batch: int) -> BaseModelOutput:
 
 
 def accepted(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what a module's ``forward`` does not take."""
+    """Drop arguments that a module's ``forward`` does not take."""
     parameters = inspect.signature(module.forward).parameters
     free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in given.items() if free or name in parameters}

@@ -1,4 +1,4 @@
-"""What transformers makes of a config: its config object, its model class, and whether they can be folded."""
+"""The config object and the model class of a checkpoint, as transformers chooses them, and refusals by both."""
 
 import inspect
 import re
@@ -36,11 +36,7 @@ _NOT_TEXT = re.compile("pixel|image|video|audio|input_features|input_values")
 
 
 def load_config(source: Source, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Load the config and refuse, with every reason, what cannot be folded.
-
-    Raises:
-        UnsupportedModel: with one reason each.
-    """
+    """Load the config; refuse a model that cannot be folded, with every reason."""
     reasons = _reasons(source.config, trust_remote_code=trust_remote_code)
     reasons += code_reasons(source, trust_remote_code=trust_remote_code)
     if reasons:
@@ -76,7 +72,7 @@ def _reasons(raw: dict[str, Any], *, trust_remote_code: bool) -> list[str]:
 
 
 def _beyond(raw: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
-    """Yield the numbers of blocks and labels of a config, and of its parts, that are out of all proportion."""
+    """Yield the numbers of blocks, labels and parts in a config that are out of all proportion."""
     for name, value in raw.items():
         if isinstance(value, dict):
             yield from _beyond(value)
@@ -86,65 +82,58 @@ def _beyond(raw: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
 
 
 def _is_known(raw: dict[str, Any]) -> bool:
-    """Return whether transformers itself has the type; what a program has registered beside is not its own."""
+    """Return whether transformers itself has the type; a type that a program registered is not its own."""
     return str(raw.get("model_type")) in CONFIG_MAPPING._mapping
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """What a checkpoint is loaded as.
-
-    Attributes:
-        model_class: the class that transformers takes for it.
-        auto_class: the name of the auto class that finds it, as ``AutoModelForCausalLM``.
-    """
+    """The model class of a checkpoint, and the name of the auto class that finds it."""
 
     model_class: type[PreTrainedModel]
     auto_class: str
 
     @property
     def other_inputs(self) -> list[str]:
-        """What its ``forward`` takes beside tokens and puts in their places: images, sounds."""
+        """Arguments of ``forward`` that replace tokens: images, sounds."""
         if self.model_class.main_input_name != "input_ids":
             return []  # an encoder takes those; the decoder behind it takes tokens alone
         return [name for name in inspect.signature(self.model_class.forward).parameters if _NOT_TEXT.search(name)]
 
 
-def require_text(kind: ResolvedModel, *, text_only: bool) -> None:
-    """Refuse a model that takes more than tokens, unless it will be given tokens alone.
-
-    Raises:
-        UnsupportedModel: it takes more.
-    """
-    if kind.other_inputs and not text_only:
+def require_text(resolved: ResolvedModel, *, text_only: bool) -> None:
+    """Refuse a model that takes more than tokens, unless it will be given tokens alone."""
+    others = ", ".join(resolved.other_inputs)
+    if others and not text_only:
         raise UnsupportedModel(
             [
-                f"it takes {', '.join(kind.other_inputs)} beside text: where an image or a sound replaces the embedding"
+                f"it takes {others} beside text: where an image or a sound replaces the embedding"
                 " of a token, the token's row would be wrong; --text-only folds it for token ids alone"
             ]
         )
 
 
-def load_kind(source: Source, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> ResolvedModel:
-    """Return what ``architectures`` names, or else the first class that an auto class takes for a config.
+def resolve_model(source: Source, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> ResolvedModel:
+    """Return the class that ``architectures`` names, or else the first that an auto class takes for a config.
 
     Without trust no code of the source is asked, whatever class its config has come to be loaded as.
 
     Raises:
         UnsupportedModel: there is none.
     """
-    own = _own_kind(source, config) if trust_remote_code else []
+    own = _own_models(source, config) if trust_remote_code else []
     architectures = source.config.get("architectures") or []
-    named = [kind for kind in _kinds(_AUTO_CLASSES, config) if kind.model_class.__name__ in architectures]
-    for other in _known(architectures) if not (own or named) else []:
+    named = [each for each in _models(_AUTO_CLASSES, config) if each.model_class.__name__ in architectures]
+    known = [name for name in architectures if hasattr(transformers, name)]  # others are of other programs
+    for other in known if not (own or named) else []:
         raise UnsupportedModel([f"it is a {other}, which no auto class of transformers loads"])
-    chosen = next(iter([*own, *named, *_kinds(_USUAL, config)]), None)
+    chosen = next(iter([*own, *named, *_models(_USUAL, config)]), None)
     if chosen is None:
         raise UnsupportedModel([f"{config.model_type} is not a language model or text encoder of transformers"])
     return chosen
 
 
-def _kinds(autos: Iterable[Any], config: PreTrainedConfig) -> list[ResolvedModel]:
+def _models(autos: Iterable[Any], config: PreTrainedConfig) -> list[ResolvedModel]:
     return [ResolvedModel(each, auto.__name__) for auto in autos for each in _classes(auto, config)]
 
 
@@ -169,13 +158,8 @@ def loaded_by(auto_class: Any, config: PreTrainedConfig) -> str | None:
     return chosen.__name__ if chosen else None
 
 
-def _known(architectures: list[str]) -> list[str]:
-    """Return those that transformers has; names that it has not are of other programs."""
-    return [name for name in architectures if hasattr(transformers, name)]
-
-
-def _own_kind(source: Source, config: PreTrainedConfig) -> list[ResolvedModel]:
-    """Return what a source that brings its own code says that it is."""
+def _own_models(source: Source, config: PreTrainedConfig) -> list[ResolvedModel]:
+    """Return the classes that a source's own code has for its config."""
     if type(config).__module__.startswith("transformers."):
         return []
     references = getattr(config, "auto_map", {})
@@ -189,7 +173,7 @@ def _classes(auto_class: Any, config: PreTrainedConfig) -> list[type[PreTrainedM
 
 
 def resolve_dtype(source: Source, config: PreTrainedConfig, asked: str | None) -> torch.dtype:
-    """Return the type that the model runs in: what was asked for, the config's, or that of its first file's weights."""
+    """Return the type that the model runs in: the one asked for, the config's, or that of its first file's weights."""
     if asked is not None:
         return getattr(torch, asked)  # type: ignore[no-any-return]
     if isinstance(config.dtype, torch.dtype):

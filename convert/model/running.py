@@ -13,12 +13,12 @@ from prefold.convert.model.inputs import Side
 
 
 class _Stop(Exception):
-    """Raised inside a forward pass to leave it: what follows is of no interest."""
+    """Raised inside a forward pass to leave it."""
 
 
 @contextmanager
 def hooks(model: nn.Module, pre: dict[str, Any], post: dict[str, Any]) -> Iterator[None]:
-    """Hang forward (pre-)hooks on modules by name, and take them off again."""
+    """Hang forward (pre-)hooks on modules by name while the block lasts."""
     handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in pre.items()]
     handles += [model.get_submodule(name).register_forward_hook(hook) for name, hook in post.items()]
     try:
@@ -30,11 +30,7 @@ def hooks(model: nn.Module, pre: dict[str, Any], post: dict[str, Any]) -> Iterat
 
 @torch.no_grad()
 def run_until(model: nn.Module, inputs: dict[str, Any]) -> None:
-    """Run a forward pass that a hook may end early by raising ``stop()``.
-
-    Raises:
-        ModelFailed: the model does not run so.
-    """
+    """Run a forward pass that a hook may end early by raising ``stop()``."""
     try:
         with model_code():
             model(**inputs)

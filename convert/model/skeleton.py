@@ -7,7 +7,7 @@ away, and what is left is given weights that take little memory.
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +18,8 @@ from prefold.convert.model.filling import allocated, fill, require_fillable, win
 from prefold.convert.model.running import hooks, stop
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
 class Last:
-    """What the last block that ran returned."""
+    """The output of the last block that ran."""
 
     def __init__(self) -> None:
         self.output: Any = None
@@ -40,9 +35,8 @@ class Last:
 class Skipped(nn.Module):
     """Stands for a block that was cut out: returns what the block before it returned.
 
-    The stack keeps its length, so that whatever the model says of its k-th layer, in settings, masks, caches or
-    names, still means the same block. A model that asks the block what it is, or sets it up, reaches the block
-    itself, which is no part of the model any more and stays on the meta device.
+    The stack keeps its length, so that the k-th layer of settings, masks, caches and names is the same block. Attribute
+    access is forwarded to the original block, which is no part of the model any more and stays on the meta device.
     """
 
     def __init__(self, block: nn.Module, last: Last) -> None:
@@ -60,7 +54,7 @@ class Skipped(nn.Module):
         return self._last.output
 
 
-def prune(model: nn.Module, stack: _Named, keep: Collection[int]) -> None:
+def prune(model: nn.Module, stack: "Stack", keep: Collection[int]) -> None:
     """Leave only the blocks whose indices are in ``keep``, the first among them, with stand-ins for the others."""
     ties = _ties(model)
     blocks, last = model.get_submodule(stack.name), Last()
@@ -94,13 +88,13 @@ def remove(model: PreTrainedModel, unwanted: nn.Module | None) -> None:
 
 
 def _ties(model: nn.Module) -> list[tuple[PreTrainedModel, dict[str, str]]]:
-    """Return what every model inside a model ties to what; its patterns mean nothing once blocks are gone."""
+    """Return the ties of every model inside a model; the patterns mean nothing once blocks are gone."""
     parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     return [(part, part.get_expanded_tied_weights_keys(all_submodels=False)) for part in parts]
 
 
 def _cut_ties(model: PreTrainedModel, ties: dict[str, str]) -> None:
-    """Forget what was tied to or from a block that is gone."""
+    """Forget ties with a block that is gone."""
     there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     there |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     left = {target: source for target, source in ties.items() if target in there and source in there}
@@ -110,17 +104,9 @@ def _cut_ties(model: PreTrainedModel, ties: dict[str, str]) -> None:
     model.all_tied_weights_keys = {t: source for t, source in tied.items() if t in there and source in there}
 
 
-__all__ = ["Stack", "build_on_meta", "find_stack", "find_stacks", "first_to_run", "materialize", "prune"]
-
-
 @dataclass(frozen=True)
 class Stack:
-    """A stack of blocks.
-
-    Attributes:
-        name: the module list's name in the model.
-        kinds: for every block of the stack, the index of the first block of the same kind.
-    """
+    """A stack of blocks: the name of its module list, and for every block the index of the first one of its kind."""
 
     name: str
     kinds: list[int]
@@ -146,11 +132,6 @@ def find_stacks(model: nn.Module, within: str = "") -> list[Stack]:
     return [_stack(model, name) for name in names]
 
 
-def find_stack(model: nn.Module, within: str = "") -> Stack | None:
-    """Find the stack with most parameters in the part of a model that ``within`` names; None where there is none."""
-    return next(iter(find_stacks(model, within)), None)
-
-
 def first_to_run(model: nn.Module, stacks: list[Stack], run: Callable[[], object]) -> Stack | None:
     """Return the stack whose first block ``run`` enters first, by ``run_until``; None where it enters none.
 
@@ -173,12 +154,12 @@ def first_to_run(model: nn.Module, stacks: list[Stack], run: Callable[[], object
 def _stack(model: nn.Module, name: str) -> Stack:
     while deeper := _deeper(model, name):
         name = deeper
-    kinds = [_kind(block) for block in _blocks(model.get_submodule(name))]
+    kinds = [_signature(block) for block in _blocks(model.get_submodule(name))]
     return Stack(name, [kinds.index(kind) for kind in kinds])
 
 
 def _blocks(stack: nn.Module) -> list[nn.Module]:
-    """Return a list's modules; one that it holds twice, twice."""
+    """Return a list's modules, repeated ones included."""
     return list(stack) if isinstance(stack, nn.ModuleList) else []
 
 
@@ -191,7 +172,7 @@ def _outermost_lists(model: nn.Module, within: str) -> list[str]:
 
 
 def _holds_blocks(stack: nn.Module) -> bool:
-    """Say whether a list holds modules made of modules: a list of projections or embeddings is no stack."""
+    """Return whether a list holds modules made of modules: a list of projections or embeddings is no stack."""
     return any(next(block.children(), None) is not None for block in _blocks(stack))
 
 
@@ -208,8 +189,8 @@ def _deeper(model: nn.Module, name: str) -> str | None:
     return inner
 
 
-def _kind(block: nn.Module) -> tuple[object, ...]:
-    """Return what two blocks of one kind have in common: their parameters, and every switch of their modules."""
+def _signature(block: nn.Module) -> tuple[object, ...]:
+    """Return the common properties of blocks of one kind: parameters, and every switch of their modules."""
     shapes = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
     switches = tuple(
         (name, setting, value)

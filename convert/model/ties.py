@@ -1,4 +1,4 @@
-"""Weights that are an embedding's and something else's, too: who still needs them once the embedding is a table."""
+"""Weights that an embedding shares, and their remaining owners once the embedding is a table."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Ties:
-    """What was tied to the embeddings that become tables; all by names of parameters.
+    """Ties of the embeddings that become tables, by names of parameters.
 
     Attributes:
         shared: every name of the embeddings' own weights, the tables' names among them.
-        heirs: those that still need them, one for each group that stays tied among itself.
-        others: ties are left that no embedding has to do with.
+        remaining_owners: those still needed, one for each group that stays tied among itself.
+        others: ties between other weights are left.
     """
 
     shared: list[str]
@@ -22,9 +22,9 @@ class Ties:
 
 
 def find_ties(model: PreTrainedModel, declared: dict[str, str], embeddings: list[str], called: set[str]) -> Ties:
-    """Find what is tied to the embeddings' weights, and who of them is ``called`` in a pass.
+    """Find the names tied to the embeddings' weights, and which of their modules are ``called`` in a pass.
 
-    ``declared`` is what the whole model ties to what; ``model`` may lack blocks.
+    ``declared`` are the ties of the whole model; ``model`` may lack blocks.
     """
     tables = [f"{embedding}.weight" for embedding in embeddings]
     weights = {id(model.get_parameter(table)) for table in tables}
@@ -38,7 +38,7 @@ def find_ties(model: PreTrainedModel, declared: dict[str, str], embeddings: list
 def tied_modules(model: PreTrainedModel) -> set[str]:
     """Name the modules that share a weight, but an embedding's, with another that is no part of them.
 
-    What such a module returns may be stored, but its weights would be read all the same.
+    Their output may be stored, but their weights would be read all the same.
     """
     looked_up = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     holders = dict[int, list[str]]()

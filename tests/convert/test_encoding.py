@@ -111,7 +111,7 @@ def occupied(encoding: Encoding) -> list[tuple[int, int, int]]:
     """Return where every slice and every scale begins and ends, and of what size its numbers are."""
     places = []
     for part in encoding.slices:
-        places.append((part.start, part.start + part.width * part.kind.itemsize, part.kind.itemsize))
+        places.append((part.start, part.start + part.width * part.torch_dtype.itemsize, part.torch_dtype.itemsize))
         if part.scale is not None:
             places.append((part.scale, part.scale + 4, 4))
     return sorted(places)

@@ -104,12 +104,12 @@ def test_only_active_experts_count(tmp_path: Path):
 def test_break_even_is_the_last_batch_that_gains(tmp_path: Path):
     from prefold.convert.checkpoint.source import open_config
     from prefold.convert.fold.reads import break_even_batch, count_reads
-    from prefold.convert.model.load import load_config, load_kind
+    from prefold.convert.model.load import load_config, resolve_model
     from prefold.convert.study import study_model
 
     source = open_config(saved_config("llama", tmp_path))
     config = load_config(source)
-    census = study_model(load_kind(source, config).model_class, config).census
+    census = study_model(resolve_model(source, config).model_class, config).census
     limit = break_even_batch(census)
     assert limit is not None
     assert count_reads(census, limit).model_saving >= 0

@@ -23,7 +23,6 @@ from prefold.convert.model.running import hooks, run_until, stop
 from prefold.convert.model.skeleton import (
     Stack,
     build_on_meta,
-    find_stack,
     find_stacks,
     first_to_run,
     materialize,
@@ -31,6 +30,10 @@ from prefold.convert.model.skeleton import (
 )
 
 IDS = torch.arange(16).view(2, 8) + 20
+
+
+def find_stack(model: nn.Module, within: str = "") -> Stack | None:
+    return next(iter(find_stacks(model, within)), None)
 
 
 def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[PreTrainedModel, list[Stack]]:

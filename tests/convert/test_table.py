@@ -6,7 +6,7 @@ import torch
 from prefold.convert.checkpoint.source import open_source
 from prefold.convert.fold.bypass import bypassed
 from prefold.convert.fold.table import compute_rows, prefetched, table_rows
-from prefold.convert.model.load import load_config, load_kind
+from prefold.convert.model.load import load_config, resolve_model
 from prefold.convert.model.running import hooks
 from prefold.convert.study import study_model
 from tests.conftest import EXACT, PARALLEL, load
@@ -15,7 +15,7 @@ from tests.conftest import EXACT, PARALLEL, load
 def model_and_cut(source):
     opened = open_source(str(source))
     config = load_config(opened)
-    return load(source), study_model(load_kind(opened, config).model_class, config).cuts[0]
+    return load(source), study_model(resolve_model(opened, config).model_class, config).cuts[0]
 
 
 @pytest.mark.parametrize("model_type", EXACT)

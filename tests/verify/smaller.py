@@ -87,7 +87,7 @@ def code_by(steps: int) -> Callable[[Rows], None]:
     """Move one code of token 41: to a neighbour, or further."""
 
     def fault(rows: Rows) -> None:
-        codes = rows.numbers(rows.last).view({1: torch.uint8, 2: torch.int16}[rows.last.kind.itemsize]).clone()
+        codes = rows.numbers(rows.last).view({1: torch.uint8, 2: torch.int16}[rows.last.torch_dtype.itemsize]).clone()
         at = rows.numbers(rows.last)[41].double().abs().sort().indices[len(codes[41]) // 2]  # neither zero nor the last
         codes[41, at] += steps
         rows.put(rows.last.start, codes)
@@ -113,7 +113,10 @@ def coarsen(factor: int) -> Callable[[Rows], None]:
     def fault(rows: Rows) -> None:
         numbers, scales = numbers_of(rows.table, rows.last)
         codes = numbers.float() / factor
-        rows.put(rows.last.start, (codes if rows.last.kind.is_floating_point else codes.round()).to(rows.last.kind))
+        rows.put(
+            rows.last.start,
+            (codes if rows.last.torch_dtype.is_floating_point else codes.round()).to(rows.last.torch_dtype),
+        )
         rows.put(rows.last.scale, scales * factor)
 
     return fault

@@ -7,7 +7,7 @@ import torch
 
 from prefold.convert.checkpoint.files import CONFIG
 from prefold.convert.checkpoint.source import open_source
-from prefold.convert.model.load import load_config, load_kind
+from prefold.convert.model.load import load_config, resolve_model
 from prefold.convert.study import study_model
 from prefold.verify.claims import claimed_options
 from prefold.verify.outputs import check_rows
@@ -40,7 +40,7 @@ def test_rows_are_the_sources_and_reads_are_the_formulas(
     opened, folded_config = open_source(str(pair.source)), json.loads((pair.folded / CONFIG).read_text())
     config = load_config(opened)
     options = claimed_options(folded_config, None, trust_remote_code=False)
-    study = study_model(load_kind(opened, config).model_class, config, options, dtype)
+    study = study_model(resolve_model(opened, config).model_class, config, options, dtype)
     source, folded = load(pair.source), load(pair.folded)
     before, after = ({batch: m.total for batch, m in measure_reads(model).items()} for model in (source, folded))
     reads = check_reads(before, after, study.census, dtype.itemsize)

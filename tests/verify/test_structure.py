@@ -23,17 +23,17 @@ Breakable = Callable[[Pair], Pair]
 
 
 @pytest.fixture(scope="module")
-def blueprint(llama: Pair) -> ExpectedCheckpoint:
+def expected(llama: Pair) -> ExpectedCheckpoint:
     """Return what the fold should be."""
     known = prepare_source(open_source(str(llama.source)))
     code = {name: (llama.folded / name).read_bytes() for name in RUNTIMES}
     return ExpectedCheckpoint(known, folded_config(known, code), code)
 
 
-def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: ExpectedCheckpoint):
+def test_nothing_is_wrong_with_what_was_written(llama: Pair, expected: ExpectedCheckpoint):
     folded = open_folder(llama.folded)
-    assert find_refusals(blueprint, folded) == []
-    assert find_differences(blueprint, folded) == []
+    assert find_refusals(expected, folded) == []
+    assert find_differences(expected, folded) == []
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_nothing_is_wrong_with_what_was_written(llama: Pair, blueprint: Expected
     ],
 )
 def test_a_table_that_is_not_the_one_of_the_hash_is_found(
-    fault: Callable[[Path, Path], None], llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+    fault: Callable[[Path, Path], None], llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     fault(pair.source, pair.folded)
-    assert find_differences(blueprint, open_folder(pair.folded)) == [STALE]
+    assert find_differences(expected, open_folder(pair.folded)) == [STALE]
 
 
 @pytest.mark.parametrize(
@@ -68,30 +68,30 @@ def test_a_table_that_is_not_the_one_of_the_hash_is_found(
     ],
 )
 def test_a_tensor_or_file_that_is_not_the_sources_is_found_by_name(
-    fault: Callable[[Path], object], line: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+    fault: Callable[[Path], object], line: str, llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     fault(pair.folded)
-    assert find_differences(blueprint, open_folder(pair.folded)) == [line]
+    assert find_differences(expected, open_folder(pair.folded)) == [line]
 
 
 @pytest.mark.parametrize("name", [CARD, REPORT])
 def test_what_prefold_itself_writes_about_a_checkpoint_may_change(
-    name: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+    name: str, llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     (pair.folded / name).write_text("changed")
-    assert find_differences(blueprint, open_folder(pair.folded)) == []
+    assert find_differences(expected, open_folder(pair.folded)) == []
 
 
 @pytest.mark.parametrize("key", ["source", "revision", "versions"])
 def test_where_and_when_a_table_was_made_may_differ(
-    key: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+    key: str, llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     value = {"prefold": "0.0.0"} if key == "versions" else "elsewhere"
     faults.edit_config(lambda config: config["prefold"].update({key: value}))(pair.folded)
-    assert find_refusals(blueprint, open_folder(pair.folded)) == []
+    assert find_refusals(expected, open_folder(pair.folded)) == []
 
 
 def _link(name: str, target: str) -> Callable[[Path], None]:
@@ -137,11 +137,11 @@ ADDED = ("a.jinja", "a.safetensors", "a.py", "custom_generate/generate.py", "sub
     ],
 )
 def test_what_this_version_would_not_write_is_refused_before_anything_is_loaded(
-    fault: Callable[[Path], object], line: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+    fault: Callable[[Path], object], line: str, llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     fault(pair.folded)
-    assert find_refusals(blueprint, open_folder(pair.folded)) == [line]
+    assert find_refusals(expected, open_folder(pair.folded)) == [line]
 
 
 def _dotted(config: dict[str, Any]) -> None:
@@ -177,30 +177,30 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_that_only_looks_like_the_right_one_is_refused(
-    name: str, llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+    name: str, llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     change, line = CONFIGS[name]
     faults.edit_config(change)(pair.folded)
-    problems = find_refusals(blueprint, open_folder(pair.folded))
+    problems = find_refusals(expected, open_folder(pair.folded))
     assert any(problem.startswith(f"config.json: {line}") for problem in problems), problems
 
 
-def test_weights_beside_the_shards_are_refused(llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable):
+def test_weights_beside_the_shards_are_refused(llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable):
     """Loaders take them for all that there is, and never look at the index."""
     pair = breakable(llama)
     (pair.folded / "model.safetensors").write_bytes((pair.folded / faults.SHARD).read_bytes())
-    problems = find_refusals(blueprint, open_folder(pair.folded))
+    problems = find_refusals(expected, open_folder(pair.folded))
     assert "model.safetensors: unexpected, the source has no such file" in problems
 
 
 def test_what_git_and_the_hubs_client_leave_in_a_folder_is_no_part_of_it(
-    llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+    llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     for name in (".gitattributes", ".git/config", ".cache/huggingface/download/a.metadata"):
         _add(name)(pair.folded)
-    assert find_refusals(blueprint, open_folder(pair.folded)) == []
+    assert find_refusals(expected, open_folder(pair.folded)) == []
 
 
 LOADING = {
@@ -226,31 +226,31 @@ LOADING = {
     ],
 )
 def test_keys_and_module_that_transformers_did_not_find_fail(
-    changes: dict[str, Any], line: str, blueprint: ExpectedCheckpoint
+    changes: dict[str, Any], line: str, expected: ExpectedCheckpoint
 ):
-    assert check_structure(blueprint, [], LOADING, LOADING).passed
-    outcome = check_structure(blueprint, [], LOADING | changes, LOADING)
+    assert check_structure(expected, [], LOADING, LOADING).passed
+    outcome = check_structure(expected, [], LOADING | changes, LOADING)
     assert outcome.problems == [line]
     assert outcome.summary == "1 problem"
 
 
 def test_a_cast_model_may_have_cast_tensors_and_no_others(
-    llama: Pair, blueprint: ExpectedCheckpoint, breakable: Breakable
+    llama: Pair, expected: ExpectedCheckpoint, breakable: Breakable
 ):
     pair = breakable(llama)
     with faults.edited_tensors(pair.folded / faults.SHARD) as tensors:
         for name, tensor in tensors.items():
             tensors[name] = tensor.bfloat16()
-    half = replace(blueprint, known=replace(blueprint.known, dtype=torch.bfloat16))
+    half = replace(expected, known=replace(expected.known, dtype=torch.bfloat16))
     found = find_differences(half, open_folder(pair.folded))
     assert found == []
-    assert all("not the source's bytes" in line for line in find_differences(blueprint, open_folder(pair.folded)))
-    assert len(find_differences(blueprint, open_folder(pair.folded))) == len(blueprint.untouched)
+    assert all("not the source's bytes" in line for line in find_differences(expected, open_folder(pair.folded)))
+    assert len(find_differences(expected, open_folder(pair.folded))) == len(expected.untouched)
 
 
-def test_what_the_source_holds_for_nobody_may_stay_unexpected(blueprint: ExpectedCheckpoint):
+def test_what_the_source_holds_for_nobody_may_stay_unexpected(expected: ExpectedCheckpoint):
     idle = LOADING | {"unexpected_keys": ["pooler.weight"]}
-    assert check_structure(blueprint, [], idle, idle).passed
-    assert not check_structure(blueprint, [], idle, LOADING).passed
+    assert check_structure(expected, [], idle, idle).passed
+    assert not check_structure(expected, [], idle, LOADING).passed
     missing = LOADING | {"missing_keys": ["pooler.weight"]}
-    assert not check_structure(blueprint, [], missing, missing).passed
+    assert not check_structure(expected, [], missing, missing).passed

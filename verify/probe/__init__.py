@@ -1,1 +1,1 @@
-"""What measures one checkpoint in a process that has seen no other."""
+"""Measurements of one checkpoint in a process that has loaded no other."""

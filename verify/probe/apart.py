@@ -1,4 +1,4 @@
-"""The first module at which two models part, for somebody who looks for a fault."""
+"""The first module at which two models part."""
 
 from typing import Any
 
@@ -38,10 +38,7 @@ def sketches(model: PreTrainedModel, inputs: dict[str, Any]) -> list[Sketch]:
 
 
 def first_apart(source: list[Sketch], folded: list[Sketch], stored: list[str], dtype: str) -> str | None:
-    """Name the first module, those that are ``stored`` aside, that returns something else than the source's; or None.
-
-    What rounding may do is let pass.
-    """
+    """Name the first module, but a ``stored`` one, whose output is off by more than rounding; None if there is none."""
     tolerance = _ROUNDING if dtype in WIDE else _ROUNDING_16
     expected = {name: (value, size) for name, value, size in source}
     inside = tuple(f"{module}." for module in stored)

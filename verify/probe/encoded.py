@@ -1,7 +1,7 @@
-"""What rows in fewer bytes hold, read by code of its own: who checks must not run what is checked.
+"""Values of rows in fewer bytes, read by code of its own: a proof must not run the code that it checks.
 
-How far a stored value may be from the one that it was made of follows from the type: half of what two neighbours in it
-are apart, since encoding takes the nearer one.
+The type gives the most that a stored value may be off: half of what two neighbours in it are apart, since encoding
+takes the nearer one.
 """
 
 import torch
@@ -13,7 +13,7 @@ _SCALE = torch.float32
 
 def numbers_of(stored: torch.Tensor, part: Slice) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the values of a slice as they are stored, and their scales, ``[rows, width]`` and ``[rows, 1]``."""
-    numbers = _view(stored, part.start, part.width, part.kind)
+    numbers = _view(stored, part.start, part.width, part.torch_dtype)
     if part.scale is None:
         return numbers, torch.ones(len(stored), 1, dtype=_SCALE)
     return numbers, _view(stored, part.scale, 1, _SCALE)
@@ -35,27 +35,27 @@ def scales_of(stored: torch.Tensor, encoding: Encoding) -> torch.Tensor:
 
 
 def is_padding(encoding: Encoding) -> torch.Tensor:
-    """Say of every byte of a row whether it is in no slice, and no scale, ``[row_bytes]``."""
+    """Return, for every byte of a row, whether it is in no slice and no scale, ``[row_bytes]``."""
     free = torch.ones(encoding.row_bytes, dtype=torch.bool)
     for part in encoding.slices:
-        free[part.start : part.start + part.width * part.kind.itemsize] = False
+        free[part.start : part.start + part.width * part.torch_dtype.itemsize] = False
         if part.scale is not None:
             free[part.scale : part.scale + _SCALE.itemsize] = False
     return free
 
 
-def steps(values: torch.Tensor, kind: torch.dtype, scales: torch.Tensor) -> torch.Tensor:
+def steps(values: torch.Tensor, dtype: torch.dtype, scales: torch.Tensor) -> torch.Tensor:
     """Return how far apart neighbours of a type are at ``values``, ``[rows, width]`` in float64.
 
     Of integers that is the scale everywhere; floating-point numbers double it with every power of two.
     """
     wide = scales.double()
-    if not kind.is_floating_point:
+    if not dtype.is_floating_point:
         return wide.expand_as(values)
-    info = torch.finfo(kind)
+    info = torch.finfo(dtype)
     exponent = torch.frexp((values.double() / wide).abs().clamp(min=info.smallest_normal)).exponent - 1
     return info.eps * torch.exp2(exponent.double()) * wide
 
 
-def _view(stored: torch.Tensor, start: int, count: int, kind: torch.dtype) -> torch.Tensor:
-    return stored[:, start : start + count * kind.itemsize].contiguous().view(kind)
+def _view(stored: torch.Tensor, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+    return stored[:, start : start + count * dtype.itemsize].contiguous().view(dtype)

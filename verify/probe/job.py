@@ -1,11 +1,11 @@
-"""What one measurement is asked to do, and where its answers lie."""
+"""The request for one measurement."""
 
 from dataclasses import dataclass, field
 
 # Steps show that caches, masks and positions work behind a prompt; that rows are right is shown row by row.
 NEW_TOKENS = 16
-# As many values of what is said of a text fit well into memory.
-SAID_VALUES = 1 << 25
+# So many values of a text's logits fit well into memory.
+OUTPUT_VALUES = 1 << 25
 # Reads are linear in the batch where there are no experts: two show the line, and a third that it is one.
 READ_BATCHES = (1, 16, 64)
 WIDE = ("float32", "float64")  # types in which rounding is far below what a fault does
@@ -17,10 +17,8 @@ class Job:
     """One checkpoint, to be measured in a process of its own.
 
     Attributes:
-        folder: the checkpoint.
         dtype: to run it in, as torch spells it.
         auto_class: of transformers, to load it with.
-        prompts: token ids, one list per prompt.
         new_tokens: by which each prompt is continued.
         continued: a prompt with its continuation, for logits of a long prefill; empty to continue it first.
         table_folder: a folded checkpoint whose every row is compared with this (source) model's first layer.

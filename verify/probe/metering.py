@@ -1,4 +1,4 @@
-"""What steps read of parameters, and what of that is folded."""
+"""Bytes of parameters that steps read, and the part of them that is folded."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from prefold.verify.probe.job import READ_BATCHES
 
 
 def measure_reads(model: PreTrainedModel) -> dict[str, Meter]:
-    """Count what one decode step touches of parameters, per batch size."""
+    """Count the bytes of parameters that one decode step reads, per batch size."""
     vocabulary = model.config.get_text_config().vocab_size
     meters = {}
     for batch in READ_BATCHES:
@@ -23,7 +23,7 @@ def measure_reads(model: PreTrainedModel) -> dict[str, Meter]:
 
 
 def measure_folded(model: PreTrainedModel, cuts: list[Cut], meters: dict[str, Meter]) -> dict[str, Any]:
-    """Tell, of a source, the bytes of its parameters, and those that steps read of what is folded, per batch size.
+    """Return a source's bytes of parameters, and those that steps read of folded modules, per batch size.
 
     Tensors of folded modules that are no parameters are named: a meter does not see them.
     """
@@ -38,6 +38,6 @@ def measure_folded(model: PreTrainedModel, cuts: list[Cut], meters: dict[str, Me
 
 
 def _read(meter: Meter, columns: tuple[str, ...], embeddings: tuple[str, ...]) -> int:
-    """Sum up bytes; an embedding's weight may be others', too: of it only what is looked up counts."""
+    """Sum up bytes; of an embedding, whose weight may be shared, only rows that are looked up count."""
     whole = sum(size for name, size in meter.whole.items() if name.startswith(columns))
     return whole + sum(size for name, size in meter.gathered.items() if name.startswith(columns + embeddings))

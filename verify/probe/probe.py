@@ -19,7 +19,7 @@ from prefold.convert.checkpoint import open_folder
 from prefold.convert.fold import read_cuts
 from prefold.convert.model import accepted, encoder_output, whole_inputs
 from prefold.verify.probe.apart import sketches
-from prefold.verify.probe.job import SAID_VALUES, TOP, Job
+from prefold.verify.probe.job import OUTPUT_VALUES, TOP, Job
 from prefold.verify.probe.metering import measure_folded, measure_reads
 from prefold.verify.probe.rows import compare_tables
 from prefold.verify.probe.text import measure_text
@@ -33,7 +33,7 @@ _SPEED_TOKENS, _SPEED_ROUNDS = 32, 7
 
 
 def load(folder: str, job: Job) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a checkpoint; returns the model and what transformers says of its keys."""
+    """Load a checkpoint; returns the model and transformers' lists of wrong keys."""
     loaded: Any = getattr(transformers, job.auto_class).from_pretrained(
         folder,
         dtype=getattr(torch, job.dtype),
@@ -60,7 +60,7 @@ def left_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _read(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-    """Return what a model is given to continue: tokens, for an encoder or a decoder, or an encoder's output."""
+    """Return the inputs that a model continues: tokens, or an encoder's output."""
     if not model.config.is_encoder_decoder or model.main_input_name == "input_ids":
         return {"input_ids": ids, "attention_mask": mask}
     start = torch.full((len(ids), 1), model.generation_config.decoder_start_token_id)
@@ -73,8 +73,7 @@ def greedy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Continue greedily by cached steps; returns all tokens ``[batch, seq]`` and the new ones' logits.
 
-    The logits are ``[batch, new, vocab]``. A class that generates in a way of its own, as one for sounds, is not
-    asked to.
+    The logits are ``[batch, new, vocab]``. A class's own way to generate, as for sounds, is not used.
     """
     generate: Any = GenerationMixin.generate
     made = generate(
@@ -91,12 +90,8 @@ def greedy(
     return made.sequences, torch.stack(made.logits, 1)
 
 
-def _said(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-    """Return what a pass says of every token, ``[batch, seq, ...]``.
-
-    Logits, side by side where several heads give as many, or hidden states: of a head that says one thing of a whole
-    text, too, since its few logits settle no mean error.
-    """
+def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return logits of every token, ``[batch, seq, ...]``, heads side by side; hidden states where there are none."""
     output: Any = model(**inputs)
     tokens = inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"]
     found = [each for name, each in output.items() if name.endswith("logits")]
@@ -110,14 +105,14 @@ def _said(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
 
 @torch.no_grad()
 def measure_outputs(model: PreTrainedModel, job: Job) -> dict[str, torch.Tensor]:
-    """Collect what a prefill and a left-padded batch say, and what cached steps say, where there are such."""
+    """Collect the outputs of a prefill, of a left-padded batch, and of cached steps, where there are such."""
     first = torch.tensor([job.prompts[0]])
     ids, mask = left_padded(job.prompts)
     by_steps = model.can_generate() and not job.only_outputs  # of a third model its pass over the same text is enough
     steps = _measure_steps(model, job, first, ids, mask) if by_steps else {"continued": first[0]}
     continued = torch.tensor([job.continued]) if job.continued else steps["continued"][None]
     return steps | {
-        "prefill": _said(model, _forward(model, first, torch.ones_like(first), continued))[0],
+        "prefill": _outputs(model, _forward(model, first, torch.ones_like(first), continued))[0],
         "padded": _padded(model, ids, mask),
         **({"text": _text(model, job.longest)} if job.with_text else {}),
         **({"passages": _passages(model, job.passages)} if job.passages else {}),
@@ -126,22 +121,22 @@ def measure_outputs(model: PreTrainedModel, job: Job) -> dict[str, torch.Tensor]
 
 @torch.no_grad()
 def _text(model: PreTrainedModel, longest: int) -> torch.Tensor:
-    """Return what is said of many random tokens, ``[positions, ...]``: enough for a mean error to settle."""
+    """Return the outputs for many random tokens, ``[positions, ...]``: enough for a mean error to settle."""
     length, vocabulary = min(longest, _TEXT_LENGTH), model.config.get_text_config().vocab_size
-    texts = max(1, min(_TEXTS, SAID_VALUES // (length * vocabulary)))
+    texts = max(1, min(_TEXTS, OUTPUT_VALUES // (length * vocabulary)))
     ids = torch.randint(vocabulary, (texts, length), generator=torch.Generator().manual_seed(1))
-    return _said(model, whole_inputs(model, ids)).flatten(0, -2)
+    return _outputs(model, whole_inputs(model, ids)).flatten(0, -2)
 
 
 @torch.no_grad()
 def _passages(model: PreTrainedModel, passages: list[list[int]]) -> torch.Tensor:
-    """Return what is said of texts, one after the other, ``[positions, ...]``."""
-    said = [_said(model, whole_inputs(model, torch.tensor([ids]))) for ids in passages]
-    return torch.cat([each.flatten(0, -2) for each in said])
+    """Return the outputs for texts, one after the other, ``[positions, ...]``."""
+    outputs = [_outputs(model, whole_inputs(model, torch.tensor([ids]))) for ids in passages]
+    return torch.cat([each.flatten(0, -2) for each in outputs])
 
 
 def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, continued: torch.Tensor) -> dict[str, Any]:
-    """Return the inputs of a pass over ``continued``; a decoder says it behind an encoder that read ``ids``."""
+    """Return the inputs of a pass over ``continued``; a decoder runs behind an encoder that read ``ids``."""
     if not model.config.is_encoder_decoder:
         return accepted(model, {"input_ids": continued, "attention_mask": torch.ones_like(continued)})
     return accepted(model, _read(model, ids, mask) | {"decoder_input_ids": continued})
@@ -149,11 +144,11 @@ def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cont
 
 @torch.no_grad()
 def _padded(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return what a padded batch says where it is not padded, ``[positions, ...]``; of an encoder-decoder, all."""
+    """Return a padded batch's outputs where it is not padded, ``[positions, ...]``; of an encoder-decoder, all."""
     if not model.config.is_encoder_decoder:
-        return _said(model, accepted(model, {"input_ids": ids, "attention_mask": mask}))[mask == 1]
+        return _outputs(model, accepted(model, {"input_ids": ids, "attention_mask": mask}))[mask == 1]
     decoded = ids.flip(0)[:, -_DECODED:]
-    return _said(model, accepted(model, _read(model, ids, mask) | {"decoder_input_ids": decoded})).flatten(0, 1)
+    return _outputs(model, accepted(model, _read(model, ids, mask) | {"decoder_input_ids": decoded})).flatten(0, 1)
 
 
 def _measure_steps(
@@ -194,7 +189,7 @@ def measure_speed(source: PreTrainedModel, folded: PreTrainedModel, prompt: list
 
 
 def measured(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Do a job; returns figures, and what the model said, by name."""
+    """Do a job; returns figures, and the model's outputs by name."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     model, loading = load(job.folder, job)

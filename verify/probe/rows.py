@@ -28,52 +28,38 @@ def _bounds(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _rounding(live: torch.Tensor) -> torch.Tensor:
-    """Return how far from ``live``, the values of a column, another order of summation may lead, in float64.
-
-    The absolute part, for values that nearly cancel, is taken of the largest value that the column has for the token.
-    """
+    """Return the rounding of another order of summation for the values of a column, in float64."""
     rtol, atol = _bounds(live.dtype)
     size = live.double().abs()
     return atol * size.amax(1, keepdim=True) + rtol * size
 
 
 def _is_close(stored: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-    """Say of every row of a column whether it is within the rounding of its dtype."""
+    """Return, for every row of a column, whether it is within the rounding of its dtype."""
     return (stored.double() - live.double()).abs().le(_rounding(live)).all(1)
 
 
 def _is_encoded(stored: torch.Tensor, expected: torch.Tensor, live: torch.Tensor, part: Slice) -> torch.Tensor:
-    """Say of every row whether a slice of it, in bytes, is what ``live`` may have become.
-
-    A stored value is the one of its type that is nearest to a value that the product may have rounded otherwise: half
-    a step from ``live``, beside the rounding. What a step is, the scale in the ``expected`` bytes says, lest coarser
-    rows excuse themselves. The scale is a part of the row's largest value, and rounds as that does.
-    """
+    """Return, for every row, whether a slice's bytes are the nearest to ``live`` or to one that rounds otherwise."""
     numbers, scales = (each.double() for each in numbers_of(stored, part))
-    right = numbers_of(expected, part)[1].double()
+    right = numbers_of(expected, part)[1].double()  # coarser rows must not set their own step
     room = _rounding(live)
-    if part.kind != live.dtype:
-        room = room + steps(live, part.kind, right) / 2 + _ENCODED * live.double().abs()
+    if part.torch_dtype != live.dtype:
+        room = room + steps(live, part.torch_dtype, right) / 2 + _ENCODED * live.double().abs()
     near = (numbers * scales - live.double()).abs().le(room)
     return (near & (scales - right).abs().le((sum(_bounds(live.dtype)) + _ENCODED) * right)).all(1)
 
 
 @dataclass
 class Loss:
-    """How far the values of a column, as they are read, are from those that they were made of.
-
-    Attributes:
-        max_abs: the largest difference.
-        squared: the sum of squared differences.
-        size: the sum of squared values.
-    """
+    """Differences of a column's values, as they are read, from those that they were made of; sums of squares."""
 
     max_abs: float = 0.0
     squared: float = 0.0
     size: float = 0.0
 
     def add(self, read: torch.Tensor, live: torch.Tensor) -> None:
-        """Count ``[rows, width]`` in."""
+        """Add ``[rows, width]``."""
         apart = (read.double() - live.double()).nan_to_num(inf)
         self.max_abs = max(self.max_abs, float(apart.abs().max()))
         self.squared += float(apart.square().sum())
@@ -87,16 +73,14 @@ class Loss:
 
 @dataclass
 class RowCount:
-    """What a comparison of rows has found so far.
+    """Numbers of rows by the outcome of their comparison.
 
     Attributes:
-        rows: compared.
-        unequal: numbers of those that differ; where rows are encoded, in a byte of a value or of a scale.
-        beyond: numbers of those that differ by more than the rounding of a matrix product, or by what that may do to a
-            code.
-        infinite: numbers of those that are not finite.
-        padded: numbers of those that are not zero where no value lies.
-        worst: the largest difference, of a value or of a scale, by what was compared.
+        unequal: rows that differ; encoded ones, in a byte of a value or of a scale.
+        beyond: rows that differ by more than the rounding of a matrix product, or by more than it may do to a code.
+        infinite: rows that are not finite.
+        padded: rows that are not zero where no value lies.
+        worst: the largest difference of a value or of a scale, by column or tensor.
         losses: what encoding costs, by column; none where rows are not encoded.
     """
 
@@ -124,7 +108,7 @@ class RowCount:
     def compare_encoded(
         self, start: int, stored: torch.Tensor, live: torch.Tensor, columns: dict[str, slice], encoding: Encoding
     ) -> None:
-        """Compare ``[rows, row_bytes]`` with what ``live``, ``[rows, row_width]``, is encoded as."""
+        """Compare ``[rows, row_bytes]`` with the encoded ``live``, ``[rows, row_width]``."""
         expected, read, padding = encoding.encode(live), values_of(stored, encoding), is_padding(encoding)
         parts = zip(columns.values(), encoding.slices, strict=True)
         close = torch.stack([_is_encoded(stored, expected, live[:, at], part) for at, part in parts]).all(0)
@@ -151,20 +135,20 @@ class RowCount:
         counts = {"unequal": self.unequal, "beyond_rounding": self.beyond, "not_finite": self.infinite}
         counts |= {"padding_not_zero": self.padded} if self.losses else {}
         first = {f"first_{name}": numbers[:5] for name, numbers in counts.items()}
-        told = {name: len(numbers) for name, numbers in counts.items()}
+        lengths = {name: len(numbers) for name, numbers in counts.items()}
         errors = {name: {"max_abs": loss.max_abs, "relative": loss.relative} for name, loss in self.losses.items()}
-        return {"rows": self.rows, **told, **first, "max_abs_difference": self.worst} | (
+        return {"rows": self.rows, **lengths, **first, "max_abs_difference": self.worst} | (
             {"errors": errors} if errors else {}
         )
 
 
 def _each(columns: dict[str, slice]) -> dict[str, slice]:
-    """Return where each column's one number lies among those of all columns."""
+    """Return the places of each column's one number among those of all columns."""
     return {name: slice(number, number + 1) for number, name in enumerate(columns)}
 
 
 def _numbers(start: int, rows: torch.Tensor) -> list[int]:
-    """Return which rows of a chunk, the first of which is number ``start``, are true."""
+    """Return the numbers of the true rows of a chunk, the first of which is number ``start``."""
     numbers: list[int] = (start + rows.nonzero().flatten()).tolist()
     return numbers
 
@@ -188,11 +172,11 @@ def measure_rows(model: PreTrainedModel, cut: Cut, table: Any, chunk_tokens: int
 
 
 def compare_tables(model: PreTrainedModel, folder: Path, made: dict[str, str]) -> dict[str, Any]:
-    """Open what a folded checkpoint has computed and compare it with ``model``, its source."""
+    """Compare the computed tensors of a folded checkpoint with ``model``, its source."""
     folded = open_folder(folder)
     cuts = read_cuts(folded.config)
-    said = folded.config["prefold"].get("computed", {})
-    chunks = said.get("chunk_tokens", [_ROWS_AT_ONCE] * len(cuts))
+    computed = folded.config["prefold"].get("computed", {})
+    chunks = computed.get("chunk_tokens", [_ROWS_AT_ONCE] * len(cuts))
     count = RowCount()
     for cut, chunk_tokens in zip(cuts, chunks, strict=True):
         name = made[f"{cut.embedding}.weight"]
@@ -201,4 +185,4 @@ def compare_tables(model: PreTrainedModel, folder: Path, made: dict[str, str]) -
             for parameter, live in added_tensors(model, cut, model.dtype):
                 stored = file.get_tensor(made[parameter])
                 count.compare(0, stored, live, {parameter: slice(None)})
-    return count.figures() | {"same_circumstances": said == circumstances("cpu", chunks)}
+    return count.figures() | {"same_circumstances": computed == circumstances("cpu", chunks)}

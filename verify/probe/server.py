@@ -1,4 +1,4 @@
-"""The process that forks those that measure: ``python -m prefold.verify.probe.server DESCRIPTOR``."""
+"""The process that forks measurements: ``python -m prefold.verify.probe.server DESCRIPTOR``."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from prefold.verify.probe.probe import measured
 def serve(control: socket.socket) -> None:
     """Fork whenever a connection comes, until the parent is gone."""
     _require_clean()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: their connections tell
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for: their connections end
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
         if not message:
@@ -39,14 +39,14 @@ def _require_clean() -> None:
         raise RuntimeError(f"a server that has seen {seen}, with {threading.active_count()} threads")
 
 
-def _work(connection: int, said: int) -> NoReturn:
-    """Do what comes by the connection, and answer by it; it closes last, when all that there is to say was said."""
+def _work(connection: int, printed: int) -> NoReturn:
+    """Answer the request that comes by the connection, which closes last."""
     status = 1
     parent = socket.socket(fileno=connection)
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
         _answer(parent, json.loads(received(parent)))
         status = 0
     except BaseException:
@@ -57,7 +57,7 @@ def _work(connection: int, said: int) -> NoReturn:
 
 
 def received(connection: socket.socket) -> bytes:
-    """Receive until the other end has said all."""
+    """Receive until the other end closes."""
     pieces = []
     while piece := connection.recv(1 << 20):
         pieces.append(piece)
@@ -72,8 +72,8 @@ def _answer(parent: socket.socket, request: dict[str, Any]) -> None:
         resource.setrlimit(int(limit), values)
     vars(dynamic_module_utils)["HF_MODULES_CACHE"] = request["modules"]  # read when it was imported
     figures, outputs = measured(Job(**request["job"]))
-    told, tensors = json.dumps(figures).encode(), save(outputs)
-    parent.sendall(len(told).to_bytes(8, "little") + len(tensors).to_bytes(8, "little") + told)
+    answer, tensors = json.dumps(figures).encode(), save(outputs)
+    parent.sendall(len(answer).to_bytes(8, "little") + len(tensors).to_bytes(8, "little") + answer)
     parent.sendall(tensors)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint makes of text: token ids, decoded text, a chat, and which of transformers' classes do it."""
+"""Text as a checkpoint reads it: token ids, decoded text, a chat, and the classes of transformers for it."""
 
 from itertools import product
 from typing import Any
@@ -40,7 +40,7 @@ def sample_texts() -> list[str]:
 
 
 def measure_text(folder: str, *, trust_remote_code: bool) -> dict[str, Any]:
-    """Load what a checkpoint reads text and other inputs with, as a user does; returns what it is and does."""
+    """Load a checkpoint's tokenizer and processors as a user does; returns their classes and results."""
     found = {auto.__name__: _loaded(auto, folder, trust_remote_code=trust_remote_code) for auto in _AUTO_CLASSES}
     measured: dict[str, Any] = {"classes": {name: _name(each) for name, each in found.items()}}
     extractor, processor = found["AutoFeatureExtractor"], found["AutoProcessor"]
@@ -85,8 +85,8 @@ def _tokenized(tokenizer: Any) -> dict[str, Any]:
     except ModelFailed as failure:
         return {"special": special, "texts": _name(failure)}
     chat = _chat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
-    said = {text: [one, other] for text, one, other in zip(texts, ids, decoded, strict=True)}
-    return {"special": special, "special_ids": tokenizer.all_special_ids, "texts": said, "chat": chat}
+    results = {text: [one, other] for text, one, other in zip(texts, ids, decoded, strict=True)}
+    return {"special": special, "special_ids": tokenizer.all_special_ids, "texts": results, "chat": chat}
 
 
 def _chat(tokenizer: Any) -> str:
