@@ -78,6 +78,7 @@ def shape_from_config(
 
 def _shape(fields: Fields, name: str) -> Shape:
     heads, latent = fields.size("num_attention_heads"), _latent(fields)
+    window, layers = _sliding(fields)
     head = latent.qk_nope_head_dim + latent.qk_rope_head_dim if latent else fields.size("head_dim")
     return Shape(
         name=name or str(fields.told.get("model_type", "config")),
@@ -92,22 +93,22 @@ def _shape(fields: Fields, name: str) -> Shape:
         experts=_experts(fields, _inner(fields)),
         latent=latent,
         cross=bool(fields.get("is_encoder_decoder")),
-        **_sliding(fields),
+        sliding_window=window,
+        sliding_layers=layers,
     )
 
 
-def _sliding(fields: Fields) -> dict[str, int]:
-    """Return the window of layers that see a part of the context, and their number; nothing where all see all of it."""
+def _sliding(fields: Fields) -> tuple[int, int]:
+    """Return the window of layers that see a part of the context, and their number; zeros where all see all of it."""
     layers, kinds = fields.size("num_hidden_layers"), fields.get("layer_types")
     for kind, field in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
-        window = fields.size(field)
-        count = sum(each == kind for each in kinds) if kinds else 0
+        window, count = fields.size(field), sum(each == kind for each in kinds or ())
         if window and count:
-            return {"sliding_window": window, "sliding_layers": count}
+            return window, count
     window, every = fields.size("sliding_window"), fields.size("sliding_window_pattern")
     if kinds or not window or fields.get("use_sliding_window") is False:
-        return {}
-    return {"sliding_window": window, "sliding_layers": layers - (layers // every if every else 0)}
+        return 0, 0
+    return window, layers - (layers // every if every else 0)
 
 
 def _is_parallel(fields: Fields) -> bool | None:
