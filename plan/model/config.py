@@ -100,14 +100,14 @@ def _shape(fields: Fields, name: str) -> Shape:
 
 def _sliding(fields: Fields) -> tuple[int, int]:
     """Return the window of layers that see a part of the context, and their number; zeros where all see all of it."""
-    layers, kinds = fields.size("num_hidden_layers"), fields.get("layer_types")
-    for kind, field in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
-        window, count = fields.size(field), sum(each == kind for each in kinds or ())
-        if window and count:
-            return window, count
-    window, every = fields.size("sliding_window"), fields.size("sliding_window_pattern")
-    if kinds or not window or fields.get("use_sliding_window") is False:
+    kinds, window = list(fields.get("layer_types") or ()), fields.size("sliding_window")
+    if kinds:
+        chunk, chunked = fields.size("attention_chunk_size"), kinds.count("chunked_attention")
+        found = (chunk, chunked) if chunked else (window, kinds.count("sliding_attention"))
+        return found if all(found) else (0, 0)
+    if not window or fields.get("use_sliding_window") is False:
         return 0, 0
+    layers, every = fields.size("num_hidden_layers"), fields.size("sliding_window_pattern")
     return window, layers - (layers // every if every else 0)
 
 
