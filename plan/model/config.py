@@ -68,12 +68,7 @@ def shape_from_config(
     known = _is_parallel(fields) if parallel is None else parallel
     source = f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
     source += "; serial, since no field says otherwise" if known is None else ""
-    shape = replace(_shape(fields, name), gated=bool(gated), parallel=bool(known))
-    if shape.sliding_layers:
-        source += (
-            f"; {shape.sliding_layers} of {shape.num_layers} layers see a window of {shape.sliding_window:,} tokens"
-        )
-    return replace(shape, source=source)
+    return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source)
 
 
 def _shape(fields: Fields, name: str) -> Shape:
