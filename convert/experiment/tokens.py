@@ -42,6 +42,21 @@ def _special(settings: dict[str, Any]) -> set[int]:
     return ids
 
 
+def beside_special_tokens(config: PreTrainedConfig, ids: torch.Tensor) -> torch.Tensor | None:
+    """Return tokens, ``[2, 8]``, with a special one in every second place; None without any but padding.
+
+    Padding moves the positions of what stands behind it in some models, which is no other token's doing.
+    """
+    settings = config.to_dict()
+    size = getattr(config.get_text_config(), "vocab_size", None) or 0
+    special = sorted(each for each in _special(settings) - {settings.get("pad_token_id")} if each in range(size))
+    if not special:
+        return None
+    mixed = ids.clone()
+    mixed[:, ::2] = torch.tensor([special[place % len(special)] for place in range(SEQ)]).view(BATCH, SEQ // 2)
+    return mixed
+
+
 def padding_mask() -> torch.Tensor:
     """Return an attention mask that pads some positions on the left, ``[2, 8]``."""
     mask = torch.ones(BATCH, SEQ, dtype=torch.long)

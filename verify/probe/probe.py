@@ -157,7 +157,7 @@ def _measure_steps(
     new = job.new_tokens
     sequence, step = greedy(model, first, torch.ones_like(first), new)
     batch_sequence, batch_step = greedy(model, ids, mask, new)
-    best = torch.cat([step, batch_step]).float().topk(TOP, dim=-1)
+    best = torch.cat([step, batch_step]).float().topk(min(TOP, step.shape[-1]), dim=-1)
     return {
         "continued": sequence[0],
         "step": step[0],
