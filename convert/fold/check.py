@@ -100,9 +100,7 @@ def _outermost(model: nn.Module, name: str, entered: set[str], stored: set[str])
             yield inner
 
 
-def require_unmoved_by_special_tokens(
-    model: PreTrainedModel, first_block: str, cut: Cut, ids: torch.Tensor
-) -> None:
+def require_unmoved_by_special_tokens(model: PreTrainedModel, first_block: str, cut: Cut, ids: torch.Tensor) -> None:
     """Require that modules of a row return the same for tokens that special ones stand beside, as one for masks.
 
     Raises:

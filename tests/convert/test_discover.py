@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import EsmConfig, EsmForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from benchmarks.small import small_config as coverage_config
@@ -55,6 +56,22 @@ def test_what_folds_and_what_is_dropped(model_type: str, columns: list[str], dro
 def test_a_small_vocabulary_changes_nothing(model_type: str, size: int):
     special = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], 0)
     assert short(found_in(model_type, vocab_size=size, **special)) == short(found_in(model_type))
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_a_layer_that_special_tokens_change_does_not_fold(drops: bool):
+    """ESM scales all of a text by how many of its tokens are masks."""
+    config = EsmConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        **{"vocab_size": 97, "max_position_embeddings": 64, "pad_token_id": 1, "mask_token_id": 4},
+        token_dropout=drops,
+        position_embedding_type="absolute",
+    )
+    if not drops:
+        assert study_model(EsmForMaskedLM, config).cuts
+        return
+    with pytest.raises(UnsupportedModel, match="query returns something else for a token beside special tokens"):
+        study_model(EsmForMaskedLM, config)
 
 
 def test_a_norm_behind_the_embedding_becomes_the_residual():

@@ -244,3 +244,9 @@ def test_what_is_not_verified_does_not_appear(make_pair: MakePair, tmp_path: Pat
         convert_checkpoint(str(source), tmp_path / "out", check=sabotage)
     assert caught.value.verification.failed == ["structure"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vocabulary_of_three(tmp_path: Path):
+    special = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], 0)
+    random_model(small_config("llama", vocab_size=3, **special)).save_pretrained(tmp_path / "source")
+    assert convert_checkpoint(str(tmp_path / "source"), tmp_path / "out", check=require_verified()).verification.passed
