@@ -18,7 +18,7 @@ from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.fold.check import (
     check_fold_on_skeleton,
     find_unreached,
-    require_unmoved_by_special_tokens,
+    require_unmoved_by_masks,
 )
 from prefold.convert.fold.layout import Column, Cut, EmbeddingSite, lay_out_row
 from prefold.convert.fold.reads import ParameterReads, measure_parameter_reads
@@ -130,7 +130,7 @@ def _chosen(choices: list[Choice], sides: list[list["_Fold"]], options: FoldOpti
 
 def _check(model: PreTrainedModel, folds: list["_Fold"]) -> None:
     for fold in folds:
-        require_unmoved_by_special_tokens(model, fold.first_block, fold.cut, fold.ids)
+        require_unmoved_by_masks(model, fold.first_block, fold.cut, fold.ids)
         plain = replace(fold.cut, table=replace(fold.cut.table, encoding=None))
         check_fold_on_skeleton(model, fold.first_block, plain, fold.found, fold.ids)
 

@@ -42,19 +42,15 @@ def _special(settings: dict[str, Any]) -> set[int]:
     return ids
 
 
-def beside_special_tokens(config: PreTrainedConfig, ids: torch.Tensor) -> torch.Tensor | None:
-    """Return tokens, ``[2, 8]``, with a special one in every second place; None without any but padding.
+def beside_masks(config: PreTrainedConfig, ids: torch.Tensor) -> torch.Tensor | None:
+    """Return tokens, ``[2, 8]``, with the one for masks in every second place; None without one.
 
-    Padding moves the positions of what stands behind it in some models, which is no other token's doing.
+    A model may count them; other special tokens move positions in some models, which is no neighbour's doing.
     """
-    settings = config.to_dict()
-    size = getattr(config.get_text_config(), "vocab_size", None) or 0
-    special = sorted(each for each in _special(settings) - {settings.get("pad_token_id")} if each in range(size))
-    if not special:
+    mask, size = getattr(config, "mask_token_id", None), getattr(config.get_text_config(), "vocab_size", None) or 0
+    if not isinstance(mask, int) or not 0 <= mask < size:
         return None
-    mixed = ids.clone()
-    mixed[:, ::2] = torch.tensor([special[place % len(special)] for place in range(SEQ)]).view(BATCH, SEQ // 2)
-    return mixed
+    return torch.where(torch.arange(SEQ)[None] % 2 == 0, torch.full_like(ids, mask), ids)
 
 
 def padding_mask() -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from prefold.convert.errors import ModelFailed, UnsupportedModel
 from prefold.convert.experiment.discover import Discovery
 from prefold.convert.experiment.tokens import (
-    beside_special_tokens,
+    beside_masks,
     experiment_tokens,
     padding_mask,
     same_rows,
@@ -100,13 +100,13 @@ def _outermost(model: nn.Module, name: str, entered: set[str], stored: set[str])
             yield inner
 
 
-def require_unmoved_by_special_tokens(model: PreTrainedModel, first_block: str, cut: Cut, ids: torch.Tensor) -> None:
-    """Require that modules of a row return the same for tokens that special ones stand beside, as one for masks.
+def require_unmoved_by_masks(model: PreTrainedModel, first_block: str, cut: Cut, ids: torch.Tensor) -> None:
+    """Require that modules of a row return the same for tokens that masks stand beside.
 
     Raises:
         UnsupportedModel: one does not; where the model does not run on such tokens, nothing is required.
     """
-    mixed = beside_special_tokens(model.config, ids)
+    mixed = beside_masks(model.config, ids)
     try:
         passes = [trace(model, cut.side, first_block, each) for each in (ids, mixed)] if mixed is not None else []
     except ModelFailed:
@@ -115,7 +115,7 @@ def require_unmoved_by_special_tokens(model: PreTrainedModel, first_block: str, 
         outputs = [each.calls[column.module][0].output for each in passes if column.module in each.calls]
         shown = [each[:, 1::2] for each in outputs if each is not None and each.shape[:2] == ids.shape]
         if len(shown) == len(passes) and not same_rows(*shown):
-            raise UnsupportedModel([f"{column.module} returns something else for a token beside special tokens"])
+            raise UnsupportedModel([f"{column.module} returns something else for a token beside masks"])
 
 
 def check_fold_on_skeleton(

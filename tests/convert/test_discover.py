@@ -59,7 +59,7 @@ def test_a_small_vocabulary_changes_nothing(model_type: str, size: int):
 
 
 @pytest.mark.parametrize("drops", [True, False])
-def test_a_layer_that_special_tokens_change_does_not_fold(drops: bool):
+def test_a_layer_that_masks_change_does_not_fold(drops: bool):
     """ESM scales all of a text by how many of its tokens are masks."""
     config = EsmConfig(
         **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
@@ -70,7 +70,7 @@ def test_a_layer_that_special_tokens_change_does_not_fold(drops: bool):
     if not drops:
         assert study_model(EsmForMaskedLM, config).cuts
         return
-    with pytest.raises(UnsupportedModel, match="query returns something else for a token beside special tokens"):
+    with pytest.raises(UnsupportedModel, match="query returns something else for a token beside masks"):
         study_model(EsmForMaskedLM, config)
 
 
