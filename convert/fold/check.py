@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from prefold.convert.errors import ModelFailed, UnsupportedModel
 from prefold.convert.experiment.discover import Discovery
 from prefold.convert.experiment.tokens import (
+    are_rows,
     beside_masks,
     experiment_tokens,
     padding_mask,
     same_rows,
 )
-from prefold.convert.experiment.trace import trace
+from prefold.convert.experiment.trace import Trace, trace
 from prefold.convert.fold.layout import Cut
 from prefold.convert.fold.table import Linear, compute_rows
 from prefold.convert.model.running import hooks, stop
@@ -107,15 +108,22 @@ def require_unmoved_by_masks(model: PreTrainedModel, first_block: str, cut: Cut,
         UnsupportedModel: one does not; where the model does not run on such tokens, nothing is required.
     """
     mixed = beside_masks(model.config, ids)
+    if mixed is None:
+        return
     try:
-        passes = [trace(model, cut.side, first_block, each) for each in (ids, mixed)] if mixed is not None else []
+        passes = [trace(model, cut.side, first_block, each) for each in (ids, mixed)]
     except ModelFailed:
         return
-    for column in cut.stored if passes else ():
-        outputs = [each.calls[column.module][0].output for each in passes if column.module in each.calls]
-        shown = [each[:, 1::2] for each in outputs if each is not None and each.shape[:2] == ids.shape]
+    for column in cut.stored:
+        shown = [part for each in passes for part in _at_odd_places(each, column.module)]
         if len(shown) == len(passes) and not same_rows(*shown):
             raise UnsupportedModel([f"{column.module} returns something else for a token beside masks"])
+
+
+def _at_odd_places(seen: Trace, module: str) -> Iterator[torch.Tensor]:
+    for call in seen.calls.get(module, [])[:1]:
+        if are_rows(call.output):
+            yield call.output[:, 1::2]  # type: ignore[index]  # it is a tensor
 
 
 def check_fold_on_skeleton(

@@ -152,7 +152,7 @@ def test_depth_is_asked_for_in_every_part_of_a_config(tmp_path: Path):
 
 
 def test_a_config_without_an_end():
-    with pytest.raises(UsageError, match="/dev/zero: no config.json of a model: .* larger than 100,000,000 bytes"):
+    with pytest.raises(UsageError, match=r"/dev/zero: no config\.json of a model: .* larger than 100,000,000 bytes"):
         inspect_checkpoint("/dev/zero")
 
 
