@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefold.verify.checks import Outcome
+from prefold.verify.structure import problem_count
 
 _SHOWN = 3  # texts that are named
 
@@ -12,7 +13,7 @@ def check_text(source: dict[str, Any], folded: dict[str, Any]) -> Outcome:
     """Compare the measurements of the same texts: all must be equal."""
     problems = list(_differences(source, folded))
     figures = {name: source[name] for name in ("classes", "tasks")} | {"texts": len(_texts(source))}
-    return Outcome(not problems, f"{len(problems)} differences" if problems else _summary(source), figures, problems)
+    return Outcome(not problems, problem_count(problems) if problems else _summary(source), figures, problems)
 
 
 def _summary(source: dict[str, Any]) -> str:

@@ -23,8 +23,7 @@ def experiment_tokens(config: PreTrainedConfig) -> torch.Tensor:
         UnsupportedModel: there are fewer than two.
     """
     special = _special(config.to_dict())
-    size = getattr(config.get_text_config(), "vocab_size", None) or 0
-    tokens = (token for token in range(size) if token not in special)
+    tokens = (token for token in range(_vocabulary(config)) if token not in special)
     ordinary = torch.tensor(list(islice(tokens, BATCH * SEQ)), dtype=torch.long)
     if len(ordinary) < _FEWEST:
         raise UnsupportedModel(
@@ -32,6 +31,10 @@ def experiment_tokens(config: PreTrainedConfig) -> torch.Tensor:
         )
     repeated = torch.randint(len(ordinary), (BATCH * SEQ - len(ordinary),), generator=torch.Generator().manual_seed(0))
     return torch.cat([ordinary, ordinary[repeated]]).view(BATCH, SEQ)
+
+
+def _vocabulary(config: PreTrainedConfig) -> int:
+    return getattr(config.get_text_config(), "vocab_size", None) or 0
 
 
 def _special(settings: dict[str, Any]) -> set[int]:
@@ -47,8 +50,8 @@ def beside_masks(config: PreTrainedConfig, ids: torch.Tensor) -> torch.Tensor | 
 
     A model may count them; other special tokens move positions in some models, which is no neighbour's doing.
     """
-    mask, size = getattr(config, "mask_token_id", None), getattr(config.get_text_config(), "vocab_size", None) or 0
-    if not isinstance(mask, int) or not 0 <= mask < size:
+    mask = getattr(config, "mask_token_id", None)
+    if not isinstance(mask, int) or not 0 <= mask < _vocabulary(config):
         return None
     return torch.where(torch.arange(SEQ)[None] % 2 == 0, torch.full_like(ids, mask), ids)
 
