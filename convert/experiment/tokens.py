@@ -46,12 +46,12 @@ def _special(settings: dict[str, Any]) -> set[int]:
 
 
 def beside_masks(config: PreTrainedConfig, ids: torch.Tensor) -> torch.Tensor | None:
-    """Return tokens, ``[2, 8]``, with the one for masks in every second place; None without one.
+    """Return tokens, ``[2, 8]``, with the one for masks in every second place; None without one of its own.
 
-    A model may count them; other special tokens move positions in some models, which is no neighbour's doing.
+    A model may count them; padding moves positions in some models, which is no neighbour's doing.
     """
     mask = getattr(config, "mask_token_id", None)
-    if not isinstance(mask, int) or not 0 <= mask < _vocabulary(config):
+    if not isinstance(mask, int) or mask == getattr(config, "pad_token_id", None) or not 0 <= mask < _vocabulary(config):
         return None
     return torch.where(torch.arange(SEQ)[None] % 2 == 0, torch.full_like(ids, mask), ids)
 
