@@ -50,8 +50,8 @@ def beside_masks(config: PreTrainedConfig, ids: torch.Tensor) -> torch.Tensor | 
 
     A model may count them; padding moves positions in some models, which is no neighbour's doing.
     """
-    mask = getattr(config, "mask_token_id", None)
-    if not isinstance(mask, int) or mask == getattr(config, "pad_token_id", None) or not 0 <= mask < _vocabulary(config):
+    mask, padding = (getattr(config, f"{kind}_token_id", None) for kind in ("mask", "pad"))
+    if not isinstance(mask, int) or mask == padding or not 0 <= mask < _vocabulary(config):
         return None
     return torch.where(torch.arange(SEQ)[None] % 2 == 0, torch.full_like(ids, mask), ids)
 
