@@ -14,7 +14,7 @@ from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, mfu, plan_layouts
 from prefold.plan.levers import Lever, rank_levers, verdict
 from prefold.plan.model.config import shape_from_config
-from prefold.plan.model.shape import Experts, Latent, Shape, find_shape, presets
+from prefold.plan.model.shape import Experts, Latent, Shape, State, find_shape, presets
 from prefold.plan.page.page import write_plot
 from prefold.plan.sweep import Space, Target, batches, fewest, meshes, pareto
 from prefold.plan.this_machine import THIS, this_chip
@@ -38,6 +38,7 @@ __all__ = [
     "Plan",
     "Shape",
     "Space",
+    "State",
     "Target",
     "Terms",
     "UnknownName",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.cost.attention import Sharding, Ways, moves, require_sequences, ways
 from prefold.plan.cost.fold import Fold, Placement
-from prefold.plan.cost.layouts import Collective, Layout, collectives, require_batch
+from prefold.plan.cost.layouts import Collective, Layout, Part, collectives, require_batch
 from prefold.plan.cost.parts import all_parts, look_up
 from prefold.plan.cost.workload import Workload
 from prefold.plan.model.shape import Shape
@@ -45,15 +45,23 @@ class Case:
         """How attention is split."""
         return ways(self.sharding, self.layout, self.mesh)
 
+    @property
+    def state_split(self) -> Ways:
+        """How a state is split: over its channels, and over the sequences where weights are gathered."""
+        return ways("head", self.layout, self.mesh)
+
     def sent_by_layer(self) -> list[tuple[int, list[Collective]]]:
         """Return collectives with the number of layers that run them; a folded first layer is the first entry."""
-        tokens, width = self.workload.tokens, self.shape.hidden_size
+        tokens = self.workload.tokens
         by_head = self.sharding == "head"
         moved = moves(self.shape, self.sharding, self.layout, self.mesh, tokens)
         found = [
-            (count, [c for part in parts for c in collectives(self.layout, self.mesh, tokens, width, part)] + moved)
+            (count, [c for part in parts for c in self._sent(part)] + (moved if any(p.attends for p in parts) else []))
             for count, parts in all_parts(self.shape, tokens, folded=self.fold is not None, by_head=by_head)
         ]
         if self.fold and self.placement == "device":
             found[0][1].extend(look_up(self.shape, self.layout, self.mesh, tokens, by_head=by_head))
         return found
+
+    def _sent(self, part: Part) -> list[Collective]:
+        return collectives(self.layout, self.mesh, self.workload.tokens, self.shape.hidden_size, part)

@@ -2,7 +2,7 @@
 
 The row's width is the general form of Graef 2024: 2(d+e) in a serial block, and 3d+2e in a parallel one, whose FFN is a
 column of its own. Of compressed attention the columns are the compressed queries, the compressed keys and values, and
-the turned key.
+the turned key. Of a mixer with a state it is all that comes before its convolution.
 """
 
 from dataclasses import dataclass
@@ -48,13 +48,28 @@ def table_for(workload: Workload, placement: Placement = "device") -> Fold:
 def columns(shape: Shape) -> list[Column]:
     """Return a row's slices, the residual first."""
     ffn = [Column("FFN", shape.hidden_size, *_first_ffn(shape))] if shape.parallel else []
-    return [Column("residual", shape.hidden_size, 0, 0), *attention_columns(shape), *ffn]
+    return [Column("residual", shape.hidden_size, 0, 0), *mixer_columns(shape), *ffn]
+
+
+def mixer_columns(shape: Shape) -> list[Column]:
+    """Return the slices that come of the matrices before the first mix of tokens: attention's, a state's, or both."""
+    attention = attention_columns(shape) if shape.state is None or shape.state.attends else []
+    return [*attention, *state_columns(shape)]
+
+
+def state_columns(shape: Shape) -> list[Column]:
+    """Return the slice that comes of the matrices before a convolution; none where the first layer has no state."""
+    state = shape.state
+    if state is None or not state.starts:
+        return []
+    weights = shape.hidden_size * state.entering
+    return [Column("state", state.entering, weights, weights)]
 
 
 def attention_columns(shape: Shape) -> list[Column]:
     """Return the slices that come of attention's matrices."""
     compressed = shape.latent.q_lora_rank if shape.latent else None
-    queries = compressed or shape.query_width
+    queries = compressed or shape.asking_width
     return [
         Column("queries", queries, shape.hidden_size * queries, shape.hidden_size * queries),
         Column("keys and values", shape.key_value_width, shape.key_value_weights, shape.key_value_weights),
@@ -97,7 +112,7 @@ def reads_gone(shape: Shape, tokens: float) -> float:
 
 def modules_gone(shape: Shape) -> int:
     """Return how many modules the table replaces: a norm, three projections, and an FFN with its activation."""
-    serial = 4
+    serial = 1 + (3 if shape.state is None or shape.state.attends else 0) + len(state_columns(shape))
     return serial + shape.ffn_matrices + 1 if shape.parallel else serial
 
 

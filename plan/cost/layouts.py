@@ -62,6 +62,7 @@ class Part:
         leaving: values of a token before those on the way out.
         key_values: of the values that enter, those of heads of keys and values, which are not split.
         heads: such heads; 0 where attention needs no more of them on a chip than of any other value.
+        attends: attention lies between them.
     """
 
     entering: float
@@ -69,6 +70,7 @@ class Part:
     weights: float
     key_values: float = 0
     heads: int = 0
+    attends: bool = False
 
     def kept(self, ways: int) -> float:
         """Keys and values of a token on a chip, where heads are split ``ways`` ways."""

@@ -10,6 +10,7 @@ from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import table_bytes, weights_gone
 from prefold.plan.cost.layouts import STATIONARY, Layout
 from prefold.plan.cost.parts import all_parts
+from prefold.plan.cost.state import state_bytes
 from prefold.plan.cost.workload import bytes_of
 from prefold.plan.model.shape import Shape
 
@@ -22,19 +23,21 @@ class Memory:
         weights: with the embedding if there is no table.
         table: if it lies on the device.
         kv: of the cache when the pass is over.
+        state: of sequences in layers that keep one.
         activations: an estimate of the rest that a pass needs.
     """
 
     weights: float
     table: float
     kv: float
+    state: float
     activations: float
     available: float
 
     @property
     def total(self) -> float:
         """Bytes of all of it."""
-        return self.weights + self.table + self.kv + self.activations
+        return self.weights + self.table + self.kv + self.state + self.activations
 
     @property
     def missing(self) -> float:
@@ -58,6 +61,7 @@ def memory_of(case: Case) -> Memory:
         weights=_weights(case),
         table=table_bytes(case.shape, case.fold) / case.mesh.chips if case.fold and case.placement == "device" else 0,
         kv=kv_bytes(case.shape, case.workload, case.split),
+        state=state_bytes(case.shape, case.workload, case.state_split),
         activations=_activations(case),
         available=case.chip.memory_bytes,
     )
@@ -78,7 +82,8 @@ def _copies(case: Case) -> float:
     kv_heads = 1 if shape.latent else shape.num_key_value_heads
     queries = shape.query_weights + shape.expansion_weights + shape.value_width * shape.hidden_size
     more = _repeats(split, shape.num_attention_heads) * queries + _repeats(split, kv_heads) * shape.key_value_weights
-    layers = shape.num_layers - (1 if case.fold else 0)
+    gone = case.fold is not None and (shape.state is None or shape.state.attends)
+    layers = shape.attention_layers - gone
     return layers * more / mesh.chips
 
 
@@ -114,15 +119,17 @@ def max_context(
 ) -> float:
     """Return the tokens of context that a share of a chip's memory holds, for each of ``batch`` sequences (table 1).
 
-    Infinite where every layer has a window, and those fit.
+    Infinite where no layer keeps all of it, and the windows fit.
     """
+    if not shape.attention_layers:
+        return inf
     split: Ways = ways(sharding, layout, mesh)
     sequences = -(-batch // split.batch)
     of_a_layer = share * chip.memory_bytes / (sequences * kv_width_per_chip(shape, split.heads) * bytes_of(kv))
     windows = shape.sliding_layers * shape.sliding_window
-    if of_a_layer <= shape.num_layers * shape.sliding_window or not shape.sliding_layers:
-        return of_a_layer / shape.num_layers
-    whole = shape.num_layers - shape.sliding_layers
+    if of_a_layer <= shape.attention_layers * shape.sliding_window or not shape.sliding_layers:
+        return of_a_layer / shape.attention_layers
+    whole = shape.attention_layers - shape.sliding_layers
     return (of_a_layer - windows) / whole if whole else inf
 
 

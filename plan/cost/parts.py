@@ -4,9 +4,9 @@ from dataclasses import replace
 from math import prod
 
 from prefold.plan.chip.hardware import Mesh
-from prefold.plan.cost.fold import attention_columns
+from prefold.plan.cost.fold import attention_columns, mixer_columns, state_columns
 from prefold.plan.cost.layouts import Collective, Layout, Part, ffn, first, gathered_axes, rest_axes
-from prefold.plan.model.shape import Shape
+from prefold.plan.model.shape import Shape, State
 
 
 def attention_part(shape: Shape, *, by_head: bool = False) -> Part:
@@ -14,9 +14,15 @@ def attention_part(shape: Shape, *, by_head: bool = False) -> Part:
 
     ``by_head``: attention is split over heads, of which those of keys and values may be too few.
     """
-    part = Part(shape.query_width + shape.key_value_width, shape.value_width, shape.attention_weights)
+    entering = shape.asking_width + shape.key_value_width
+    part = Part(entering, shape.value_width, shape.attention_weights, attends=True)
     heads = 1 if shape.latent else shape.num_key_value_heads
     return replace(part, key_values=shape.key_value_width, heads=heads) if by_head else part
+
+
+def state_part(state: State) -> Part:
+    """The matrices of a mixer that keeps a state; it is split over its channels."""
+    return Part(state.entering, state.leaving, state.weights)
 
 
 def ffn_part(shape: Shape, tokens: float, *, expert: bool) -> Part:
@@ -49,18 +55,19 @@ def layer_parts(
 
 def _joined(one: Part, other: Part) -> Part:
     sums = (one.entering + other.entering, one.leaving + other.leaving, one.weights + other.weights)
-    return Part(*sums, key_values=one.key_values, heads=one.heads)
+    return Part(*sums, key_values=one.key_values, heads=one.heads, attends=one.attends)
 
 
-def _folded(shape: Shape, attention: Part) -> Part:
-    """Attention without what a table replaces.
+def _folded(shape: Shape, mixer: Part) -> Part:
+    """Attention, or a mixer with a state, without what a table replaces.
 
     Compressed queries are still to be expanded; what is sent for that is counted as if they were as wide as the
     residual.
     """
     entering = shape.query_width if shape.latent and shape.latent.q_lora_rank else 0
-    gone = sum(column.weights for column in attention_columns(shape))
-    return Part(entering, attention.leaving, attention.weights - gone)
+    found = attention_columns(shape) if mixer.attends else state_columns(shape)
+    gone = sum(column.weights for column in found)
+    return Part(entering, mixer.leaving, mixer.weights - gone, attends=mixer.attends)
 
 
 def look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head: bool) -> list[Collective]:
@@ -69,8 +76,8 @@ def look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head:
     A column of an FFN is added to the residual before it is sent.
     """
     over, rest = mesh.along(gathered_axes(layout)), mesh.along(rest_axes(layout))
-    width = shape.hidden_size + sum(column.width for column in attention_columns(shape))
-    part, ways = attention_part(shape, by_head=by_head), prod(rest)
+    width = shape.hidden_size + sum(column.width for column in mixer_columns(shape))
+    part, ways = _first_mixer(shape, by_head=by_head), prod(rest)
     heads = first(rest, part.sharing(ways, 1, ways))
     found = [
         Collective("all-to-all", over, tokens * width / mesh.chips),
@@ -79,15 +86,33 @@ def look_up(shape: Shape, layout: Layout, mesh: Mesh, tokens: float, *, by_head:
     return [each for each in found if each.axes]
 
 
+def _first_mixer(shape: Shape, *, by_head: bool) -> Part:
+    if shape.state and not shape.state.attends:
+        return state_part(shape.state)
+    return attention_part(shape, by_head=by_head)
+
+
 def all_parts(
     shape: Shape, tokens: float, *, folded: bool = False, by_head: bool = False
 ) -> list[tuple[int, list[Part]]]:
-    """Return how many layers have which parts; no two entries are of the same layer."""
+    """Return how many layers have which parts; no two entries are of the same layer, but for models with a state."""
     kinds = [(shape.dense_layers, False), (shape.expert_layers, True)]
     counts = [(count, expert) for count, expert in kinds if count]
+    if shape.state:
+        inner = [(count, [ffn_part(shape, tokens, expert=expert)]) for count, expert in counts]
+        return [*_mixers(shape, shape.state, folded=folded, by_head=by_head), *inner]
     if not folded:
         return [(count, layer_parts(shape, tokens, expert=expert, by_head=by_head)) for count, expert in counts]
     kind = counts[0][1]
     rest = [(count - (expert == kind), expert) for count, expert in counts]
     found = [(count, layer_parts(shape, tokens, expert=expert, by_head=by_head)) for count, expert in rest if count]
     return [(1, layer_parts(shape, tokens, expert=kind, folded=True)), *found]
+
+
+def _mixers(shape: Shape, state: State, *, folded: bool, by_head: bool) -> list[tuple[int, list[Part]]]:
+    """Return attention and mixers with a state, each by itself; those of a folded first layer come first."""
+    attention, mixer = attention_part(shape, by_head=by_head), state_part(state)
+    kinds = [(state.attention_layers, attention, state.attends), (state.layers, mixer, state.starts)]
+    first = [(1, [_folded(shape, part) for _, part, is_first in kinds if is_first])] if folded else []
+    rest = [(count - (folded and is_first), [part]) for count, part, is_first in kinds]
+    return [*first, *(each for each in rest if each[0])]

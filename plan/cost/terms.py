@@ -10,6 +10,7 @@ from prefold.plan.cost.attention import kv_bytes, score_flops
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import active_gone, modules_gone, reads_gone, row_bytes
 from prefold.plan.cost.layouts import Collective, collectives, ffn
+from prefold.plan.cost.state import state_flops, state_traffic
 from prefold.plan.cost.workload import bytes_of
 
 
@@ -19,7 +20,7 @@ class Terms:
 
     Attributes:
         compute: of the matmuls with weights, 2 operations for each weight and token.
-        attention: of the scores, and of the sum of values.
+        attention: of the scores, of the sum of values, and of updates of a state.
         weights: from memory, once per pass.
         kv: of the cache, from memory.
         rows: of the table or the embedding, from memory.
@@ -28,6 +29,7 @@ class Terms:
         phases: starts of collectives: along each axis, or one where a switch joins the chips.
         layers: that the pass goes through.
         gone: modules that a table replaces.
+        state: of sequences, from memory and back.
     """
 
     compute: float
@@ -40,6 +42,7 @@ class Terms:
     phases: int
     layers: int = 0
     gone: int = 0
+    state: float = 0
 
     @cached_property
     def arithmetic(self) -> float:
@@ -49,7 +52,7 @@ class Terms:
     @cached_property
     def memory(self) -> float:
         """Seconds of all that passes through the chip's memory."""
-        return self.weights + self.kv + self.rows
+        return self.weights + self.kv + self.state + self.rows
 
     @cached_property
     def lower(self) -> float:
@@ -66,7 +69,7 @@ class Terms:
         """The name of the term that bounds the pass: the largest one of the largest group."""
         groups = {
             self.arithmetic: {"compute": self.compute, "attention": self.attention},
-            self.memory: {"weights": self.weights, "kv": self.kv, "rows": self.rows},
+            self.memory: {"weights": self.weights, "kv": self.kv, "state": self.state, "rows": self.rows},
             self.communication: {"communication": self.communication},
             self.link_rows: {"rows": self.link_rows},
         }
@@ -83,9 +86,10 @@ def terms_of(case: Case) -> Terms:
     elsewhere = case.placement in ("host", "disk")
     return Terms(
         compute=flops(case) / rate,
-        attention=score_flops(case.shape, case.workload) / rate,
+        attention=(score_flops(case.shape, case.workload) + state_flops(case.shape, case.workload)) / rate,
         weights=weight_bytes_read(case) / case.mesh.chips / case.chip.memory_bandwidth,
         kv=kv_bytes(case.shape, case.workload, case.split) / case.chip.memory_bandwidth,
+        state=state_traffic(case.shape, case.workload, case.state_split) / case.chip.memory_bandwidth,
         rows=0 if elsewhere else rows / case.chip.memory_bandwidth,
         link_rows=rows / _row_bandwidth(case) if elsewhere else 0,
         communication=_seconds(sent_bytes(case), case.chip.link_bandwidth),

@@ -6,31 +6,29 @@ leaves out has the default of its class in transformers, where that is installed
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from prefold.common.errors import UsageError
 from prefold.plan.model.fields import Fields, read_fields
-from prefold.plan.model.shape import Experts, Latent, Shape
+from prefold.plan.model.hybrid import attends, dense_ffns, ffn_layers, has_ffn, kinds_of, state_of, unknown_kinds
+from prefold.plan.model.projections import query_outputs
+from prefold.plan.model.shape import Experts, Latent, Shape, State
 
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _LATENT = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _PARALLEL = ("parallel", "new_decoder_architecture")
 _SPLIT_IN_TWO = ("gate_proj", "gate_up_proj")
-_ATTENTION = ("attention", "full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
-_KINDS = ("layer_types", "layers_block_type", "block_types")
-# Fields of layers that are not those of a shape: recurrent ones, such as differ from each other, or have more parts.
+# Fields of layers that are not those of a shape: such as differ from each other, share weights, or have more parts.
 _BEYOND = (
-    "attn_layer_period",
-    "conv_L_cache",
     "global_head_dim",
     "hidden_size_per_layer_input",
     "lru_width",
-    "mamba_d_state",
+    "moe_latent_size",
+    "n_mamba_heads",
     "num_kv_shared_layers",
     "o_lora_rank",
     "per_layer_config",
-    "ssm_state_size",
-    "state_size",
     "swa_num_attention_heads",
     "zero_expert_num",
 )
@@ -72,17 +70,19 @@ def shape_from_config(
 
 
 def _shape(fields: Fields, name: str) -> Shape:
-    heads, latent = fields.size("num_attention_heads"), _latent(fields)
+    latent, state = _latent(fields), state_of(fields, _inner(fields))
     window, layers = _sliding(fields)
+    attending = attends(fields)
+    heads = fields.size("num_attention_heads") if attending else 1
     head = latent.qk_nope_head_dim + latent.qk_rope_head_dim if latent else fields.size("head_dim")
     return Shape(
         name=name or str(fields.told.get("model_type", "config")),
-        num_layers=fields.size("num_hidden_layers"),
+        num_layers=len(kinds_of(fields)) or fields.size("num_hidden_layers"),
         hidden_size=fields.size("hidden_size"),
         intermediate_size=_inner(fields),
         num_attention_heads=heads,
-        num_key_value_heads=_key_value_heads(fields),
-        head_dim=head or fields.size("hidden_size") // heads,
+        num_key_value_heads=_key_value_heads(fields) if attending else 1,
+        head_dim=(head or fields.size("hidden_size") // heads) if attending else 0,
         vocab_size=fields.size("vocab_size"),
         tied=bool(fields.get("tie_word_embeddings")),
         experts=_experts(fields, _inner(fields)),
@@ -90,12 +90,23 @@ def _shape(fields: Fields, name: str) -> Shape:
         cross=bool(fields.get("is_encoder_decoder")),
         sliding_window=window,
         sliding_layers=layers,
+        output_gate=_has_output_gate(fields, state),
+        state=state,
     )
+
+
+def _has_output_gate(fields: Fields, state: State | None) -> bool:
+    """Return what a field says; beside layers with a state, whether the class has a queries' matrix twice as wide."""
+    told = fields.get("attn_output_gate")
+    if told is not None or state is None or not state.attention_layers or fields.made is None:
+        return bool(told)
+    width = fields.size("num_attention_heads") * fields.size("head_dim")
+    return bool(width) and query_outputs(fields.made) == 2 * width
 
 
 def _sliding(fields: Fields) -> tuple[int, int]:
     """Return the window of layers that see a part of the context, and their number; zeros where all see all of it."""
-    kinds, window = list(fields.get("layer_types") or ()), fields.size("sliding_window")
+    kinds, window = kinds_of(fields), fields.size("sliding_window")
     if kinds:
         chunk, chunked = fields.size("attention_chunk_size"), kinds.count("chunked_attention")
         found = (chunk, chunked) if chunked else (window, kinds.count("sliding_attention"))
@@ -114,16 +125,19 @@ def _is_parallel(fields: Fields) -> bool | None:
 
 def _beyond(fields: Fields) -> Iterator[str]:
     yield from (field for field in _BEYOND if fields.get(field))
-    for field in _KINDS:
-        strange = sorted({str(kind) for kind in fields.get(field) or () if kind not in _ATTENTION})
-        yield from (f"{field}: {kind}" for kind in strange)
+    yield from (f"layer_types: {kind}" for kind in unknown_kinds(fields))
     if fields.get("v_head_dim") and not fields.get("kv_lora_rank"):
         yield "v_head_dim"
 
 
+def _needed(fields: Fields) -> list[str]:
+    spared = {"num_attention_heads": not attends(fields), "num_hidden_layers": bool(kinds_of(fields))}
+    return [field for field in _NEEDED if not spared.get(field)]
+
+
 def _missing(fields: Fields) -> list[str]:
-    missing = [field for field in _NEEDED if not fields.get(field)]
-    missing += [] if _inner(fields) else ["intermediate_size"]
+    missing = [field for field in _needed(fields) if not fields.get(field)]
+    missing += [] if _inner(fields) or not has_ffn(fields, 0) else ["intermediate_size"]
     missing += [] if fields.get("tie_word_embeddings") is not None else ["tie_word_embeddings"]
     if fields.get("kv_lora_rank"):
         missing += [field for field in _LATENT if fields.get(field) is None]
@@ -134,9 +148,20 @@ def _missing(fields: Fields) -> list[str]:
 
 def _inner(fields: Fields) -> int:
     """Return F: a field, a multiple of E, or four times E where it is null; 0 without any of these."""
-    told = fields.size("intermediate_size") or fields.size("moe_intermediate_size")
+    told = _adjusted(fields) or fields.size("moe_intermediate_size")
     ratio = fields.size("expansion_ratio") or (4 if fields.has("intermediate_size") else 0)
     return told or ratio * fields.size("hidden_size")
+
+
+def _adjusted(fields: Fields) -> int:
+    """Return the field as it is; that of shared experts where there are no others; or two thirds, up to a multiple."""
+    told = fields.size("intermediate_size")
+    if not fields.size("num_experts") and fields.size("shared_intermediate_size"):
+        return fields.size("shared_intermediate_size")
+    if not fields.get("block_auto_adjust_ff_dim"):
+        return told
+    of = fields.size("block_multiple_of") or 1
+    return of * ceil(int((fields.get("block_ffn_dim_multiplier") or 1) * int(2 * told / 3)) / of)
 
 
 def _key_value_heads(fields: Fields) -> int:
@@ -147,7 +172,7 @@ def _key_value_heads(fields: Fields) -> int:
 
 def _is_gated(fields: Fields) -> bool | None:
     """Return whether a field, the activation's name or the class's matrices show a gate; None for neither."""
-    told = fields.get("gated")
+    told = fields.get("gated") if has_ffn(fields, _inner(fields)) else False
     if told is not None:
         return bool(told)
     activation = str(fields.get("activation")).lower()
@@ -174,7 +199,7 @@ def _latent(fields: Fields) -> Latent | None:
 def _experts(fields: Fields, inner: int) -> Experts | None:
     """Return the experts; None where all layers have one FFN, ``inner`` values wide."""
     count = fields.size("num_experts")
-    if not count or fields.get("is_moe") is False:
+    if not count or fields.get("is_moe") is False or dense_ffns(fields) == ffn_layers(fields, inner):
         return None
     width, active = _expert_width(fields, inner), fields.size("num_experts_per_tok")
     return Experts(count, active, width, _shared_width(fields, width), _dense_layers(fields))
@@ -194,6 +219,8 @@ def _shared_width(fields: Fields, width: int) -> int:
 
 
 def _dense_layers(fields: Fields) -> int:
+    if (alone := dense_ffns(fields)) is not None:
+        return alone
     kinds = fields.get("mlp_layer_types")
     if kinds:
         return sum(kind == "dense" for kind in kinds)
@@ -210,4 +237,5 @@ def _has_experts(fields: Fields, layer: int) -> bool:
         and (last is None or last < 0 or layer <= last)
         and layer not in (fields.get("mlp_only_layers") or ())
         and (layer + 1) % (fields.size("decoder_sparse_step") or 1) == 0
+        and layer % (fields.size("expert_layer_period") or 1) == fields.size("expert_layer_offset")
     )

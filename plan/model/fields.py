@@ -46,9 +46,22 @@ NAMES: dict[str, tuple[str, ...]] = {
     "num_experts": ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"),
     "num_experts_per_tok": ("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "top_k_experts"),
     "n_shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
-    "shared_expert_intermediate_size": ("shared_expert_intermediate_size", "shared_intermediate_size"),
+    "shared_expert_intermediate_size": (
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+    ),
     "plain_intermediate_size": ("intermediate_size",),
     "first_k_dense_replace": ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"),
+    "conv_kernel": ("mamba_d_conv", "conv_kernel"),
+    "mamba_expand": ("mamba_expand", "expand"),
+    "mamba_groups": ("mamba_n_groups", "n_groups"),
+    "mamba_head_dim": ("mamba_head_dim", "mamba_d_head", "head_dim"),
+    "mamba_inner": ("mamba_d_ssm",),
+    "mamba_num_heads": ("mamba_num_heads", "mamba_n_heads", "num_heads"),
+    "state_size": ("mamba_d_state", "ssm_state_size", "state_size"),
+    "time_step_rank": ("mamba_dt_rank", "time_step_rank"),
+    "layer_types": ("layer_types", "layers_block_type", "block_types"),
     "decoder_sparse_step": ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step"),
 }
 # How wide and deep a model is must be told: a class has a size for everything, that of the first model of its kind.
@@ -56,6 +69,7 @@ _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size
 _NESTED = ("text_config", "language_config", "llm_config", "decoder")
 _INLINE = ("attn_config", "ffn_config")
 _TIED = "tie_word_embeddings"
+_KINDS = "layer_types"
 
 
 @dataclass(frozen=True)
@@ -67,12 +81,14 @@ class Fields:
         filled: of transformers' class, with its defaults; empty without a class.
         matrices: that the class names in its plan for tensor parallelism, as ``layers.*.mlp.up_proj``.
         kind: the class's name; empty without one.
+        made: the config as its class has it; None without one.
     """
 
     told: Mapping[str, Any]
     filled: Mapping[str, Any]
     matrices: tuple[str, ...] = ()
     kind: str = ""
+    made: Any = None
 
     def get(self, field: str) -> Any:
         """Return a field, by any of its names, as the file has it or else as transformers does; None for neither."""
@@ -116,10 +132,13 @@ def read_fields(config: Mapping[str, Any]) -> Fields:
     if made is None:
         return Fields(_flat(told), {})
     filled, plan = _flat(made.to_dict()), type(made).base_model_tp_plan or {}
+    filled |= {_KINDS: list(kinds)} if (kinds := getattr(made, _KINDS, None)) else {}
     own = {
         name for field in _SIZES for name in NAMES.get(field, (field,)) if getattr(type(made), name, None) is not None
     }
-    return Fields(_flat(told), {k: v for k, v in filled.items() if k not in own}, tuple(plan), type(made).__name__)
+    return Fields(
+        _flat(told), {k: v for k, v in filled.items() if k not in own}, tuple(plan), type(made).__name__, made
+    )
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,35 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class State:
+    """Mixers that keep a state of each sequence, however long it is: Mamba, the delta rule, short convolutions.
+
+    Attributes:
+        layers: with such a mixer.
+        attention_layers: with attention, and so with a KV cache; a layer may have both.
+        ffn_layers: with an FFN.
+        entering: values of a token behind the matrices on the way in.
+        leaving: values of a token before the one on the way out.
+        weights: of one mixer, its convolution among them.
+        recurrent: values that a layer keeps of a sequence, in float32.
+        conv: inputs of its convolution that a layer keeps of a sequence.
+        starts: the first layer has such a mixer.
+        attends: the first layer has attention.
+    """
+
+    layers: int
+    attention_layers: int
+    ffn_layers: int
+    entering: int
+    leaving: int
+    weights: int
+    recurrent: int
+    conv: int
+    starts: bool = True
+    attends: bool = False
+
+
+@dataclass(frozen=True)
 class Shape:
     """A decoder.
 
@@ -55,6 +84,8 @@ class Shape:
         cross: every layer also attends to an encoder's output.
         sliding_window: tokens that some layers attend to, and keep; 0 where all layers see the whole context.
         sliding_layers: layers with such a window.
+        output_gate: what attention returns is multiplied by values that come of the queries' matrix, twice as wide.
+        state: of layers without attention; None where all layers have attention and an FFN.
         nominal: weights by its name, which the paper counts MFU by; None to count all.
         source: of these figures.
     """
@@ -75,19 +106,41 @@ class Shape:
     cross: bool = False
     sliding_window: int = 0
     sliding_layers: int = 0
+    output_gate: bool = False
+    state: State | None = None
     nominal: float | None = None
     source: str = ""
 
     @property
     def layers_by_window(self) -> list[tuple[int, int | None]]:
         """Numbers of layers with the tokens that they attend to; None for the whole context."""
-        return [(self.num_layers - self.sliding_layers, None), (self.sliding_layers, self.sliding_window)]
+        return [(self.attention_layers - self.sliding_layers, None), (self.sliding_layers, self.sliding_window)]
+
+    @property
+    def attention_layers(self) -> int:
+        """Layers with attention."""
+        return self.state.attention_layers if self.state else self.num_layers
+
+    @property
+    def ffn_layers(self) -> int:
+        """Layers with an FFN."""
+        return self.state.ffn_layers if self.state else self.num_layers
+
+    @property
+    def state_layers(self) -> int:
+        """Layers with a mixer that keeps a state."""
+        return self.state.layers if self.state else 0
 
     @property
     def query_width(self) -> int:
         """Values of all queries of a token."""
         per_head = self.latent.qk_nope_head_dim + self.latent.qk_rope_head_dim if self.latent else self.head_dim
         return self.num_attention_heads * per_head
+
+    @property
+    def asking_width(self) -> int:
+        """Values of a token behind the queries' matrix: queries, and the gate of what attention returns."""
+        return 2 * self.query_width if self.output_gate else self.query_width
 
     @property
     def value_width(self) -> int:
@@ -106,7 +159,7 @@ class Shape:
         """Weights of one layer that make queries."""
         if self.latent and self.latent.q_lora_rank:
             return self.latent.q_lora_rank * (self.hidden_size + self.query_width)
-        return self.hidden_size * self.query_width
+        return self.hidden_size * self.asking_width
 
     @property
     def key_value_weights(self) -> int:
@@ -144,12 +197,12 @@ class Shape:
     @property
     def dense_layers(self) -> int:
         """Layers whose FFN is not made of experts."""
-        return self.experts.first_k_dense_replace if self.experts else self.num_layers
+        return self.experts.first_k_dense_replace if self.experts else self.ffn_layers
 
     @property
     def expert_layers(self) -> int:
         """Layers whose FFN is made of experts."""
-        return self.num_layers - self.dense_layers
+        return self.ffn_layers - self.dense_layers
 
     @property
     def fixed_weights(self) -> int:
@@ -159,7 +212,8 @@ class Shape:
         if self.experts:
             routed = self.hidden_size * self.experts.num_experts
             shared = self.expert_layers * (self.ffn_weights(self.experts.shared_intermediate_size) + routed)
-        return self.num_layers * (self.attention_weights + self.cross_weights) + dense + shared
+        states = self.state.layers * self.state.weights if self.state else 0
+        return self.attention_layers * (self.attention_weights + self.cross_weights) + states + dense + shared
 
     def expert_weights(self, experts: float) -> float:
         """Weights of so many experts in each layer that has them."""

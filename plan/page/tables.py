@@ -7,6 +7,7 @@ from prefold.plan.advice import Advice
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import row_width, table_bytes
 from prefold.plan.estimate import Estimate
+from prefold.plan.model.shape import Shape
 
 # Rows of cells, the headings first.
 Cells = list[list[str]]
@@ -18,6 +19,7 @@ _TERMS = {
     "attention": "attention scores",
     "weights": "weights from memory",
     "kv": "KV cache from memory",
+    "state": "states, both ways",
     "rows": "rows from memory",
     "link_rows": "rows from elsewhere",
     "communication": "between chips",
@@ -42,10 +44,22 @@ def _shape(case: Case) -> str:
     active = f", {spell_weights(shape.active_weights)} active" if shape.experts else ""
     block = "parallel" if shape.parallel else "serial"
     heads = f"{shape.num_attention_heads} heads, {shape.num_key_value_heads} of keys and values"
+    heads = heads if shape.attention_layers else "no attention"
     said = f"{shape.num_layers} layers, {spell_weights(shape.weights)} weights{active}, {heads}, {block} block"
+    return f"{said}{_windows(shape)}{_states(shape)}"
+
+
+def _windows(shape: Shape) -> str:
     if not shape.sliding_layers:
-        return said
-    return f"{said}; {shape.sliding_layers} layers see a window of {shape.sliding_window:,} tokens"
+        return ""
+    return f"; {shape.sliding_layers} layers see a window of {shape.sliding_window:,} tokens"
+
+
+def _states(shape: Shape) -> str:
+    if not shape.state:
+        return ""
+    values = shape.state.recurrent + shape.state.conv
+    return f"; {shape.state.layers} layers keep a state of {values:,} values, {shape.attention_layers} have a KV cache"
 
 
 def _pass(case: Case) -> str:

@@ -55,10 +55,6 @@ NOT_TOLD = {
 }
 # Layers that no shape has, and the field that says so.
 BEYOND = {
-    "mamba": "state_size",
-    "mamba2": "state_size",
-    "jamba": "attn_layer_period",
-    "qwen3_5_text": "layer_types: linear_attention",
     "gemma3n_text": "hidden_size_per_layer_input",
     "gemma4_text": "hidden_size_per_layer_input",
 }
@@ -291,6 +287,12 @@ def test_what_a_config_never_says_can_be_added_to_it():
         shape_from_config(written("bloom"), gated=False)
     found = shape_from_config(written("bloom") | {"intermediate_size": 128}, gated=False)
     assert found.weights == matrices(small_config("bloom"))
+
+
+def test_a_state_that_no_field_describes_is_refused_by_its_kind_of_layer():
+    config = written("llama") | {"layer_types": ["full_attention", "linear_attention", "full_attention"]}
+    with pytest.raises(UsageError, match="config: layer_types: linear_attention: no shape has such layers"):
+        shape_from_config(config | {"model_type": "unheard_of"}, gated=True)
 
 
 @pytest.mark.parametrize(("model_type", "reason"), BEYOND.items())
