@@ -85,10 +85,10 @@ def plan(
         cast("Phase", phase), sequences, context, weights, kv, branches=branches, shared_prefix=shared_prefix
     )
     fold = table_for(workload, cast("Placement", table))
-    chip, factors = open_chip(hardware, refresh=refresh)
+    chip, calibrations = open_chip(hardware, refresh=refresh)
     asked = asked_mesh(chip, chips, mesh)
     shape = open_shape(model, revision, gated=gated, parallel=parallel)
-    space = space_of(shape, chip, workload, asked, batch, searching=target is not None, factors=factors)
+    space = space_of(shape, chip, workload, asked, batch, searching=target is not None, calibrations=calibrations)
     advice = advise(space, fold, target)
     _tell(advice, plot, as_json=as_json)
     advice.require_room()

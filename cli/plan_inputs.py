@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from prefold.plan import Chip, Factors, Mesh, Shape, Space, Target, Workload
+    from prefold.plan import Calibration, Chip, Mesh, Shape, Space, Target, Workload
 
 
 def open_shape(model: str, revision: str | None, *, gated: bool | None = None, parallel: bool | None = None) -> "Shape":
@@ -64,16 +64,17 @@ def _tried(model: str, revision: str | None) -> tuple[bool | None, int | None]:
     return (True if savings.merged_width else None), savings.checkpoint_before // savings.dtype.itemsize
 
 
-def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | None]":
-    """Return a chip of the catalogue, of a TOML file, or this machine, with its factors if prefold has none.
+def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, tuple[Calibration, ...]]":
+    """Return a chip of the catalogue, of a TOML file, or this machine, with its calibration if prefold has none.
 
     ``refresh`` measures this machine again.
     """
     from prefold.plan import THIS, find_chip, this_chip
 
     if name.lower() == THIS:
-        return this_chip(refresh=refresh)
-    return find_chip(name), None
+        chip, factors = this_chip(refresh=refresh)
+        return chip, (factors,)
+    return find_chip(name), ()
 
 
 def parse_target(latency: str | None, cost: float | None) -> "Target | None":
@@ -98,16 +99,16 @@ def space_of(
     batch: int | None,
     *,
     searching: bool,
-    factors: "Factors | None" = None,
+    calibrations: "tuple[Calibration, ...]" = (),
 ) -> "Space":
     """Return where to look: given values stay; a search tries all chips and batches that are not given."""
     from prefold.plan import Space, batches, fewest, meshes
 
     if not searching:
         found = (mesh or fewest(shape, chip, workload),)
-        return Space(shape, chip, workload, found, (workload.batch,), factors)
+        return Space(shape, chip, workload, found, (workload.batch,), calibrations)
     tried = batches(workload.branches) if batch is None else (batch,)
-    return Space(shape, chip, workload, (mesh,) if mesh else meshes(chip), tried, factors)
+    return Space(shape, chip, workload, (mesh,) if mesh else meshes(chip), tried, calibrations)
 
 
 def asked_mesh(chip: "Chip", chips: int | None, mesh: str | None) -> "Mesh | None":

@@ -69,5 +69,5 @@ def _chip(rates: "Rates") -> Chip:
 
 def _factors(rates: "Rates") -> Factors:
     source = f"what transformers reaches on this machine, with torch {rates.torch}"
-    calls = {"step": rates.step, "layer": rates.layer, "call": rates.call}
-    return Factors(1, rates.memory_share, 1, 0, _OVERLAP, source, **calls, ahead=rates.device != "cpu")
+    calls = (rates.step, rates.layer, rates.call)
+    return Factors(1, rates.memory_share, 1, 0, _OVERLAP, source, *calls, ahead=rates.device != "cpu")

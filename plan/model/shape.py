@@ -270,11 +270,12 @@ def find_shape(name: str) -> Shape:
 
 
 def _shape(name: str, table: dict[str, Any]) -> Shape:
-    experts, latent = table.pop("experts", None), table.pop("latent", None)
+    experts, latent, state = (table.pop(part, None) for part in ("experts", "latent", "state"))
     table.setdefault("head_dim", table["hidden_size"] // table["num_attention_heads"])
     return Shape(
         name=name,
         experts=Experts(**experts) if experts else None,
         latent=Latent(**latent) if latent else None,
+        state=State(**state) if state else None,
         **table,
     )

@@ -31,7 +31,7 @@ from prefold.plan.estimate import choose
 
 ONE, CUBE = Mesh(1, 1, 1), Mesh(4, 4, 4)
 LLAMA, PYTHIA, PALM, MIXTRAL = map(find_shape, ("llama3-8b", "pythia-6.9b", "palm-540b", "mixtral-8x7b"))
-H100, TPU, DESKTOP = map(find_chip, ("h100", "tpu-v4", "desktop-ddr5"))
+H100, TPU, DESKTOP, MI300X = map(find_chip, ("h100", "tpu-v4", "desktop-ddr5", "mi300x"))
 STEP = Workload("decode", 4, 1000)
 KEYS = {
     "ffn_layout",
@@ -107,18 +107,19 @@ def test_mfu_is_that_of_the_nominal_size():
 
 
 def test_cost_is_chips_by_seconds_for_each_token():
-    found = Estimate(case(PALM, TPU, CUBE, STEP, "2d-ws"), None)
+    found = Estimate(case(PALM, TPU, CUBE, STEP, "2d-ws"))
     assert found.chip_seconds_per_token == 64 * found.ideal_seconds / 4
 
 
 def test_a_chip_that_nobody_measured_has_no_calibrated_time():
-    (found,) = plan_layouts(LLAMA, H100, ONE, STEP).estimates
+    (found,) = plan_layouts(LLAMA, MI300X, ONE, STEP).estimates
     assert (found.calibrated_seconds, found.basis, found.seconds) == (None, "ideal", found.ideal_seconds)
+    assert found.uncalibrated == "no measurements of mi300x"
 
 
 def test_factors_of_the_callers_own_are_used():
     own = Factors(0.5, 0.5, 0.5, 0, 100)
-    (found,) = plan_layouts(LLAMA, H100, ONE, STEP, factors=own).estimates
+    (found,) = plan_layouts(LLAMA, H100, ONE, STEP, calibrations=(own,)).estimates
     assert found.basis == "calibrated"
     assert found.calibrated_seconds == pytest.approx(2 * found.ideal_seconds)
 
@@ -260,7 +261,7 @@ def test_more_chips_never_raise_weight_time(each):
 @given(each=CASES)
 def test_no_term_is_negative_and_the_bounds_are_in_order(each):
     shape, workload, layout, sharding, fold = each
-    found = Estimate(case(shape, TPU, CUBE, workload, layout, sharding, fold), None)
+    found = Estimate(case(shape, TPU, CUBE, workload, layout, sharding, fold))
     terms = found.terms
     assert min(vars(replace(terms)).values()) >= 0
     assert 0 < found.ideal_seconds <= found.ideal_sum_seconds <= 4 * found.ideal_seconds * (1 + 1e-12)

@@ -49,7 +49,7 @@ def test_a_plan_for_it_counts_what_steps_and_layers_cost_besides(cache: Path):
     assert min(factors.step, factors.layer, factors.call) >= 0
     assert 0 < factors.memory <= 1
     shape, mesh = find_shape("pythia-70m"), mesh_of(chip, 1)
-    chosen = plan_layouts(shape, chip, mesh, Workload("decode", 1, 64), factors=factors).chosen
+    chosen = plan_layouts(shape, chip, mesh, Workload("decode", 1, 64), calibrations=(factors,)).chosen
     assert chosen.calibrated_seconds is not None
     besides = factors.step + shape.num_layers * factors.layer
     assert besides + chosen.ideal_seconds <= chosen.calibrated_seconds
@@ -75,7 +75,7 @@ def test_calls_that_run_ahead_of_an_accelerator_count_only_where_they_take_longe
     shape, mesh = find_shape("pythia-70m"), mesh_of(find_chip("h100"), 1)
     slow, fast = (Factors(1, 1, 1, 0, 8, step=1e-6, layer=layer, ahead=True) for layer in (1e-3, 1e-9))
     for factors, expected in ((slow, 1e-6 + shape.num_layers * 1e-3), (fast, None)):
-        found = plan_layouts(shape, find_chip("h100"), mesh, Workload("decode", 1, 64), factors=factors).chosen
+        found = plan_layouts(shape, find_chip("h100"), mesh, Workload("decode", 1, 64), calibrations=(factors,)).chosen
         assert found.calibrated_seconds == pytest.approx(expected or found.ideal_seconds, rel=0.1)
 
 
