@@ -63,6 +63,7 @@ def _chip(rates: "Rates") -> Chip:
         disk_bandwidth=rates.disk_bandwidth,
         axes={},
         source=dict.fromkeys(figures, told),
+        node=1,
     )
 
 

@@ -11,8 +11,12 @@ from prefold.common.units import spell_bytes, spell_weights
 from prefold.plan import Chip, Shape, factors_of, row_width
 
 _GIGA, _TERA = 1e9, 1e12
-_BANDWIDTHS = ("memory_bandwidth", "link_bandwidth", "host_bandwidth", "disk_bandwidth")
-_UNITS = {"peak": " TFLOP/s", "axes": " chips", **dict.fromkeys(_BANDWIDTHS, " GB/s")}
+_BANDWIDTHS = ("memory_bandwidth", "link_bandwidth", "network_bandwidth", "host_bandwidth", "disk_bandwidth")
+_HEADINGS = (
+    *("peak, TFLOP/s", "memory", "at GB/s", "links, GB/s", "network, GB/s", "host, GB/s", "disk, GB/s"),
+    *("chips in a node", "in a mesh"),
+)
+_UNITS = {"peak": " TFLOP/s", "node": " chips", "axes": " chips", **dict.fromkeys(_BANDWIDTHS, " GB/s")}
 
 
 def chip_json(chip: Chip) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def chip_json(chip: Chip) -> dict[str, Any]:
 def show_chips(chips: list[Chip]) -> None:
     """Print all chips; `~` marks estimates."""
     table = Table("name", box=None, pad_edge=False)
-    for heading in ("peak, TFLOP/s", "memory", "at GB/s", "links, GB/s", "host, GB/s", "disk, GB/s", "chips in a mesh"):
+    for heading in _HEADINGS:
         table.add_column(heading, justify="right")
     table.add_column("times")
     for chip in chips:
@@ -44,6 +48,8 @@ def show_chip(chip: Chip) -> None:
     for field, text in _figures(chip).items():
         if text:
             table.add_row(field, Text(f"{text}{_UNITS.get(field, '')}"), Text(chip.source.get(field, "")))
+    if chip.generation:
+        table.add_row("generation", Text(chip.generation))
     out.print(table)
     factors = factors_of(chip.name)
     if factors is None:
@@ -57,12 +63,17 @@ def show_chip(chip: Chip) -> None:
 def _figures(chip: Chip) -> dict[str, str]:
     """Return figures as texts by their names in ``chip.source``."""
     figures = {
-        "peak": ", ".join(f"{kind} {value / _TERA:,.4g}" for kind, value in chip.peak.items()),
+        "peak": ", ".join(f"{kind} {_number(value / _TERA)}" for kind, value in chip.peak.items()),
         "memory": spell_bytes(chip.memory_bytes),
-        **{field: f"{getattr(chip, field) / _GIGA:,.4g}" for field in _BANDWIDTHS},
+        **{field: _number(getattr(chip, field) / _GIGA) for field in _BANDWIDTHS},
+        "node": f"{chip.node:,}",
     }
     marked = {field: f"~{text}" if field in chip.estimates else text for field, text in figures.items()}
     return marked | {"axes": ", ".join(map(str, chip.axes))}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def shape_json(shape: Shape) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefold.common.errors import UnknownName, UsageError
 from prefold.common.units import Kind, parse_quantity
-from prefold.plan.chip.hardware import Chip, parse_mesh
+from prefold.plan.chip.hardware import Chip, Mesh, parse_mesh
 
 _FIGURES: dict[str, Kind] = {
     "memory": "bytes",
@@ -19,9 +19,11 @@ _FIGURES: dict[str, Kind] = {
     "disk_bandwidth": "bytes per second",
 }
 _NEEDED = ("peak", *_FIGURES)
-_SOURCED = (*_NEEDED, "axes")
-_KINDS = ("bf16", "fp8", "int8")
-_MAY_BE_NOTHING = ("link_bandwidth",)
+_NETWORK = "network_bandwidth"
+_SOURCED = (*_NEEDED, _NETWORK, "node", "axes")
+_KINDS = ("bf16", "fp8", "fp4", "int8")
+_MAY_BE_NOTHING = ("link_bandwidth", _NETWORK)
+_NODE = 8  # chips that a server joins, where a file leaves it open
 
 
 @cache
@@ -75,15 +77,23 @@ def parse_chips(text: str, origin: str) -> dict[str, Chip]:
 def _chip(name: str, table: dict[str, Any], origin: str) -> Chip:
     meshes = [parse_mesh(text) for text in table.get("axes", [])]
     figures = {field: parse_quantity(table[field], kind) for field, kind in _FIGURES.items()}
-    sourced = _SOURCED if meshes else _NEEDED
+    figures[_NETWORK] = parse_quantity(table.get(_NETWORK, "0 GB/s"), "bytes per second")
+    sourced = [field for field in _SOURCED if table.get(field)]
     return Chip(
         name=name,
         peak={kind: parse_quantity(value, "operations per second") for kind, value in table["peak"].items()},
         memory_bytes=figures.pop("memory"),
         axes={mesh.chips: (mesh.x, mesh.y, mesh.z) for mesh in meshes},
         source={field: table.get("source", {}).get(field, origin) for field in sourced},
+        node=table.get("node") or _node(meshes, figures["link_bandwidth"]),
+        generation=table.get("generation", ""),
         **figures,
     )
+
+
+def _node(meshes: list[Mesh], link_bandwidth: float) -> int:
+    """Return how many chips the links join where the file leaves it open: the largest mesh, a server's, or one."""
+    return max((mesh.chips for mesh in meshes), default=_NODE if link_bandwidth else 1)
 
 
 def _faults(table: Any) -> Iterator[str]:
@@ -96,9 +106,12 @@ def _faults(table: Any) -> Iterator[str]:
         missing.append("peak.bf16")
     if missing:
         yield f"missing {', '.join(missing)}"
-    yield from (f"{field}: no chip has such a field" for field in table if field not in (*_SOURCED, "source"))
-    for field, kind in _FIGURES.items():
+    yield from (
+        f"{field}: no chip has such a field" for field in table if field not in (*_SOURCED, "generation", "source")
+    )
+    for field, kind in {**_FIGURES, _NETWORK: _FIGURES["link_bandwidth"]}.items():
         yield from _quantity_faults(field, table[field], kind) if field in table else ()
+    yield from _design_faults(table)
     yield from _peak_faults(table.get("peak", {}))
     yield from _axes_faults(table.get("axes", []))
     yield from _source_faults(table.get("source", {}))
@@ -112,6 +125,14 @@ def _quantity_faults(field: str, value: Any, kind: Kind) -> Iterator[str]:
         return
     if nothing and field not in _MAY_BE_NOTHING:
         yield f"{field}: it cannot be nothing"
+
+
+def _design_faults(table: dict[str, Any]) -> Iterator[str]:
+    node, generation = table.get("node", _NODE), table.get("generation", "")
+    if isinstance(node, bool) or not isinstance(node, int) or node < 1:
+        yield f"node: {node!r} is not a number of chips"
+    if not isinstance(generation, str):
+        yield f"generation: {generation!r} is not a text"
 
 
 def _peak_faults(peaks: Any) -> Iterator[str]:

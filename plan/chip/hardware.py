@@ -16,13 +16,16 @@ class Chip:
     """One chip.
 
     Attributes:
-        peak: operations per second by type of number: ``bf16`` always, ``fp8``, ``int8``.
+        peak: operations per second by type of number: ``bf16`` always, ``fp8``, ``fp4``, ``int8``.
         memory_bandwidth: bytes per second, as all bandwidths.
         link_bandwidth: 0 for a chip that stands alone.
         host_bandwidth: from the host's memory; its own memory's where these are the same.
         disk_bandwidth: of random reads of whole rows.
         axes: the sizes of a mesh that its links are made for, by the number of chips.
         source: of each figure.
+        network_bandwidth: between nodes; 0 where no network is made for it.
+        node: chips that its links join.
+        generation: of its design, as ``hopper``; empty where it is not known.
     """
 
     name: str
@@ -34,6 +37,9 @@ class Chip:
     disk_bandwidth: float
     axes: dict[int, tuple[int, int, int]]
     source: dict[str, str]
+    network_bandwidth: float = 0
+    node: int = 8
+    generation: str = ""
 
     @property
     def estimates(self) -> list[str]:

@@ -269,7 +269,7 @@ def test_a_config_without_fields_is_refused_with_all_of_them(prefold, tmp_path: 
     ("arguments", "code", "line"),
     [
         (["plan", "palm-54b", "--hardware", "tpu-v4"], 2, "the nearest: palm-540b"),
-        (["plan", "palm-540b", "--hardware", "tpu-v5"], 2, "the nearest: tpu-v4"),
+        (["plan", "palm-540b", "--hardware", "tpu-v5"], 2, "the nearest: tpu-v5e"),
         (["hardware", "h10"], 2, "h100"),
         (["shapes", "llama-8b"], 2, "llama3-8b"),
         (["plan", *PALM, "--mesh", "4x4x8"], 3, "mesh 4x4x8 has 128 chips, not 64"),

@@ -22,6 +22,7 @@ link_bandwidth = "0 GB/s"
 host_bandwidth = "32 GB/s"
 disk_bandwidth = "3 GB/s"
 """
+LINKS = ("network_bandwidth", "node")
 FIGURES = ("peak", "memory", "memory_bandwidth", "link_bandwidth", "host_bandwidth", "disk_bandwidth")
 LOWERCASE = "abcdefghijklmnopqrstuvwxyz"
 
@@ -37,23 +38,49 @@ def without(field: str) -> str:
 
 
 def test_the_catalogue_has_what_is_promised():
-    promised = ("tpu-v4", "a100-80gb", "h100", "h200", "b200", "l4", "mi300x", "desktop-ddr5", "phone")
-    assert tuple(catalogue()) == promised
+    tpus, apple, others = ("tpu-v4", "tpu-v5e", "tpu-v6e"), ("m2-ultra", "m4-max"), ("desktop-ddr5", "phone")
+    modules = ("a100-40gb", "a100-80gb", "h100", "h200", "b200", "b300", "gb200", "mi300x", "mi325x")
+    cards = ("l4", "l40s", "a10g", "t4", "rtx-3090", "rtx-4090", "rtx-5090", "dgx-spark")
+    assert set(catalogue()) == {*tpus, *modules, *cards, *apple, *others}
 
 
 @pytest.mark.parametrize("chip", catalogue().values(), ids=catalogue())
 def test_every_figure_has_a_source(chip: Chip):
-    assert {*FIGURES, *(["axes"] if chip.axes else [])} == set(chip.source)
+    assert {*FIGURES, *LINKS, *(["axes"] if chip.axes else [])} == set(chip.source)
+    assert chip.generation
     assert all(text and text != "hardware.toml" for text in chip.source.values())
 
 
 @pytest.mark.parametrize("chip", catalogue().values(), ids=catalogue())
 def test_no_figure_is_out_of_order(chip: Chip):
     """Narrower numbers are no slower, and each place that a table can lie in is no faster than the one before."""
-    assert chip.peak["bf16"] <= chip.peak_of("fp8")
+    assert chip.peak["bf16"] <= chip.peak_of("fp8") <= chip.peak.get("fp4", chip.peak_of("fp8"))
     assert chip.peak["bf16"] <= chip.peak_of("int8")
     assert chip.disk_bandwidth < chip.host_bandwidth <= chip.memory_bandwidth
     assert chip.link_bandwidth < chip.memory_bandwidth
+    assert chip.network_bandwidth < (chip.link_bandwidth or chip.memory_bandwidth)
+
+
+@pytest.mark.parametrize("chip", catalogue().values(), ids=catalogue())
+def test_links_join_a_node(chip: Chip):
+    assert (chip.node > 1) == (chip.link_bandwidth > 0)
+    assert chip.node >= max(chip.axes, default=1)
+
+
+@pytest.mark.parametrize(
+    ("links", "axes", "node"), [("0 GB/s", "[]", 1), ("300 GB/s", "[]", 8), ("300 GB/s", '["1x2x2", "4x4x4"]', 64)]
+)
+def test_a_node_that_a_file_leaves_open_is_what_its_links_are_made_for(links: str, axes: str, node: int):
+    chip = parse_chips(f"{MINE.replace('0 GB/s', links)}axes = {axes}", "mine.toml")["mine"]
+    assert (chip.node, chip.network_bandwidth, chip.generation) == (node, 0, "")
+    assert set(chip.source) == {*FIGURES, *(["axes"] if chip.axes else [])}
+
+
+def test_a_file_may_have_nodes_and_their_network():
+    told = 'node = 4\nnetwork_bandwidth = "25 GB/s"\ngeneration = "ampere"\n[mine.source]\nnode = "its board"\n'
+    chip = parse_chips(MINE + told, "mine.toml")["mine"]
+    assert (chip.node, chip.network_bandwidth, chip.generation) == (4, 25e9, "ampere")
+    assert (chip.source["node"], chip.source["network_bandwidth"]) == ("its board", "mine.toml")
 
 
 def test_tpu_v4_is_as_in_the_paper():
@@ -66,7 +93,10 @@ def test_tpu_v4_is_as_in_the_paper():
     assert chip.axes == meshes
 
 
-@pytest.mark.parametrize(("name", "printed_with_sparsity"), [("h100", 1979e12), ("h200", 1979e12), ("l4", 242e12)])
+@pytest.mark.parametrize(
+    ("name", "printed_with_sparsity"),
+    [("h100", 1979e12), ("h200", 1979e12), ("l4", 242e12), ("b300", 4500e12), ("gb200", 5000e12), ("l40s", 724e12)],
+)
 def test_peaks_are_dense(name: str, printed_with_sparsity: float):
     assert find_chip(name).peak["bf16"] == pytest.approx(printed_with_sparsity / 2, rel=1e-3)
 
@@ -144,7 +174,9 @@ def test_a_chip_needs_a_peak_in_bf16():
     assert faults_of(MINE.replace("bf16", "fp8")) == ["mine.toml: mine: missing peak.bf16"]
 
 
-@given(st.text(LOWERCASE, min_size=1).filter(lambda name: name not in (*FIGURES, "axes", "source")))
+@given(
+    st.text(LOWERCASE, min_size=1).filter(lambda name: name not in (*FIGURES, *LINKS, "axes", "generation", "source"))
+)
 def test_a_field_that_no_chip_has_is_named(name: str):
     assert faults_of(f'{MINE}{name} = "1 GB"') == [f"mine.toml: mine: {name}: no chip has such a field"]
 
@@ -180,6 +212,10 @@ def test_a_number_without_its_unit_is_wrong():
         ('axes = ["1x1x4", "1x2x2"]', "axes: several meshes of 4 chips"),
         ('axes = "4x4x4"', 'axes: not a list of meshes, as ["2x2x2", "4x4x4"]'),
         ('source = "the web"', "source: not a table of texts"),
+        ("node = 0", "node: 0 is not a number of chips"),
+        ("node = true", "node: True is not a number of chips"),
+        ('node = "8"', "node: '8' is not a number of chips"),
+        ("generation = 3", "generation: 3 is not a text"),
         ('source = { colour = "grey" }', "source.colour: no chip has such a field"),
     ],
 )
@@ -192,7 +228,7 @@ def test_axes_and_sources_are_checked(added: str, fault: str):
     [
         ('"16 GiB"', '"0 GiB"', "memory: it cannot be nothing"),
         ('"100 TFLOP/s"', '"0 TFLOP/s"', "peak.bf16: it cannot be nothing"),
-        ("int8 =", "int3 =", "peak.int3: no such type of numbers; there are bf16, fp8, int8"),
+        ("int8 =", "int3 =", "peak.int3: no such type of numbers; there are bf16, fp8, fp4, int8"),
         ('{ bf16 = "100 TFLOP/s", int8 = "200 TOP/s" }', "7", 'peak: not a table, as { bf16 = "312 TFLOP/s" }'),
         ('{ bf16 = "100 TFLOP/s", int8 = "200 TOP/s" }', '"bf16"', 'peak: not a table, as { bf16 = "312 TFLOP/s" }'),
     ],

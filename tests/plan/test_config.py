@@ -17,6 +17,14 @@ from prefold.plan.model.shape import Shape, find_shape, presets
 from tests.conftest import auto_class, small_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+HUB: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "configs.json").read_text())
+# Fields that neither the config nor its class has: the model's code alone shows them.
+BY_CODE = {
+    "gpt-oss-20b": {"gated": True},
+    "gpt-oss-120b": {"gated": True},
+    "kimi-k2": {"gated": True},
+    "command-r-35b": {"parallel": True},
+}
 # Whether the FFN is gated is said by these configs, by their fields or by their classes.
 TOLD = (
     "llama",
@@ -85,6 +93,21 @@ def test_a_config_and_its_preset_agree(name: str):
     if name.startswith("pythia"):  # the file has the vocabulary of Graef 2024, and the hub's 50432
         found = replace(found, vocab_size=preset.vocab_size)
     assert replace(found, source=preset.source) == preset
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_config_of_the_hub_and_its_preset_agree(name: str):
+    preset = find_shape(name)
+    assert replace(shape_from_config(HUB[name], name=name, **BY_CODE.get(name, {})), source=preset.source) == preset
+
+
+@pytest.mark.parametrize("name", BY_CODE)
+def test_no_more_is_told_than_the_config_does(name: str):
+    if "gated" in BY_CODE[name]:
+        with pytest.raises(UsageError, match="whether its FFN is gated"):
+            shape_from_config(HUB[name])
+    else:
+        assert "serial" in shape_from_config(HUB[name]).source
 
 
 # Fields that a shape of an ordinary decoder is written in, under names that several families share.
