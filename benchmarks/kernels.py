@@ -22,7 +22,7 @@ from benchmarks.page import table
 from benchmarks.plan_page import write_section
 from prefold.plan import Chip, find_chip
 from prefold.plan.calibration import AllReduce, Kernel, Kernels
-from prefold.plan.cost.workload import bytes_of
+from prefold.plan.cost.workload import layer_weight_bytes
 
 SOURCE = (
     "kernels of vLLM {vllm} and NCCL {nccl}, measured by ai-dynamo/aiconfigurator, commit 095f58a51 (Apache-2.0), SXM"
@@ -96,7 +96,7 @@ def fit_products(rows: Sequence[dict[str, str]], chip: Chip, dtype: str) -> Fitt
     """Fit a kernel to products of one type."""
     m, n, k, ms = _columns(rows, "m", "n", "k", "latency_ms")
     activations = 2 * m * k / chip.memory_bandwidth
-    moved = (n * k * bytes_of(dtype) + 2 * m * n) / chip.memory_bandwidth + activations
+    moved = (n * k * layer_weight_bytes(dtype) + 2 * m * n) / chip.memory_bandwidth + activations
     return _fit_kernel(moved, 2 * m * n * k / chip.peak_of(dtype), activations, ms)
 
 

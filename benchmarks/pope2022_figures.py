@@ -104,7 +104,7 @@ def _cases(line: dict[str, str]) -> Iterator[tuple[int, Case]]:
 
 
 def _case(line: dict[str, str], phase: Phase, context: int) -> Case:
-    workload = Workload(phase, int(line["batch"]), context)
+    workload = Workload(phase, int(line["batch"]), context, all_logits=True)
     sharding: Sharding = "batch" if line["attn_layout"] == "batch" else "head"
     return Case(_variant(line), find_chip("tpu-v4"), CUBE, workload, LAYOUTS[line["ffn_layout"]], sharding)
 

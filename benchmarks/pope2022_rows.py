@@ -152,7 +152,7 @@ def _case(line: dict[str, str], chips: int, layout: Layout, phase: Phase, contex
         shape=shape_of(line["model"], chips, layout),
         chip=find_chip("a100-80gb" if on_gpu else "tpu-v4"),
         mesh=Mesh(1, chips, 1) if on_gpu else Mesh(*MESHES[chips]),
-        workload=Workload(phase, batch, context, weights=weights),
+        workload=Workload(phase, batch, context, weights=weights, head=weights, all_logits=True),
         layout=layout,
         sharding=_sharding(line, phase),
     )

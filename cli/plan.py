@@ -1,5 +1,6 @@
 """``prefold plan``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -31,7 +32,13 @@ def plan(
     context: Annotated[
         int, typer.Option(metavar="L", help="Tokens of each: of the prompt, or cached when a step decodes one more.")
     ] = 2048,
-    weights: Annotated[str, typer.Option(metavar="TYPE", help="Stored as bf16, fp16, fp8, int8 or int4.")] = "bf16",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Stored as bf16, fp16, fp8, int8, int4, fp4 or mxfp4; as the checkpoint's own if not given, or bf16.",
+        ),
+    ] = None,
     kv: Annotated[str, typer.Option(metavar="TYPE", help="What the KV cache is stored as.")] = "bf16",
     branches: Annotated[int, typer.Option(metavar="N", help="Sequences that continue one prefix.")] = 1,
     shared_prefix: Annotated[int, typer.Option(metavar="T", help="Tokens that branches have in common.")] = 0,
@@ -81,15 +88,15 @@ def plan(
         require_plot(plot, KINDS)
     target = parse_target(latency_target, max_cost)
     sequences = branches if batch is None else batch
-    workload = Workload(
-        cast("Phase", phase), sequences, context, weights, kv, branches=branches, shared_prefix=shared_prefix
-    )
-    fold = table_for(workload, cast("Placement", table))
+    asked = (cast("Phase", phase), sequences, context, weights or "bf16", kv)
+    workload = Workload(*asked, branches=branches, shared_prefix=shared_prefix)
+    table_for(workload, cast("Placement", table))
     chip, calibrations = open_chip(hardware, refresh=refresh)
-    asked = asked_mesh(chip, chips, mesh)
+    joined = asked_mesh(chip, chips, mesh)
     shape = open_shape(model, revision, gated=gated, parallel=parallel)
-    space = space_of(shape, chip, workload, asked, batch, searching=target is not None, calibrations=calibrations)
-    advice = advise(space, fold, target)
+    workload = replace(workload, weights=weights or shape.stored)
+    space = space_of(shape, chip, workload, joined, batch, searching=target is not None, calibrations=calibrations)
+    advice = advise(space, table_for(workload, cast("Placement", table)), target)
     _tell(advice, plot, as_json=as_json)
     advice.require_room()
 

@@ -27,6 +27,7 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
 
     opened = open_config(model, revision)
     config = opened.config
+    _tell_unknown_type(config)
     # Refuses a config that says too little, before any experiment; whether it is gated, that may tell.
     shape_from_config(config, gated=False)
     parameters = None
@@ -37,6 +38,14 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
         return shape_from_config(config, name=model, gated=gated, parallel=parallel, parameters=parameters)
     except UsageError as error:  # of whether it is gated: all else was refused before
         raise UsageError(f"{error}; --gated or --not-gated does") from error
+
+
+def _tell_unknown_type(config: dict[str, Any]) -> None:
+    from prefold.cli.show.show import note
+    from prefold.plan import stored_as
+
+    if found := stored_as(config)[1]:
+        note(found)
 
 
 def _is_checkpoint(model: str) -> bool:

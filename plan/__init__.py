@@ -14,6 +14,7 @@ from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, mfu, plan_layouts
 from prefold.plan.levers import Lever, rank_levers, verdict
 from prefold.plan.model.config import shape_from_config
+from prefold.plan.model.quantization import stored_as
 from prefold.plan.model.shape import Experts, Latent, Shape, State, find_shape, presets
 from prefold.plan.page.page import write_plot
 from prefold.plan.sweep import Space, Target, batches, fewest, meshes, pareto
@@ -68,6 +69,7 @@ __all__ = [
     "rank_levers",
     "row_width",
     "shape_from_config",
+    "stored_as",
     "table_for",
     "terms_of",
     "this_chip",

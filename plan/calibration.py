@@ -149,7 +149,7 @@ class Kernels:
     """What a chip reaches in single kernels, of which a pass under tensor parallelism is the sum.
 
     Attributes:
-        products: by the type of weights; another type takes those of 16 bits.
+        products: by the type that they run in; another one takes those of 16 bits.
         experts: seconds of experts' products over those of as large others; of them no kernels were measured.
         generation: of the chip that was measured.
         ranks: most that an all-reduce was measured over.
@@ -191,7 +191,7 @@ class Kernels:
         return products + self._attention(case) + sent + max(rows, terms.link_rows)
 
     def _product(self, matmul: Matmul, chip: Chip) -> float:
-        kernel = self.products.get(matmul.dtype, self.products["bf16"])
+        kernel = self.products.get(matmul.compute, self.products["bf16"])
         seconds = float(kernel.seconds(*matmul.at_full_rates(chip)))
         return kernel.start + self.experts * (seconds - kernel.start) if matmul.experts else seconds
 

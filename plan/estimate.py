@@ -4,7 +4,7 @@ A time is ideal, from the chip's full rates, or calibrated, by what was fitted t
 time where nothing was measured, and layouts that have one come before those that have none.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import Fold
 from prefold.plan.cost.layouts import distinct
 from prefold.plan.cost.memory import Memory, memory_of
-from prefold.plan.cost.terms import Terms, ffn_bytes, terms_of
+from prefold.plan.cost.terms import Terms, ffn_bytes, flops, terms_of
 from prefold.plan.cost.workload import Workload
 from prefold.plan.errors import Infeasible
 from prefold.plan.model.shape import Shape
@@ -118,12 +118,12 @@ class Estimate:
 def mfu(case: Case, seconds: float) -> float:
     """Return the share of peak that a pass of so many seconds uses (section 2).
 
-    The weights are those of the model's name, or all that a token is multiplied by; a folded model's are its source's,
+    The weights are those of the model's name, or all that tokens are multiplied by; a folded model's are its source's,
     so that both are compared by the tokens that they bring.
     """
-    weights = case.shape.nominal or case.shape.active_weights
-    rate = case.mesh.chips * case.chip.peak_of(case.workload.activations)
-    return 2 * weights * case.workload.tokens / (rate * seconds)
+    named = case.shape.nominal
+    operations = 2 * named * case.workload.tokens if named else flops(replace(case, fold=None))
+    return operations / (case.mesh.chips * case.chip.peak_of(case.workload.compute) * seconds)
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,10 @@ def show_shape(shape: Shape) -> None:
 def _spelt(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
-        return ", ".join(f"{name} {each:,}" for name, each in value.items() if each is not None)
+        return ", ".join(f"{name} {_spelt(each)}" for name, each in value.items() if each is not None)
     return f"{value:,.0f}"
 
 
@@ -122,4 +124,5 @@ def _block(shape: Shape) -> str:
     parts += [f"{experts.num_experts} experts, {experts.num_experts_per_tok} active"] if experts else []
     parts += ["latent attention"] if shape.latent else []
     parts += ["cross-attention"] if shape.cross else []
+    parts += [f"{shape.state_layers} layers with a state"] if shape.state else []
     return ", ".join(parts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from prefold.common.errors import UsageError
-from prefold.plan.cost.workload import Workload, bytes_of
+from prefold.plan.cost.workload import Workload, bytes_of, head_weight_bytes, layer_weight_bytes
 from prefold.plan.model.shape import Shape
 
 Placement = Literal["device", "host", "disk"]
@@ -130,7 +130,8 @@ def first_layer_reads(shape: Shape, tokens: float, weights: str, fold: Fold | No
     """Bytes of parameters that a pass reads of what can be folded: weights and embedding rows, or rows of the table."""
     if fold:
         return tokens * row_bytes(shape, fold)
-    return (reads_gone(shape, tokens) + tokens * shape.hidden_size) * bytes_of(weights)
+    embedding = tokens * shape.hidden_size * head_weight_bytes(weights)
+    return reads_gone(shape, tokens) * layer_weight_bytes(weights) + embedding
 
 
 def break_even_batch(shape: Shape, weights: str = "bf16", fold: Fold | None = None) -> int | None:

@@ -13,7 +13,7 @@ from prefold.plan.cost.attention import Ways, kv_bytes, score_flops
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import row_bytes
 from prefold.plan.cost.state import state_flops, state_traffic
-from prefold.plan.cost.workload import bytes_of
+from prefold.plan.cost.workload import MULTIPLIED, bytes_of, layer_weight_bytes
 
 # Of activations, and of weights that engines leave so: the router, the head, and the heads' own expansions in MLA.
 _WHOLE = "bf16"
@@ -37,11 +37,16 @@ class Matmul:
     weights: float
     experts: bool = False
 
+    @property
+    def compute(self) -> str:
+        """Type that it runs in."""
+        return MULTIPLIED.get(self.dtype, _WHOLE)
+
     def at_full_rates(self, chip: Chip) -> tuple[float, float, float]:
         """Return the seconds of its bytes, of its operations, and of its activations' bytes alone."""
         activations = self.m * self.k * bytes_of(_WHOLE)
-        moved = self.weights * bytes_of(self.dtype) + activations + self.m * self.n * bytes_of(_WHOLE)
-        computed = 2 * self.m * self.n * self.k / chip.peak_of(self.dtype)
+        moved = self.weights * layer_weight_bytes(self.dtype) + activations + self.m * self.n * bytes_of(_WHOLE)
+        computed = 2 * self.m * self.n * self.k / chip.peak_of(self.compute)
         return moved / chip.memory_bandwidth, computed, activations / chip.memory_bandwidth
 
 
@@ -54,7 +59,7 @@ def matmuls(case: Case) -> Iterator[Matmul]:
     for count, expert in ((shape.dense_layers, False), (shape.expert_layers, True)):
         first = folded and shape.parallel and expert == (shape.dense_layers == 0)
         yield from _ffn(case, count - first, expert=expert)
-    yield _matmul(1, case.workload.batch, shape.vocab_size / ranks, shape.hidden_size, _WHOLE)
+    yield _matmul(1, case.workload.logits, shape.vocab_size / ranks, shape.hidden_size, _WHOLE)
 
 
 def _matmul(count: float, m: float, n: float, k: float, dtype: str) -> Matmul:

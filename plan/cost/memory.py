@@ -71,8 +71,9 @@ def _weights(case: Case) -> float:
     shape = case.shape
     embedding = 0 if case.fold or shape.tied else shape.head_weights
     gone = weights_gone(shape) if case.fold else 0
-    shared = (shape.layer_weights + shape.head_weights + embedding - gone) / case.mesh.chips
-    return (shared + _copies(case)) * bytes_of(case.workload.weights)
+    layers = (shape.layer_weights - gone) / case.mesh.chips + _copies(case)
+    ends = (shape.head_weights + embedding) / case.mesh.chips
+    return layers * case.workload.layer_weight + ends * case.workload.head_weight
 
 
 def _copies(case: Case) -> float:
@@ -102,7 +103,7 @@ def _activations(case: Case) -> float:
     values = tokens * (2 * shape.hidden_size + max(part.entering + part.leaving for part in parts))
     logits = case.workload.batch * shape.vocab_size
     gathered = 0 if case.layout in STATIONARY else 2 * max(part.weights for part in parts)
-    kept = (values + logits) * bytes_of(case.workload.activations) + gathered * bytes_of(case.workload.weights)
+    kept = (values + logits) * bytes_of(case.workload.activations) + gathered * case.workload.layer_weight
     return kept / case.mesh.chips
 
 

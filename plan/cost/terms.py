@@ -82,10 +82,11 @@ def terms_of(case: Case) -> Terms:
     case.require()
     sent = case.sent_by_layer()
     rate = case.mesh.chips * case.chip.peak_of(case.workload.activations)
+    layers = case.mesh.chips * case.chip.peak_of(case.workload.compute)
     rows = _row_bytes(case) / case.mesh.chips
     elsewhere = case.placement in ("host", "disk")
     return Terms(
-        compute=flops(case) / rate,
+        compute=(flops(case) - head_flops(case)) / layers + head_flops(case) / rate,
         attention=(score_flops(case.shape, case.workload) + state_flops(case.shape, case.workload)) / rate,
         weights=weight_bytes_read(case) / case.mesh.chips / case.chip.memory_bandwidth,
         kv=kv_bytes(case.shape, case.workload, case.split) / case.chip.memory_bandwidth,
@@ -102,16 +103,23 @@ def terms_of(case: Case) -> Terms:
 
 
 def flops(case: Case) -> float:
-    """Operations of the matmuls with weights."""
+    """Operations of the matmuls with weights: all tokens with those of the layers, fewer with the head."""
     gone = active_gone(case.shape) if case.fold else 0
-    return 2 * (case.shape.active_weights - gone) * case.workload.tokens
+    layers = case.shape.active_weights - case.shape.head_weights - gone
+    return 2 * layers * case.workload.tokens + head_flops(case)
+
+
+def head_flops(case: Case) -> float:
+    """Operations of the head."""
+    return 2 * case.shape.head_weights * case.workload.logits
 
 
 def weight_bytes_read(case: Case) -> float:
     """Bytes of weights that all chips together read."""
     tokens = case.workload.tokens
     gone = reads_gone(case.shape, tokens) if case.fold else 0
-    return (case.shape.weights_read(tokens) - gone) * bytes_of(case.workload.weights)
+    layers = case.shape.weights_read(tokens) - case.shape.head_weights - gone
+    return layers * case.workload.layer_weight + case.shape.head_weights * case.workload.head_weight
 
 
 def sent_bytes(case: Case, *, exact: bool = False) -> float:
@@ -133,14 +141,14 @@ def layer_bytes(case: Case, index: int = 0, *, exact: bool = False) -> float:
 
 
 def _bytes(case: Case, sent: list[Collective], *, exact: bool = False) -> float:
-    kinds = {True: bytes_of(case.workload.weights), False: bytes_of(case.workload.activations)}
+    kinds = {True: case.workload.layer_weight, False: bytes_of(case.workload.activations)}
     return sum(each.volume(exact=exact) * kinds[each.weights] for each in sent)
 
 
 def _row_bytes(case: Case) -> float:
     if case.fold:
         return case.workload.tokens * row_bytes(case.shape, case.fold)
-    return case.workload.tokens * case.shape.hidden_size * bytes_of(case.workload.weights)
+    return case.workload.tokens * case.shape.hidden_size * case.workload.head_weight
 
 
 def _row_bandwidth(case: Case) -> float:

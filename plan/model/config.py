@@ -13,6 +13,7 @@ from prefold.common.errors import UsageError
 from prefold.plan.model.fields import Fields, read_fields
 from prefold.plan.model.hybrid import attends, dense_ffns, ffn_layers, has_ffn, kinds_of, state_of, unknown_kinds
 from prefold.plan.model.projections import query_outputs
+from prefold.plan.model.quantization import stored_as
 from prefold.plan.model.shape import Experts, Latent, Shape, State
 
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -66,7 +67,8 @@ def shape_from_config(
     known = _is_parallel(fields) if parallel is None else parallel
     source = f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
     source += "; serial, since no field says otherwise" if known is None else ""
-    return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source)
+    stored, _ = stored_as(config)
+    return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source, stored=stored)
 
 
 def _shape(fields: Fields, name: str) -> Shape:

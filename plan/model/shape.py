@@ -88,6 +88,7 @@ class Shape:
         state: of layers without attention; None where all layers have attention and an FFN.
         nominal: weights by its name, which the paper counts MFU by; None to count all.
         source: of these figures.
+        stored: type that the checkpoint's weights are stored in.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Shape:
     state: State | None = None
     nominal: float | None = None
     source: str = ""
+    stored: str = "bf16"
 
     @property
     def layers_by_window(self) -> list[tuple[int, int | None]]:

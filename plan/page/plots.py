@@ -122,7 +122,7 @@ class Roof:
 def roof_of(estimate: Estimate) -> Roof:
     """Return the roof of an estimate's chip."""
     case = estimate.case
-    return Roof(case.chip.peak_of(case.workload.activations), case.chip.memory_bandwidth)
+    return Roof(case.chip.peak_of(case.workload.compute), case.chip.memory_bandwidth)
 
 
 def intensity(estimate: Estimate) -> float:

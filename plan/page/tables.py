@@ -78,7 +78,7 @@ def _shared(case: Case) -> str:
 
 def _chip(case: Case) -> str:
     chip = case.chip
-    peak = chip.peak_of(case.workload.activations)
+    peak = chip.peak_of(case.workload.compute)
     links = f", links {chip.link_bandwidth / _BILLION:,.0f} GB/s" if case.mesh.chips > 1 else ""
     memory = f"{spell_bytes(chip.memory_bytes)} at {chip.memory_bandwidth / _BILLION:,.0f} GB/s"
     return f"each {peak / _TERA:,.4g} TFLOP/s, {memory}{links}"

@@ -342,3 +342,18 @@ def test_broken_json_is_no_model(prefold, tmp_path: Path):
         ran = prefold(*command)
         assert (ran.code, len(ran.err.splitlines())) == (2, 1)
         assert "no config.json of a model: config.json: not JSON" in ran.err
+
+
+def test_weights_begin_with_what_the_checkpoint_stores(prefold, tmp_path: Path):
+    config = json.loads((CONFIGS / "mistral-7b.json").read_text())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    own, asked = (
+        json.loads(prefold("plan", file, "--hardware", "h100", *more, "--json").out)["workload"]["weights"]
+        for more in ([], ["--weights", "int4"])
+    )
+    assert (own, asked) == ("fp8", "int4")
+    file.write_text(json.dumps(config | {"quantization_config": {"quant_method": "vptq"}}))
+    ran = prefold("plan", file, "--hardware", "h100", "--json")
+    assert json.loads(ran.out)["workload"]["weights"] == "bf16"
+    assert "vptq: no such type of weights; they are counted as bf16" in ran.err

@@ -26,7 +26,7 @@ from prefold.plan import (
 )
 from prefold.plan.cost.fold import reads_gone, row_bytes
 from prefold.plan.cost.layouts import LAYOUTS
-from prefold.plan.cost.terms import flops, layer_bytes, sent_bytes, weight_bytes_read
+from prefold.plan.cost.terms import flops, head_flops, layer_bytes, sent_bytes, weight_bytes_read
 from prefold.plan.estimate import choose
 
 ONE, CUBE = Mesh(1, 1, 1), Mesh(4, 4, 4)
@@ -68,15 +68,34 @@ def test_experts_are_read_as_tokens_choose_them():
     assert many == pytest.approx(2 * (MIXTRAL.weights - MIXTRAL.head_weights))
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("int8", 0.5), ("int4", 0.25)])
+@pytest.mark.parametrize(("dtype", "size"), [("int8", 0.5), ("int4", (0.5 + 2.5 / 128) / 2)])
 def test_smaller_weights_load_faster_and_compute_as_before(dtype, size):
     """Section 3.6: weights alone are smaller, and so is what gathering them sends."""
     small = replace(STEP, batch=64, weights=dtype)
+    large = 2 * PALM.head_weights
     old, new = (terms_of(case(PALM, TPU, CUBE, w, "2d-ws")) for w in (replace(STEP, batch=64), small))
     assert (new.compute, new.communication) == (old.compute, old.communication)
-    assert new.weights == pytest.approx(size * old.weights)
+    old_bytes, new_bytes = (each.weights * 64 * 1200e9 - large for each in (old, new))
+    assert new_bytes == pytest.approx(size * old_bytes)
     gathered = [terms_of(case(PALM, TPU, CUBE, w, "wg-xyz", "batch")) for w in (replace(STEP, batch=64), small)]
     assert gathered[1].communication == pytest.approx(size * gathered[0].communication)
+
+
+def test_layers_of_fp8_are_multiplied_at_its_rate_and_the_head_is_not():
+    prefill = Workload("prefill", 8, 4096, weights="fp8")
+    layers = 2 * (LLAMA.active_weights - LLAMA.head_weights) * prefill.tokens
+    assert terms_of(case(workload=prefill)).compute == pytest.approx(layers / 1979e12 + head_flops(case()) * 2 / 989e12)
+    assert terms_of(case(chip=TPU, workload=prefill)).compute == pytest.approx(flops(case(workload=prefill)) / 275e12)
+    plain = terms_of(case(workload=replace(prefill, weights="bf16"))).compute
+    assert terms_of(case(workload=replace(prefill, weights="fp4"))).compute == plain
+
+
+def test_a_prefill_asks_the_head_for_the_last_token_of_each_prompt():
+    prefill = Workload("prefill", 8, 4096)
+    every = replace(prefill, all_logits=True)
+    assert flops(case(workload=every)) == 2 * LLAMA.active_weights * 8 * 4096
+    assert flops(case(workload=every)) - flops(case(workload=prefill)) == 2 * LLAMA.head_weights * 8 * 4095
+    assert flops(case(workload=replace(STEP, all_logits=True))) == flops(case())
 
 
 def test_the_bounds_are_the_largest_term_and_the_sum():

@@ -34,9 +34,26 @@ def test_one_chip_holds_all_weights_and_the_whole_cache():
     assert memory.total == memory.weights + memory.kv + memory.activations
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("int8", 1), ("fp8", 1), ("int4", 0.5), ("bf16", 2)])
-def test_smaller_weights_take_less(dtype, size):
-    assert memory_of(case(workload=replace(STEP, weights=dtype))).weights == size * LLAMA.weights
+# Bytes of a weight: its bits, and its share of a scale.
+SIZES = {
+    "bf16": 2,
+    "fp32": 4,
+    "int8": 1,
+    "fp8": 1 + 4 / 128**2,
+    "int4": 0.5 + 2.5 / 128,
+    "fp4": 0.5 + 1 / 16,
+    "mxfp4": 0.5 + 1 / 32,
+}
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES.items())
+def test_smaller_weights_take_less_and_embedding_and_head_stay_in_16_bits(dtype, size):
+    memory = memory_of(case(workload=replace(STEP, weights=dtype)))
+    assert memory.weights == pytest.approx(size * LLAMA.layer_weights + max(2, size) * 2 * LLAMA.head_weights)
+
+
+def test_embedding_and_head_can_be_as_small_as_the_rest():
+    assert memory_of(case(workload=replace(STEP, weights="int8", head="int8"))).weights == LLAMA.weights
 
 
 def test_a_smaller_cache_takes_less():
