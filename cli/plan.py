@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from prefold.cli.options import Json, Revision
-from prefold.cli.plan_inputs import asked_mesh, open_chip, open_shape, parse_target, space_of
+from prefold.cli.plan_inputs import asked_mesh, fit_context, open_chip, open_shape, parse_target, space_of
 
 if TYPE_CHECKING:
     from prefold.plan import Advice, Phase, Placement
@@ -29,8 +29,13 @@ def plan(
     phase: Annotated[str, typer.Option(help="One forward pass: prefill, or a step of decode.")] = "decode",
     batch: Annotated[int | None, typer.Option(metavar="B", help="Sequences; 1 if not given.")] = None,
     context: Annotated[
-        int, typer.Option(metavar="L", help="Tokens of each: of the prompt, or cached when a step decodes one more.")
-    ] = 2048,
+        int | None,
+        typer.Option(
+            metavar="L",
+            help="Tokens of each: of the prompt, or cached when a step decodes one more; 2048 if not given, or as"
+            " many as the model has positions for.",
+        ),
+    ] = None,
     weights: Annotated[str, typer.Option(metavar="TYPE", help="Stored as bf16, fp16, fp8, int8 or int4.")] = "bf16",
     kv: Annotated[str, typer.Option(metavar="TYPE", help="What the KV cache is stored as.")] = "bf16",
     branches: Annotated[int, typer.Option(metavar="N", help="Sequences that continue one prefix.")] = 1,
@@ -82,12 +87,19 @@ def plan(
     target = parse_target(latency_target, max_cost)
     sequences = branches if batch is None else batch
     workload = Workload(
-        cast("Phase", phase), sequences, context, weights, kv, branches=branches, shared_prefix=shared_prefix
+        cast("Phase", phase),
+        sequences,
+        2048 if context is None else context,
+        weights,
+        kv,
+        branches=branches,
+        shared_prefix=shared_prefix,
     )
     fold = table_for(workload, cast("Placement", table))
     chip, factors = open_chip(hardware, refresh=refresh)
     asked = asked_mesh(chip, chips, mesh)
     shape = open_shape(model, revision, gated=gated, parallel=parallel)
+    workload = workload if context is not None else fit_context(workload, shape)
     space = space_of(shape, chip, workload, asked, batch, searching=target is not None, factors=factors)
     advice = advise(space, fold, target)
     _tell(advice, plot, as_json=as_json)

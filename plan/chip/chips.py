@@ -82,6 +82,7 @@ def _chip(name: str, table: dict[str, Any], origin: str) -> Chip:
         memory_bytes=figures.pop("memory"),
         axes={mesh.chips: (mesh.x, mesh.y, mesh.z) for mesh in meshes},
         source={field: table.get("source", {}).get(field, origin) for field in sourced},
+        note="",
         **figures,
     )
 

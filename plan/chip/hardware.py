@@ -11,6 +11,9 @@ from prefold.plan.errors import Infeasible
 _MESH = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})")
 
 
+_MOST = 1_000_000
+
+
 @dataclass(frozen=True)
 class Chip:
     """One chip.
@@ -23,6 +26,7 @@ class Chip:
         disk_bandwidth: of random reads of whole rows.
         axes: the sizes of a mesh that its links are made for, by the number of chips.
         source: of each figure.
+        note: what holds of all figures, and is told with every plan; empty if nothing does.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Chip:
     disk_bandwidth: float
     axes: dict[int, tuple[int, int, int]]
     source: dict[str, str]
+    note: str = ""
 
     @property
     def estimates(self) -> list[str]:
@@ -90,11 +95,13 @@ def mesh_of(chip: Chip, chips: int | None = None, mesh: Mesh | None = None) -> M
     """Return the mesh that was asked for, or the one that so many chips are joined in; one chip for neither.
 
     Raises:
-        UsageError: less than one chip.
+        UsageError: less than one chip, or more than a million.
         Infeasible: the mesh has not so many chips, or there are several of chips that nothing joins.
     """
     if chips is not None and chips < 1:
         raise UsageError(f"{chips} chips: at least one")
+    if max(chips or 1, mesh.chips if mesh else 1) > _MOST:
+        raise UsageError(f"chips: at most {_MOST:,}")
     if mesh is None:
         count = chips or 1
         mesh = Mesh(*chip.axes[count]) if count in chip.axes else cubic_mesh(count)

@@ -7,6 +7,7 @@ from prefold.common.errors import UsageError
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+_MOST = 1_000_000_000
 BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5}
 
 
@@ -59,6 +60,8 @@ class Workload:
             (f"{self.phase}: no such phase; there are {', '.join(PHASES)}", self.phase not in PHASES),
             (f"batch {self.batch}: at least one sequence", self.batch < 1),
             (f"context {self.context}: at least one token", self.context < 1),
+            (f"batch: at most {_MOST:,} sequences", self.batch > _MOST),
+            (f"context: at most {_MOST:,} tokens", self.context > _MOST),
             (f"{branches} branches: at least one", branches < 1),
             (f"batch {self.batch} is not a multiple of {branches} branches", self.batch % max(1, branches) > 0),
             (f"shared prefix {prefix}: no branches share it: it needs two and more", prefix > 0 and branches == 1),
@@ -77,6 +80,11 @@ class Workload:
         repeated = (self.batch - self.prefixes) * self.shared_prefix
         saved = repeated if self.phase == "prefill" and self.shares_reads else 0
         return self.batch * self.tokens_per_sequence - saved
+
+    @property
+    def positions(self) -> int:
+        """Tokens that a sequence has after the pass."""
+        return self.context + (1 if self.phase == "decode" else 0)
 
     def keys_per_token(self, window: int | None = None) -> float:
         """Return the keys that a token attends to, on average, within a window; in a prefill those up to its own."""

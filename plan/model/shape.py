@@ -55,6 +55,7 @@ class Shape:
         cross: every layer also attends to an encoder's output.
         sliding_window: tokens that some layers attend to, and keep; 0 where all layers see the whole context.
         sliding_layers: layers with such a window.
+        max_position_embeddings: tokens that a sequence may have; 0 where no limit is known.
         nominal: weights by its name, which the paper counts MFU by; None to count all.
         source: of these figures.
     """
@@ -75,6 +76,7 @@ class Shape:
     cross: bool = False
     sliding_window: int = 0
     sliding_layers: int = 0
+    max_position_embeddings: int = 0
     nominal: float | None = None
     source: str = ""
 
