@@ -26,6 +26,13 @@ class Space:
     batches: tuple[int, ...]
     calibrations: tuple[Calibration, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raise ``UsageError`` for a context that the model has too few positions for."""
+        most, step = self.shape.max_position_embeddings, self.workload
+        if most and step.positions > most:
+            had = f"{self.shape.name} has {most:,} positions (max_position_embeddings)"
+            raise UsageError(f"context {step.context:,}: {had}, and this {step.phase} needs {step.positions:,}")
+
     def points(self) -> list[Estimate]:
         """Return the layout to take for each mesh and each batch, whether it fits or not."""
         return [self._chosen(mesh, batch) for mesh in self.meshes for batch in self.batches]

@@ -86,6 +86,7 @@ class Shape:
         sliding_layers: layers with such a window.
         output_gate: what attention returns is multiplied by values that come of the queries' matrix, twice as wide.
         state: of layers without attention; None where all layers have attention and an FFN.
+        max_position_embeddings: tokens that a sequence may have; 0 where no limit is known.
         nominal: weights by its name, which the paper counts MFU by; None to count all.
         source: of these figures.
         stored: type that the checkpoint's weights are stored in.
@@ -109,6 +110,7 @@ class Shape:
     sliding_layers: int = 0
     output_gate: bool = False
     state: State | None = None
+    max_position_embeddings: int = 0
     nominal: float | None = None
     source: str = ""
     stored: str = "bf16"

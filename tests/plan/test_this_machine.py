@@ -83,3 +83,12 @@ def test_modules_that_a_fold_leaves_out_are_counted_as_the_small_models_are():
     config = {"model_type": "gpt_neox", "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
     shape = shape_from_config(config | {"hidden_size": 64, "intermediate_size": 256}, gated=False)
     assert modules_gone(shape) == rates._GONE
+
+
+def test_the_load_is_kept_with_the_rates(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rates, "_load", lambda: 1e6)
+    assert "the machine was busy" in this_chip()[0].note
+    assert json.loads(cache.read_text())["load"] == 1e6
+    monkeypatch.setattr(rates, "_load", lambda: 0.0)
+    assert "the machine was busy" in this_chip()[0].note
+    assert this_chip(refresh=True)[0].note == ""
