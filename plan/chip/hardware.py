@@ -104,10 +104,8 @@ def mesh_of(chip: Chip, chips: int | None = None, mesh: Mesh | None = None) -> M
         UsageError: less than one chip, or more than a million.
         Infeasible: the mesh has not so many chips, or there are several of chips that nothing joins.
     """
-    if chips is not None and chips < 1:
-        raise UsageError(f"{chips} chips: at least one")
-    if max(chips or 1, mesh.chips if mesh else 1) > _MOST:
-        raise UsageError(f"chips: at most {_MOST:,}")
+    for asked in (chips, mesh.chips if mesh else None):
+        _require_count(asked)
     if mesh is None:
         count = chips or 1
         mesh = Mesh(*chip.axes[count]) if count in chip.axes else cubic_mesh(count)
@@ -116,6 +114,13 @@ def mesh_of(chip: Chip, chips: int | None = None, mesh: Mesh | None = None) -> M
     if mesh.chips > 1 and not chip.link_bandwidth:
         raise Infeasible(f"{chip.name}: nothing joins several of them; there can be one")
     return mesh
+
+
+def _require_count(chips: int | None) -> None:
+    if chips is not None and chips < 1:
+        raise UsageError(f"{chips} chips: at least one")
+    if chips is not None and chips > _MOST:
+        raise UsageError(f"chips: at most {_MOST:,}")
 
 
 def _divisors(number: int) -> list[int]:
