@@ -42,6 +42,9 @@ def plan(
     kv: Annotated[str, typer.Option(metavar="TYPE", help="What the KV cache is stored as.")] = "bf16",
     branches: Annotated[int, typer.Option(metavar="N", help="Sequences that continue one prefix.")] = 1,
     shared_prefix: Annotated[int, typer.Option(metavar="T", help="Tokens that branches have in common.")] = 0,
+    memory_share: Annotated[
+        float, typer.Option(metavar="SHARE", help="Of a chip's memory that may be used; a runtime takes the rest.")
+    ] = 0.9,
     table: Annotated[str, typer.Option(help="Where the folded model's table lies: device, host or disk.")] = "device",
     latency_target: Annotated[
         str | None,
@@ -89,7 +92,7 @@ def plan(
     target = parse_target(latency_target, max_cost)
     sequences = branches if batch is None else batch
     asked = (cast("Phase", phase), sequences, context, weights or "bf16", kv)
-    workload = Workload(*asked, branches=branches, shared_prefix=shared_prefix)
+    workload = Workload(*asked, branches=branches, shared_prefix=shared_prefix, memory_share=memory_share)
     table_for(workload, cast("Placement", table))
     chip, factors = open_chip(hardware, refresh=refresh)
     joined = asked_mesh(chip, chips, mesh)

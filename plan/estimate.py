@@ -93,6 +93,7 @@ class Estimate:
             "mfu": self.mfu,
             "chip_seconds_per_token": self.chip_seconds_per_token,
             "memory_bytes_per_chip": self.memory.total,
+            "memory": self.memory.as_json(),
             "missing_bytes_per_chip": self.memory.missing,
             "fits": self.memory.fits,
             "bound": self.terms.bound,

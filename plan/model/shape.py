@@ -150,6 +150,11 @@ class Shape:
         return self.num_attention_heads * (self.latent.v_head_dim if self.latent else self.head_dim)
 
     @property
+    def kept_heads(self) -> int:
+        """Heads of keys and values that are not split; compressed ones are one for all."""
+        return 1 if self.latent else self.num_key_value_heads
+
+    @property
     def key_value_width(self) -> int:
         """Values that one layer of the KV cache keeps of a token."""
         if self.latent:
