@@ -27,7 +27,13 @@ def plan(
         int | None, typer.Option(metavar="N", help="How many; the fewest that the model fits on if not given.")
     ] = None,
     mesh: Annotated[str | None, typer.Option(metavar="XxYxZ", help="How they are joined, as 4x4x4.")] = None,
-    phase: Annotated[str, typer.Option(help="One forward pass: prefill, or a step of decode.")] = "decode",
+    phase: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PHASE",
+            help="One forward pass: prefill, or a step of decode; decode if not given, but of encoders.",
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(metavar="B", help="Sequences; 1 if not given.")] = None,
     context: Annotated[
         int, typer.Option(metavar="L", help="Tokens of each: of the prompt, or cached when a step decodes one more.")
@@ -91,13 +97,14 @@ def plan(
         require_plot(plot, KINDS)
     target = parse_target(latency_target, max_cost)
     sequences = branches if batch is None else batch
-    asked = (cast("Phase", phase), sequences, context, weights or "bf16", kv)
+    asked = (cast("Phase", phase or "decode"), sequences, context, weights or "bf16", kv)
     workload = Workload(*asked, branches=branches, shared_prefix=shared_prefix, memory_share=memory_share)
     table_for(workload, cast("Placement", table))
     chip, factors = open_chip(hardware, refresh=refresh)
     joined = asked_mesh(chip, chips, mesh)
     shape = open_shape(model, revision, gated=gated, parallel=parallel)
     workload = replace(workload, weights=weights or shape.stored)
+    workload = workload if phase or shape.decodes else replace(workload, phase="prefill")
     space = space_of(shape, chip, workload, joined, batch, searching=target is not None, factors=factors)
     advice = advise(space, table_for(workload, cast("Placement", table)), target)
     _tell(advice, plot, as_json=as_json)

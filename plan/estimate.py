@@ -11,7 +11,7 @@ from typing import Any
 from prefold.plan.calibration import Factors, factors_of
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.cost.attention import shardings
-from prefold.plan.cost.case import Case
+from prefold.plan.cost.case import Case, require_phase
 from prefold.plan.cost.fold import Fold
 from prefold.plan.cost.layouts import distinct
 from prefold.plan.cost.memory import Memory, memory_of
@@ -139,6 +139,7 @@ def plan_layouts(
 
     ``factors`` are those that are known of the chip if None.
     """
+    require_phase(shape, workload)
     factors = factors or factors_of(chip.name)
     found, refused = list[Estimate](), list[str]()
     for layout in distinct(mesh):

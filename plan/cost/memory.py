@@ -149,7 +149,7 @@ def max_context(
 
     Infinite where no layer keeps all of it, and the windows fit.
     """
-    if not shape.attention_layers:
+    if not shape.attention_layers or not shape.decodes:
         return inf
     split: Ways = ways(sharding, layout, mesh)
     sequences = -(-batch // split.batch)

@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any
 
 from prefold.common.errors import UsageError
+from prefold.plan.model.encoder import decodes
 from prefold.plan.model.fields import Fields, read_fields
 from prefold.plan.model.hybrid import attends, dense_ffns, ffn_layers, has_ffn, kinds_of, state_of, unknown_kinds
 from prefold.plan.model.projections import query_outputs
@@ -94,6 +95,7 @@ def _shape(fields: Fields, name: str) -> Shape:
         sliding_layers=layers,
         output_gate=_has_output_gate(fields, state),
         state=state,
+        decodes=decodes(fields),
     )
 
 

@@ -88,6 +88,7 @@ class Shape:
         state: of layers without attention; None where all layers have attention and an FFN.
         nominal: weights by its name, which the paper counts MFU by; None to count all.
         source: of these figures.
+        decodes: it makes one token after the other; an encoder does not, and keeps no keys and values.
         stored: type that the checkpoint's weights are stored in.
     """
 
@@ -111,6 +112,7 @@ class Shape:
     state: State | None = None
     nominal: float | None = None
     source: str = ""
+    decodes: bool = True
     stored: str = "bf16"
 
     @property

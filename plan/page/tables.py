@@ -58,7 +58,7 @@ def _shape(case: Case) -> str:
     heads = f"{shape.num_attention_heads} heads, {shape.num_key_value_heads} of keys and values"
     heads = heads if shape.attention_layers else "no attention"
     said = f"{shape.num_layers} layers, {spell_weights(shape.weights)} weights{active}, {heads}, {block} block"
-    return f"{said}{_windows(shape)}{_states(shape)}"
+    return f"{said}{_windows(shape)}{_states(shape)}{'' if shape.decodes else '; an encoder: no KV cache'}"
 
 
 def _windows(shape: Shape) -> str:

@@ -370,3 +370,14 @@ def test_the_share_of_the_memory_decides_what_fits(prefold):
     assert [each["chosen"]["fits"] for each in (some, more)] == [False, True]
     held = more["chosen"]["memory"]
     assert sum(held.values()) - held["reserved"] == pytest.approx(more["chosen"]["memory_bytes_per_chip"])
+
+
+def test_an_encoder_is_planned_as_a_prefill_and_has_no_decode_step(prefold, tmp_path: Path):
+    file = tmp_path / "config.json"
+    file.write_text(small_config("bert").to_json_string())
+    arguments = ["plan", file, "--hardware", "h100", "--not-gated", "--serial", "--context", "128"]
+    ran, refused = prefold(*arguments, "--json"), prefold(*arguments, "--phase", "decode")
+    assert json.loads(ran.out)["workload"]["phase"] == "prefill"
+    assert (ran.code, refused.code) == (0, 3)
+    assert refused.err.endswith("an encoder has no decode step; its one pass is a prefill\n")
+    assert refused.err.count("\n") == 1
