@@ -19,6 +19,7 @@ _TERMS = {
     "compute": "weights x tokens",
     "attention": "attention scores",
     "weights": "weights from memory",
+    "spared": "of these, if experts agree",
     "kv": "KV cache from memory",
     "state": "states, both ways",
     "rows": "rows from memory",
