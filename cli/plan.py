@@ -27,7 +27,13 @@ def plan(
         int | None, typer.Option(metavar="N", help="How many; the fewest that the model fits on if not given.")
     ] = None,
     mesh: Annotated[str | None, typer.Option(metavar="XxYxZ", help="How they are joined, as 4x4x4.")] = None,
-    phase: Annotated[str, typer.Option(help="One forward pass: prefill, or a step of decode.")] = "decode",
+    phase: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PHASE",
+            help="One forward pass: prefill, or a step of decode; decode if not given, but of encoders.",
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(metavar="B", help="Sequences; 1 if not given.")] = None,
     context: Annotated[
         int | None,
@@ -47,6 +53,9 @@ def plan(
     kv: Annotated[str, typer.Option(metavar="TYPE", help="What the KV cache is stored as.")] = "bf16",
     branches: Annotated[int, typer.Option(metavar="N", help="Sequences that continue one prefix.")] = 1,
     shared_prefix: Annotated[int, typer.Option(metavar="T", help="Tokens that branches have in common.")] = 0,
+    memory_share: Annotated[
+        float, typer.Option(metavar="SHARE", help="Of a chip's memory that may be used; a runtime takes the rest.")
+    ] = 0.9,
     table: Annotated[str, typer.Option(help="Where the folded model's table lies: device, host or disk.")] = "device",
     latency_target: Annotated[
         str | None,
@@ -93,13 +102,15 @@ def plan(
         require_plot(plot, KINDS)
     target = parse_target(latency_target, max_cost)
     sequences = branches if batch is None else batch
-    asked = (cast("Phase", phase), sequences, 2048 if context is None else context, weights or "bf16", kv)
-    workload = Workload(*asked, branches=branches, shared_prefix=shared_prefix)
+    length = 2048 if context is None else context
+    asked = (cast("Phase", phase or "decode"), sequences, length, weights or "bf16", kv)
+    workload = Workload(*asked, branches=branches, shared_prefix=shared_prefix, memory_share=memory_share)
     table_for(workload, cast("Placement", table))
     chip, calibrations = open_chip(hardware, refresh=refresh)
     joined = asked_mesh(chip, chips, mesh)
     shape = open_shape(model, revision, gated=gated, parallel=parallel)
     workload = replace(workload, weights=weights or shape.stored)
+    workload = workload if phase or shape.decodes else replace(workload, phase="prefill")
     workload = workload if context is not None else fit_context(workload, shape)
     space = space_of(shape, chip, workload, joined, batch, searching=target is not None, calibrations=calibrations)
     advice = advise(space, table_for(workload, cast("Placement", table)), target)

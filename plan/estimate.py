@@ -11,7 +11,7 @@ from typing import Any
 from prefold.plan.calibration import Calibration, calibrations_of
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.cost.attention import shardings
-from prefold.plan.cost.case import Case
+from prefold.plan.cost.case import Case, require_phase
 from prefold.plan.cost.fold import Fold
 from prefold.plan.cost.layouts import distinct
 from prefold.plan.cost.memory import Memory, memory_of
@@ -108,6 +108,7 @@ class Estimate:
             "mfu": self.mfu,
             "chip_seconds_per_token": self.chip_seconds_per_token,
             "memory_bytes_per_chip": self.memory.total,
+            "memory": self.memory.as_json(),
             "missing_bytes_per_chip": self.memory.missing,
             "fits": self.memory.fits,
             "bound": self.terms.bound,
@@ -153,6 +154,7 @@ def plan_layouts(
 
     ``calibrations`` are those that are known of the chip if there are none.
     """
+    require_phase(shape, workload)
     calibrations = calibrations or calibrations_of(chip)
     found, refused = list[Estimate](), list[str]()
     for layout in distinct(mesh):

@@ -119,7 +119,9 @@ class Target:
         fitting = [each for each in options if each.fits]
         if not fitting:
             nearest = min(options, key=lambda each: each.estimate.memory.missing)
-            reason = f"is {nearest.estimate.memory.excess}" if nearest.estimate.memory.missing else "leaves requests waiting"
+            reason = (
+                f"is {nearest.estimate.memory.excess}" if nearest.estimate.memory.missing else "leaves requests waiting"
+            )
             raise Infeasible(f"nothing fits: the nearest, {nearest.where}, {reason}")
         within = [each for each in fitting if self._excess(each) <= 1]
         if not within:
@@ -160,7 +162,9 @@ def types_to_try(chip: Chip, weights: str, kv: str, *, fixed: tuple[bool, bool])
 
     ``fixed``: the one or the other stays.
     """
-    narrow = tuple(now if stays or bytes_of(now) <= 1 else "fp8" for now, stays in zip((weights, kv), fixed, strict=True))
+    narrow = tuple(
+        now if stays or bytes_of(now) <= 1 else "fp8" for now, stays in zip((weights, kv), fixed, strict=True)
+    )
     return tuple(dict.fromkeys(((weights, kv), narrow))) if "fp8" in chip.peak else ((weights, kv),)  # type: ignore[arg-type]
 
 

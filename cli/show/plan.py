@@ -20,7 +20,7 @@ def show_advice(advice: Advice) -> None:
     for line in tables.about(advice):
         say(line)
     _show("layouts", tables.layouts_table(advice))
-    for line in filter(None, [tables.choice_line(advice), *advice.plan.refused]):
+    for line in filter(None, [tables.choice_line(advice), *tables.copies_lines(advice), *advice.plan.refused]):
         say(line, "yellow")
     _show("where the time of the chosen layout goes", tables.source_and_folded(advice))
     say(tables.table_line(advice))

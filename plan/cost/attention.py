@@ -72,7 +72,9 @@ def kv_tokens(workload: Workload, sequences: int, window: int | None = None) -> 
 
 
 def kv_bytes(shape: Shape, workload: Workload, split: Ways) -> float:
-    """Bytes of the KV cache on a chip; layers with a window keep no more than that."""
+    """Bytes of the KV cache on a chip; layers with a window keep no more than that, and an encoder keeps nothing."""
+    if not shape.decodes:
+        return 0
     sequences = ceil(workload.batch / split.batch)
     tokens = sum(layers * kv_tokens(workload, sequences, window) for layers, window in shape.layers_by_window)
     return tokens * kv_width_per_chip(shape, split.heads) * bytes_of(workload.kv)
@@ -93,5 +95,10 @@ def score_flops(shape: Shape, workload: Workload) -> float:
         per_head = 2 * shape.latent.kv_lora_rank + shape.latent.qk_rope_head_dim
     else:
         per_head = (shape.query_width + shape.value_width) // shape.num_attention_heads
-    keys = sum(layers * workload.keys_per_token(window) for layers, window in shape.layers_by_window)
+    keys = sum(layers * _keys(shape, workload, window) for layers, window in shape.layers_by_window)
     return 2 * shape.num_attention_heads * per_head * workload.tokens * keys
+
+
+def _keys(shape: Shape, workload: Workload, window: int | None) -> float:
+    """Keys that a token attends to, on average: those up to its own, or all of them in an encoder."""
+    return workload.keys_per_token(window) if shape.decodes else workload.seen(window)

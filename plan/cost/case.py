@@ -8,6 +8,7 @@ from prefold.plan.cost.fold import Fold, Placement
 from prefold.plan.cost.layouts import Collective, Layout, Part, collectives, require_batch
 from prefold.plan.cost.parts import all_parts, look_up
 from prefold.plan.cost.workload import Workload
+from prefold.plan.errors import Infeasible
 from prefold.plan.model.shape import Shape
 
 
@@ -65,3 +66,9 @@ class Case:
 
     def _sent(self, part: Part) -> list[Collective]:
         return collectives(self.layout, self.mesh, self.workload.tokens, self.shape.hidden_size, part)
+
+
+def require_phase(shape: Shape, workload: Workload) -> None:
+    """Raise ``Infeasible`` for a decode step of an encoder."""
+    if workload.phase == "decode" and not shape.decodes:
+        raise Infeasible(f"{shape.name}: an encoder has no decode step; its one pass is a prefill")

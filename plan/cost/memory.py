@@ -1,7 +1,7 @@
 """The contents of a chip's memory: weights, the KV cache, and what a pass needs beside them."""
 
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
 from prefold.common.units import spell_bytes
 from prefold.plan.chip.hardware import Chip, Mesh
@@ -25,6 +25,8 @@ class Memory:
         kv: of the cache when the pass is over.
         state: of sequences in layers that keep one.
         activations: an estimate of the rest that a pass needs.
+        available: that all of these may take.
+        reserved: what is left of the memory, for a runtime, its graphs and fragments.
     """
 
     weights: float
@@ -33,11 +35,17 @@ class Memory:
     state: float
     activations: float
     available: float
+    reserved: float = 0
 
     @property
     def total(self) -> float:
         """Bytes of all of it."""
         return self.weights + self.table + self.kv + self.state + self.activations
+
+    def as_json(self) -> dict[str, float]:
+        """Return the parts by their names."""
+        names = ("weights", "table", "kv", "state", "activations", "reserved")
+        return {"cache" if name == "kv" else name: getattr(self, name) for name in names}
 
     @property
     def missing(self) -> float:
@@ -51,7 +59,7 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the chip has room for it."""
+        """Whether there is room for it."""
         return self.total <= self.available
 
 
@@ -63,7 +71,8 @@ def memory_of(case: Case) -> Memory:
         kv=kv_bytes(case.shape, case.workload, case.split),
         state=state_bytes(case.shape, case.workload, case.state_split),
         activations=_activations(case),
-        available=case.chip.memory_bytes,
+        available=case.workload.memory_share * case.chip.memory_bytes,
+        reserved=(1 - case.workload.memory_share) * case.chip.memory_bytes,
     )
 
 
@@ -79,8 +88,7 @@ def _weights(case: Case) -> float:
 def _copies(case: Case) -> float:
     """Weights that a chip has because a head cannot be split: where chips are more than heads (section 3.3)."""
     shape, mesh = case.shape, case.mesh
-    split = mesh.chips if case.layout == "1d-ws" else mesh.y * mesh.z
-    kv_heads = 1 if shape.latent else shape.num_key_value_heads
+    split, kv_heads = _split(case), shape.kept_heads
     queries = shape.query_weights + shape.expansion_weights + shape.value_width * shape.hidden_size
     more = _repeats(split, shape.num_attention_heads) * queries + _repeats(split, kv_heads) * shape.key_value_weights
     gone = case.fold is not None and (shape.state is None or shape.state.attends)
@@ -88,8 +96,27 @@ def _copies(case: Case) -> float:
     return layers * more / mesh.chips
 
 
+def _split(case: Case) -> int:
+    """Return the chips that heads are split over, as far as there are heads."""
+    return case.mesh.chips if case.layout == "1d-ws" else case.mesh.y * case.mesh.z
+
+
 def _repeats(split: int, heads: int) -> float:
-    return max(0.0, split / heads - 1)
+    return times_kept(split, heads) - 1
+
+
+def times_kept(split: int, heads: int) -> float:
+    """Return how often a head is kept, on average, where each of so many chips has whole heads, and as many of them."""
+    return split * ceil(heads / split) / heads
+
+
+def copied_heads(case: Case) -> list[tuple[str, int, int]]:
+    """Return heads that chips do not divide: their name, their number, and the chips that they are split over."""
+    shape, split = case.shape, _split(case)
+    kinds = {"heads": shape.num_attention_heads}
+    if shape.latent is None and shape.kept_heads != shape.num_attention_heads:
+        kinds |= {"heads of keys and values": shape.kept_heads}
+    return [(name, heads, split) for name, heads in kinds.items() if shape.attention_layers and heads % split]
 
 
 def _activations(case: Case) -> float:
@@ -122,7 +149,7 @@ def max_context(
 
     Infinite where no layer keeps all of it, and the windows fit.
     """
-    if not shape.attention_layers:
+    if not shape.attention_layers or not shape.decodes:
         return inf
     split: Ways = ways(sharding, layout, mesh)
     sequences = -(-batch // split.batch)
@@ -138,6 +165,6 @@ def context_left(case: Case) -> float:
     """Return the tokens of context that fit beside all else that a case keeps; 0 where not even that fits."""
     memory = memory_of(case)
     left = memory.available - (memory.total - memory.kv)
-    share = max(0.0, left / memory.available)
+    share = max(0.0, left / case.chip.memory_bytes)
     where = (case.shape, case.chip, case.mesh, case.workload.batch, case.sharding)
     return max_context(*where, layout=case.layout, kv=case.workload.kv, share=share)

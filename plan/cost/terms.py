@@ -21,7 +21,7 @@ class Terms:
     Attributes:
         compute: of the matmuls with weights, 2 operations for each weight and token.
         attention: of the scores, of the sum of values, and of updates of a state.
-        weights: from memory, once per pass.
+        weights: from memory, once per pass; of experts, as many as tokens that choose evenly need in the mean.
         kv: of the cache, from memory.
         rows: of the table or the embedding, from memory.
         link_rows: of a table elsewhere, over the link to it.
@@ -30,6 +30,7 @@ class Terms:
         layers: that the pass goes through.
         gone: modules that a table replaces.
         state: of sequences, from memory and back.
+        spared: of ``weights``, where all tokens choose the same experts.
     """
 
     compute: float
@@ -43,6 +44,7 @@ class Terms:
     layers: int = 0
     gone: int = 0
     state: float = 0
+    spared: float = 0
 
     @cached_property
     def arithmetic(self) -> float:
@@ -55,9 +57,14 @@ class Terms:
         return self.weights + self.kv + self.state + self.rows
 
     @cached_property
+    def least_memory(self) -> float:
+        """Seconds of what passes through the chip's memory at least: a mean is no bound."""
+        return self.memory - self.spared
+
+    @cached_property
     def lower(self) -> float:
-        """Seconds if everything overlaps: the largest of what runs side by side."""
-        return max(self.arithmetic, self.memory, self.communication, self.link_rows)
+        """Seconds if everything overlaps: the largest of what runs side by side, with the fewest experts."""
+        return max(self.arithmetic, self.least_memory, self.communication, self.link_rows)
 
     @cached_property
     def upper(self) -> float:
@@ -69,7 +76,12 @@ class Terms:
         """The name of the term that bounds the pass: the largest one of the largest group."""
         groups = {
             self.arithmetic: {"compute": self.compute, "attention": self.attention},
-            self.memory: {"weights": self.weights, "kv": self.kv, "state": self.state, "rows": self.rows},
+            self.least_memory: {
+                "weights": self.weights - self.spared,
+                "kv": self.kv,
+                "state": self.state,
+                "rows": self.rows,
+            },
             self.communication: {"communication": self.communication},
             self.link_rows: {"rows": self.link_rows},
         }
@@ -83,12 +95,13 @@ def terms_of(case: Case) -> Terms:
     sent = case.sent_by_layer()
     rate = case.mesh.chips * case.chip.peak_of(case.workload.activations)
     layers = case.mesh.chips * case.chip.peak_of(case.workload.compute)
+    memory = case.mesh.chips * case.chip.memory_bandwidth
     rows = _row_bytes(case) / case.mesh.chips
     elsewhere = case.placement in ("host", "disk")
     return Terms(
         compute=(flops(case) - head_flops(case)) / layers + head_flops(case) / rate,
         attention=(score_flops(case.shape, case.workload) + state_flops(case.shape, case.workload)) / rate,
-        weights=weight_bytes_read(case) / case.mesh.chips / case.chip.memory_bandwidth,
+        weights=weight_bytes_read(case) / memory,
         kv=kv_bytes(case.shape, case.workload, case.split) / case.chip.memory_bandwidth,
         state=state_traffic(case.shape, case.workload, case.state_split) / case.chip.memory_bandwidth,
         rows=0 if elsewhere else rows / case.chip.memory_bandwidth,
@@ -99,6 +112,7 @@ def terms_of(case: Case) -> Terms:
         ),
         layers=case.shape.num_layers,
         gone=modules_gone(case.shape) if case.fold else 0,
+        spared=max(0.0, weight_bytes_read(case) - fewest_weight_bytes(case)) / memory,
     )
 
 
@@ -115,8 +129,16 @@ def head_flops(case: Case) -> float:
 
 
 def weight_bytes_read(case: Case) -> float:
-    """Bytes of weights that all chips together read."""
-    tokens = case.workload.tokens
+    """Bytes of weights that all chips together read, in the mean over tokens that choose their experts evenly."""
+    return _weight_bytes(case, case.workload.tokens)
+
+
+def fewest_weight_bytes(case: Case) -> float:
+    """Bytes of weights that all chips together read if every token chooses the experts of one."""
+    return _weight_bytes(case, 1)
+
+
+def _weight_bytes(case: Case, tokens: int) -> float:
     gone = reads_gone(case.shape, tokens) if case.fold else 0
     layers = case.shape.weights_read(tokens) - case.shape.head_weights - gone
     return layers * case.workload.layer_weight + case.shape.head_weights * case.workload.head_weight

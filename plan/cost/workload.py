@@ -54,6 +54,7 @@ class Workload:
         shares_reads: the shared prefix is kept once for its branches, and read once for all of them.
         head: type of embedding and head; None for that of the weights, or 16 bits where these are quantized.
         drafted: tokens of each sequence that a decode step checks beside its own.
+        memory_share: of a chip's memory that may be used; a runtime, its graphs and fragments take the rest.
         all_logits: the head multiplies every token of a prompt, as the paper counts it, and not the last one alone.
     """
 
@@ -69,6 +70,7 @@ class Workload:
     head: str | None = None
     all_logits: bool = False
     drafted: int = 0
+    memory_share: float = 0.9
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` with a line for each fault."""
@@ -88,6 +90,7 @@ class Workload:
             (f"batch {self.batch} is not a multiple of {branches} branches", self.batch % max(1, branches) > 0),
             (f"shared prefix {prefix}: no branches share it: it needs two and more", prefix > 0 and branches == 1),
             (f"shared prefix {prefix} is not within the context {self.context}", not 0 <= prefix <= self.context),
+            (f"memory share {self.memory_share}: above 0 and at most 1", not 0 < self.memory_share <= 1),
             *((unknown_type(each), each not in BYTES) for each in self._types),
         ]
 

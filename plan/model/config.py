@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any
 
 from prefold.common.errors import UsageError
+from prefold.plan.model.encoder import decodes
 from prefold.plan.model.fields import Fields, read_fields
 from prefold.plan.model.hybrid import attends, dense_ffns, ffn_layers, has_ffn, kinds_of, state_of, unknown_kinds
 from prefold.plan.model.projections import query_outputs
@@ -96,6 +97,7 @@ def _shape(fields: Fields, name: str) -> Shape:
         output_gate=_has_output_gate(fields, state),
         state=state,
         max_position_embeddings=_positions(fields, every_layer_slides=0 < layers == fields.size("num_hidden_layers")),
+        decodes=decodes(fields),
     )
 
 

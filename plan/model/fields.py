@@ -69,6 +69,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mamba_inner": ("mamba_d_ssm",),
     "mamba_num_heads": ("mamba_num_heads", "mamba_n_heads", "num_heads"),
     "state_size": ("mamba_d_state", "ssm_state_size", "state_size"),
+    "sliding_window": ("sliding_window", "local_attention"),
     "time_step_rank": ("mamba_dt_rank", "time_step_rank"),
     "layer_types": ("layer_types", "layers_block_type", "block_types"),
     "decoder_sparse_step": ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step"),

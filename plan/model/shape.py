@@ -89,6 +89,7 @@ class Shape:
         max_position_embeddings: tokens that a sequence may have; 0 where no limit is known.
         nominal: weights by its name, which the paper counts MFU by; None to count all.
         source: of these figures.
+        decodes: it makes one token after the other; an encoder does not, and keeps no keys and values.
         stored: type that the checkpoint's weights are stored in.
     """
 
@@ -113,6 +114,7 @@ class Shape:
     max_position_embeddings: int = 0
     nominal: float | None = None
     source: str = ""
+    decodes: bool = True
     stored: str = "bf16"
 
     @property
@@ -150,6 +152,11 @@ class Shape:
     def value_width(self) -> int:
         """Values that attention returns for a token, of all heads."""
         return self.num_attention_heads * (self.latent.v_head_dim if self.latent else self.head_dim)
+
+    @property
+    def kept_heads(self) -> int:
+        """Heads of keys and values that are not split; compressed ones are one for all."""
+        return 1 if self.latent else self.num_key_value_heads
 
     @property
     def key_value_width(self) -> int:

@@ -39,7 +39,7 @@ def _parts(advice: Advice) -> Iterator[str]:
     yield f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
     yield from (f"<p>{escape(line)}</p>" for line in tables.about(advice))
     yield from _section("Layouts", tables.layouts_table(advice))
-    yield from (f"<p>{escape(line)}</p>" for line in (tables.choice_line(advice), *advice.plan.refused) if line)
+    yield from (f"<p>{escape(line)}</p>" for line in _remarks(advice))
     yield from _section("Source and folded, in the chosen layout", tables.source_and_folded(advice))
     yield f"<p>{escape(tables.table_line(advice))}</p>"
     yield from _section("What else would help", tables.levers_table(advice))
@@ -49,6 +49,10 @@ def _parts(advice: Advice) -> Iterator[str]:
     yield svg[svg.index("<svg") :]
     yield _table(tables.points_table(advice))
     yield "</body></html>"
+
+
+def _remarks(advice: Advice) -> list[str]:
+    return [line for line in (tables.choice_line(advice), *tables.copies_lines(advice), *advice.plan.refused) if line]
 
 
 def _section(title: str, cells: tables.Cells) -> Iterator[str]:

@@ -6,6 +6,7 @@ from prefold.common.units import spell_bytes, spell_seconds, spell_weights
 from prefold.plan.advice import Advice
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import row_width, table_bytes
+from prefold.plan.cost.memory import copied_heads, times_kept
 from prefold.plan.estimate import Estimate
 from prefold.plan.model.shape import Shape
 
@@ -18,12 +19,24 @@ _TERMS = {
     "compute": "weights x tokens",
     "attention": "attention scores",
     "weights": "weights from memory",
+    "spared": "of these, if experts agree",
     "kv": "KV cache from memory",
     "state": "states, both ways",
     "rows": "rows from memory",
     "link_rows": "rows from elsewhere",
     "communication": "between chips",
 }
+
+
+_HELD = {
+    "weights": "weights",
+    "table": "table",
+    "kv": "KV cache",
+    "state": "states",
+    "activations": "activations",
+    "reserved": "reserved beside these",
+}
+_TWICE, _MEAN = 2, " in the mean"
 
 
 def about(advice: Advice) -> Iterator[str]:
@@ -46,7 +59,7 @@ def _shape(case: Case) -> str:
     heads = f"{shape.num_attention_heads} heads, {shape.num_key_value_heads} of keys and values"
     heads = heads if shape.attention_layers else "no attention"
     said = f"{shape.num_layers} layers, {spell_weights(shape.weights)} weights{active}, {heads}, {block} block"
-    return f"{said}{_windows(shape)}{_states(shape)}"
+    return f"{said}{_windows(shape)}{_states(shape)}{'' if shape.decodes else '; an encoder: no KV cache'}"
 
 
 def _windows(shape: Shape) -> str:
@@ -135,10 +148,29 @@ def source_and_folded(advice: Advice) -> Cells:
         ["calibrated", *(_calibrated(each) for each in both)],
         [f"MFU, {basis}", *(f"{each.mfu:.2%}" for each in both)],
         [f"chip-s/token, {basis}", *(f"{each.chip_seconds_per_token:#.4g}" for each in both)],
+        *_memory(both),
         ["memory per chip", *(spell_bytes(each.memory.total) for each in both)],
         ["fits", *(_fits(each) for each in both)],
     ]
     return [[f"{advice.chosen.case.layout}, {advice.chosen.case.sharding}", "source", "folded"], *terms, *figures]
+
+
+def _memory(both: tuple[Estimate, Estimate]) -> list[list[str]]:
+    """What a chip's memory holds, part by part; what is reserved is no part of the sum."""
+    found = {label: [getattr(each.memory, part) for each in both] for part, label in _HELD.items()}
+    return [[f"{label}, per chip", *map(spell_bytes, parts)] for label, parts in found.items() if any(parts)]
+
+
+def copies_lines(advice: Advice) -> list[str]:
+    """Return which heads are kept more than once in the chosen layout, since chips do not divide them."""
+    return [
+        f"{heads} {name} on {split} chips: {_times(times_kept(split, heads))}"
+        for name, heads, split in copied_heads(advice.chosen.case)
+    ]
+
+
+def _times(times: float) -> str:
+    return "each is kept twice" if times == _TWICE else f"each is kept {times:.3g} times{_MEAN if times % 1 else ''}"
 
 
 def table_line(advice: Advice) -> str:

@@ -357,3 +357,27 @@ def test_weights_begin_with_what_the_checkpoint_stores(prefold, tmp_path: Path):
     ran = prefold("plan", file, "--hardware", "h100", "--json")
     assert json.loads(ran.out)["workload"]["weights"] == "bf16"
     assert "vptq: no such type of weights; they are counted as bf16" in ran.err
+
+
+def test_heads_on_too_many_chips_are_said_to_be_copied(prefold):
+    ran = prefold("plan", "llama3-8b", "--hardware", "h100", "--mesh", "1x16x1", "--batch", "16")
+    assert "8 heads of keys and values on 16 chips: each is kept twice" in ran.out
+
+
+def test_the_share_of_the_memory_decides_what_fits(prefold):
+    arguments = ["plan", "llama3-8b", "--hardware", "l4", "--chips", "1", "--context", "32000", "--json"]
+    some, more = (json.loads(prefold(*arguments, "--memory-share", share).out) for share in ("0.8", "1"))
+    assert [each["chosen"]["fits"] for each in (some, more)] == [False, True]
+    held = more["chosen"]["memory"]
+    assert sum(held.values()) - held["reserved"] == pytest.approx(more["chosen"]["memory_bytes_per_chip"])
+
+
+def test_an_encoder_is_planned_as_a_prefill_and_has_no_decode_step(prefold, tmp_path: Path):
+    file = tmp_path / "config.json"
+    file.write_text(small_config("bert").to_json_string())
+    arguments = ["plan", file, "--hardware", "h100", "--not-gated", "--serial", "--context", "128"]
+    ran, refused = prefold(*arguments, "--json"), prefold(*arguments, "--phase", "decode")
+    assert json.loads(ran.out)["workload"]["phase"] == "prefill"
+    assert (ran.code, refused.code) == (0, 3)
+    assert refused.err.endswith("an encoder has no decode step; its one pass is a prefill\n")
+    assert refused.err.count("\n") == 1

@@ -68,6 +68,16 @@ def test_experts_are_read_as_tokens_choose_them():
     assert many == pytest.approx(2 * (MIXTRAL.weights - MIXTRAL.head_weights))
 
 
+def test_an_ideal_time_has_the_fewest_experts_and_a_sum_their_mean():
+    terms = terms_of(case(MIXTRAL, workload=replace(STEP, batch=32)))
+    assert terms.least_memory == pytest.approx(2 * MIXTRAL.active_weights / 3350e9 + terms.kv + terms.rows)
+    assert terms.lower == terms.least_memory
+    assert terms.upper == pytest.approx(terms.arithmetic + terms.memory)
+    assert terms.weights == weight_bytes_read(case(MIXTRAL, workload=replace(STEP, batch=32))) / 3350e9
+    assert terms_of(case(MIXTRAL, workload=replace(STEP, batch=1))).spared == pytest.approx(0, abs=1e-9)
+    assert terms_of(case(LLAMA)).spared == 0
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("int8", 0.5), ("int4", (0.5 + 2.5 / 128) / 2)])
 def test_smaller_weights_load_faster_and_compute_as_before(dtype, size):
     """Section 3.6: weights alone are smaller, and so is what gathering them sends."""
@@ -281,7 +291,8 @@ def test_no_term_is_negative_and_the_bounds_are_in_order(each):
     found = Estimate(case(shape, TPU, CUBE, workload, layout, sharding, fold))
     terms = found.terms
     assert min(vars(replace(terms)).values()) >= 0
-    assert 0 < found.ideal_seconds <= found.ideal_sum_seconds <= 4 * found.ideal_seconds * (1 + 1e-12)
+    assert 0 < found.ideal_seconds <= found.ideal_sum_seconds
+    assert found.ideal_sum_seconds - terms.spared <= 4 * found.ideal_seconds * (1 + 1e-12)
     assert getattr(terms, terms.bound) > 0 or terms.link_rows > 0
     # A folded model does less than its MFU counts, which is that of the source's weights.
     assert 0 < found.mfu <= 1 or shape.nominal or fold

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefold.plan import Estimate, Fold, Workload, calibrations_of, find_chip, find_shape, mesh_of, plan_layouts, presets
+from prefold.plan import (
+    Estimate,
+    Fold,
+    Workload,
+    calibrations_of,
+    find_chip,
+    find_shape,
+    mesh_of,
+    plan_layouts,
+    presets,
+)
 from prefold.plan.calibration import Kernel, known_kernels, nearest
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.kernels import all_reduces, attention, matmuls

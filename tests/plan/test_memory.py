@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefold.common.errors import UsageError
 from prefold.plan.chip.chips import find_chip
 from prefold.plan.chip.hardware import Mesh
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import Fold, table_bytes, weights_gone
 from prefold.plan.cost.layouts import LAYOUTS
-from prefold.plan.cost.memory import context_left, max_context, memory_of
+from prefold.plan.cost.memory import context_left, copied_heads, max_context, memory_of, times_kept
 from prefold.plan.cost.workload import Workload
 from prefold.plan.model.shape import find_shape
 
@@ -100,8 +101,51 @@ def test_in_two_dimensions_heads_are_split_over_the_plane_alone():
 def test_what_does_not_fit_says_by_how_much():
     memory = memory_of(case(find_shape("llama3-70b")))
     assert not memory.fits
-    assert memory.missing == memory.total - H100.memory_bytes > 0
+    assert memory.missing == memory.total - 0.9 * H100.memory_bytes > 0
     assert memory_of(case()).missing == 0
+
+
+def test_a_share_of_a_chips_memory_is_reserved():
+    some, all_of_it = (memory_of(case(workload=replace(STEP, memory_share=share))) for share in (0.75, 1))
+    assert (some.available, some.reserved) == (0.75 * H100.memory_bytes, 0.25 * H100.memory_bytes)
+    assert (all_of_it.available, all_of_it.reserved) == (H100.memory_bytes, 0)
+    assert some.total == all_of_it.total
+    tight = replace(H100, memory_bytes=1.1 * some.total)
+    assert not memory_of(case(chip=tight)).fits
+    assert memory_of(case(chip=tight, workload=replace(STEP, memory_share=1))).fits
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.5])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(UsageError, match=f"memory share {share}: above 0 and at most 1"):
+        replace(STEP, memory_share=share)
+
+
+def test_the_parts_of_a_memory_are_its_whole():
+    told = memory_of(case(fold=Fold())).as_json()
+    assert list(told) == ["weights", "table", "cache", "state", "activations", "reserved"]
+    assert sum(told.values()) - told["reserved"] == memory_of(case(fold=Fold())).total
+
+
+@pytest.mark.parametrize(
+    ("shape", "mesh", "layout", "copied"),
+    [
+        (LLAMA, Mesh(1, 8, 1), "1d-ws", []),
+        (LLAMA, Mesh(1, 16, 1), "1d-ws", [("heads of keys and values", 8, 16)]),
+        (LLAMA, Mesh(2, 8, 1), "2d-ws", []),
+        (PYTHIA, Mesh(1, 12, 1), "1d-ws", [("heads", 32, 12)]),
+        (find_shape("deepseek-v3"), Mesh(1, 16, 1), "1d-ws", []),
+    ],
+)
+def test_heads_that_chips_do_not_divide_are_named(shape, mesh, layout, copied):
+    assert copied_heads(case(shape, mesh=mesh, layout=layout)) == copied
+
+
+@pytest.mark.parametrize(
+    ("chips", "heads", "times"), [(16, 8, 2), (8, 8, 1), (1, 8, 1), (12, 32, 36 / 32), (64, 1, 64)]
+)
+def test_every_chip_has_as_many_whole_heads(chips, heads, times):
+    assert times_kept(chips, heads) == times
 
 
 def test_gathered_weights_need_room():
