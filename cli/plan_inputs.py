@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefold.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from prefold.plan import Calibration, Chip, Mesh, Shape, Space, Target, Workload
+    from prefold.plan import Calibration, Chip, Mesh, Service, Shape, Space, Target, Workload
 
 
 def open_shape(model: str, revision: str | None, *, gated: bool | None = None, parallel: bool | None = None) -> "Shape":
@@ -89,18 +89,77 @@ def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, tuple[Calibra
     return chip, (factors,)
 
 
-def parse_target(latency: str | None, cost: float | None) -> "Target | None":
-    """Return the target of a search; None where neither limit is given."""
-    if latency is None and cost is None:
+def parse_service(
+    prompt: int | None, new_tokens: int | None, concurrency: int | None, engine: str, *, pass_given: bool
+) -> "Service | None":
+    """Return the requests to serve, one at a time where their number is searched; None where a pass is planned."""
+    from prefold.plan import Service
+
+    if prompt is None:
+        given = {"--new-tokens": new_tokens, "--concurrency": concurrency}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"{', '.join(wrong)}: of requests to serve; --prompt is missing")
         return None
-    if latency is not None and cost is not None:
-        raise UsageError("--latency-target, --max-cost: give one of the two")
-    if cost is not None and not 0 < cost < inf:
-        raise UsageError(f"--max-cost: {cost} is no number of chip-seconds above 0")
-    from prefold.common.units import parse_quantity
+    if pass_given:
+        raise UsageError("--prompt plans serving; --phase, --batch and --context are of one pass")
+    if new_tokens is None:
+        raise UsageError("--new-tokens: how many are generated for each prompt?")
+    return Service(prompt, new_tokens, concurrency or 1, engine)
+
+
+def parse_target(
+    latency: str | None, cost: float | None, ttft: str | None, service: "Service | None"
+) -> "Target | None":
+    """Return the target of a search; None where no limit is given."""
+    if latency is None and cost is None and ttft is None:
+        return None
+    if cost is not None and (latency is not None or ttft is not None):
+        raise UsageError("--max-cost beside --latency-target or --ttft-target: give one of the two kinds")
+    if ttft is not None and service is None:
+        raise UsageError("--ttft-target: of requests to serve; --prompt is missing")
     from prefold.plan import Target
 
-    return Target(parse_quantity(latency, "seconds") if latency is not None else None, cost)
+    return Target(_seconds(latency), _cost(cost), _seconds(ttft))
+
+
+def _seconds(text: str | None) -> float | None:
+    from prefold.common.units import parse_quantity
+
+    return None if text is None else parse_quantity(text, "seconds")
+
+
+def _cost(cost: float | None) -> float | None:
+    if cost is not None and not 0 < cost < inf:
+        raise UsageError(f"--max-cost: {cost} is no number of chip-seconds above 0")
+    return cost
+
+
+def require_acceptance(acceptance: float | None) -> None:
+    """Raise ``UsageError`` for what is no probability."""
+    if acceptance is not None and not 0 <= acceptance <= 1:
+        raise UsageError(f"--acceptance: {acceptance} is no probability from 0 to 1")
+
+
+def fit_pass(
+    workload: "Workload",
+    shape: "Shape",
+    phase: str | None,
+    context: int | None,
+    weights: str | None,
+    kv: str | None,
+    service: "Service | None",
+) -> "Workload":
+    """Return a pass with what the model, or the engine, has where nothing is given."""
+    from prefold.plan import kv_type
+
+    stored = weights or shape.stored
+    cached = kv or (kv_type(service.engine, stored) if service else "bf16")
+    workload = replace(workload, weights=stored, kv=cached)
+    if phase is None and not shape.decodes:
+        workload = replace(workload, phase="prefill")
+    beyond = workload.positions - shape.max_position_embeddings if shape.max_position_embeddings else 0
+    cut = context is None and beyond > 0
+    return replace(workload, context=max(1, workload.context - beyond)) if cut else workload
 
 
 def space_of(
@@ -109,24 +168,17 @@ def space_of(
     workload: "Workload",
     mesh: "Mesh | None",
     batch: int | None,
-    *,
-    searching: bool,
+    types: tuple[tuple[str, str], ...] = (),
     calibrations: "tuple[Calibration, ...]" = (),
 ) -> "Space":
-    """Return where to look: given values stay; a search tries all chips and batches that are not given."""
+    """Return where to look: given values stay; a search, with ``types``, tries all chips and batches that are not."""
     from prefold.plan import Space, batches, fewest, meshes
 
-    if not searching:
+    if not types:
         found = (mesh or fewest(shape, chip, workload),)
         return Space(shape, chip, workload, found, (workload.batch,), calibrations)
     tried = batches(workload.branches) if batch is None else (batch,)
-    return Space(shape, chip, workload, (mesh,) if mesh else meshes(chip), tried, calibrations)
-
-
-def fit_context(workload: "Workload", shape: "Shape") -> "Workload":
-    """Return a pass whose context is cut to what the model has positions for."""
-    beyond = workload.positions - shape.max_position_embeddings if shape.max_position_embeddings else 0
-    return replace(workload, context=max(1, workload.context - beyond)) if beyond > 0 else workload
+    return Space(shape, chip, workload, (mesh,) if mesh else meshes(chip), tried, calibrations, types)
 
 
 def asked_mesh(chip: "Chip", chips: int | None, mesh: str | None) -> "Mesh | None":

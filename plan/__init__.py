@@ -17,7 +17,8 @@ from prefold.plan.model.config import shape_from_config
 from prefold.plan.model.quantization import stored_as
 from prefold.plan.model.shape import Experts, Latent, Shape, State, find_shape, presets
 from prefold.plan.page.page import write_plot
-from prefold.plan.sweep import Space, Target, batches, fewest, meshes, pareto
+from prefold.plan.serving import Service, Serving, kv_type, serve
+from prefold.plan.sweep import Space, Target, batches, fewest, meshes, pareto, types_to_try
 from prefold.plan.this_machine import THIS, this_chip
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "Phase",
     "Placement",
     "Plan",
+    "Service",
+    "Serving",
     "Shape",
     "Space",
     "State",
@@ -58,6 +61,7 @@ __all__ = [
     "fewest",
     "find_chip",
     "find_shape",
+    "kv_type",
     "max_context",
     "mesh_of",
     "meshes",
@@ -68,11 +72,13 @@ __all__ = [
     "presets",
     "rank_levers",
     "row_width",
+    "serve",
     "shape_from_config",
     "stored_as",
     "table_for",
     "terms_of",
     "this_chip",
+    "types_to_try",
     "verdict",
     "write_plot",
 ]

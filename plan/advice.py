@@ -25,6 +25,7 @@ class Advice:
     levers: list[Lever]
     sweep: list[Estimate]
     serving: Serving | None = None
+    positions: int | None = None
 
     @property
     def chosen(self) -> Estimate:
@@ -40,6 +41,11 @@ class Advice:
     def verdict(self) -> str:
         """The rank of folding among the levers, in a sentence."""
         return verdict(self.levers)
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """The command of each engine; empty for a layout that no engine has."""
+        return commands(self.chosen.case, self.positions)
 
     @cached_property
     def front(self) -> list[Estimate]:
@@ -82,7 +88,7 @@ class Advice:
             "levers": [lever.as_json() for lever in self.levers],
             "verdict": self.verdict,
             "serving": asdict(self.serving) if self.serving else None,
-            "commands": commands(case),
+            "commands": self.commands,
             "sweep": [self._point_json(each) for each in self.sweep],
         }
 
@@ -137,4 +143,5 @@ def advise(
         levers=rank_levers(source.chosen, acceptance),
         sweep=tried if len(tried) > 1 else space.around(found).points(),
         serving=serve(source.chosen, replace(service, concurrency=case.workload.batch)) if service else None,
+        positions=service.prompt + service.new_tokens if service else None,
     )

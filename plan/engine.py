@@ -6,15 +6,16 @@ from prefold.plan.cost.case import Case
 _ONLINE = {"fp8": " --quantization fp8"}
 
 
-def commands(case: Case) -> dict[str, str]:
+def commands(case: Case, positions: int | None = None) -> dict[str, str]:
     """Return the command of each engine; empty for a layout that no engine has.
 
-    Engines have tensor parallelism: ``1d-ws``, attention by head.
+    Engines have tensor parallelism: ``1d-ws``, attention by head. ``positions``: of a request; those of the pass if
+    None.
     """
     if case.mesh.chips > 1 and (case.layout, case.sharding) != ("1d-ws", "head"):
         return {}
     workload, ranks, share = case.workload, case.mesh.chips, case.workload.memory_share
-    batch, length = workload.batch, workload.positions
+    batch, length = workload.batch, positions or workload.positions
     quantized = "" if workload.weights == case.shape.stored else _ONLINE.get(workload.weights, "")
     narrow = workload.kv == "fp8"
     model = case.shape.name

@@ -57,10 +57,13 @@ def rank_levers(base: Estimate, acceptance: float | None = None) -> list[Lever]:
 
 
 def _lever(name: str, note: str, base: Estimate, other: Estimate) -> Lever:
-    saved = base.seconds - other.seconds * base.case.workload.batch / other.case.workload.batch
+    """Compare calibrated times, or ideal ones where either case has no other."""
+    basis = base.basis if other.basis == base.basis else "ideal"
+    now, then = (each.seconds if basis == each.basis else each.ideal_seconds for each in (base, other))
+    saved = now - then * base.case.workload.batch / other.case.workload.batch
     if not other.memory.fits:
         note = "; ".join(filter(None, [note, f"does not fit: {other.memory.excess}"]))
-    return Lever(name, saved, saved / base.seconds, base.basis, note, other)
+    return Lever(name, saved, saved / now, basis, note, other)
 
 
 def _changes(base: Estimate) -> Iterator[tuple[str, str, Case]]:

@@ -124,7 +124,7 @@ def _ideal(step: Estimate, prompt: Estimate, prefills: float) -> float:
     """Return the seconds that no engine beats: a prompt may share a step's reads of weights, and no operations."""
     each, more = step.terms, prompt.terms
     return max(
-        each.memory,
+        each.least_memory,
         each.arithmetic + prefills * more.arithmetic,
         each.communication + prefills * more.communication,
     )

@@ -192,9 +192,14 @@ def fewest(shape: Shape, chip: Chip, workload: Workload) -> Mesh:
 
 
 def pareto(points: list[Estimate]) -> list[Estimate]:
-    """Return those that fit and that no other beats in time and in MFU, the fastest first."""
+    """Return those that fit and that no other beats in time and in MFU, the fastest first.
+
+    Where some have a calibrated time, all others are left out.
+    """
+    basis = "calibrated" if any(each.calibration for each in points) else "ideal"
+    fitting = (each for each in points if each.memory.fits and each.basis == basis)
     front = list[Estimate]()
-    for each in sorted(points, key=lambda each: (each.seconds, -each.mfu)):
-        if each.memory.fits and (not front or each.mfu > front[-1].mfu):
+    for each in sorted(fitting, key=lambda each: (each.seconds, -each.mfu)):
+        if not front or each.mfu > front[-1].mfu:
             front.append(each)
     return front

@@ -16,9 +16,13 @@ _WORDS = ("FFN", "attention", "bound,\nideal", "fits", _NOTE)
 
 
 def show_advice(advice: Advice) -> None:
-    """Print a plan from top to bottom: layouts, source and folded, levers, verdict, sweep."""
+    """Print a plan from top to bottom: serving, layouts, source and folded, levers, verdict, sweep, commands."""
     for line in tables.about(advice):
         say(line)
+    if served := tables.serving_table(advice):
+        _show("serving", served)
+    if line := tables.serving_line(advice):
+        say(line, "yellow")
     _show("layouts", tables.layouts_table(advice))
     for line in filter(None, [tables.choice_line(advice), *tables.copies_lines(advice), *advice.plan.refused]):
         say(line, "yellow")
@@ -29,6 +33,7 @@ def show_advice(advice: Advice) -> None:
     _show("what would help, each by itself", tables.levers_table(advice))
     say(advice.verdict, "bold")
     _show_sweep(advice)
+    _show_commands(advice)
 
 
 def _show(title: str, cells: tables.Cells) -> None:
@@ -51,3 +56,9 @@ def _show_sweep(advice: Advice) -> None:
         _show(title, tables.points_table(advice))
     if unfit := tables.unfit_line(advice):
         say(unfit, "yellow")
+
+
+def _show_commands(advice: Advice) -> None:
+    say("\nthe same in an engine" if advice.commands else "\nno engine has this layout", "bold")
+    for line in advice.commands.values():
+        out.print(Text(line), soft_wrap=True)

@@ -38,6 +38,8 @@ def _parts(advice: Advice) -> Iterator[str]:
     yield f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
     yield from (f"<p>{escape(line)}</p>" for line in tables.about(advice))
+    if served := tables.serving_table(advice):
+        yield from _section("Serving", served)
     yield from _section("Layouts", tables.layouts_table(advice))
     yield from (f"<p>{escape(line)}</p>" for line in _remarks(advice))
     yield from _section("Source and folded, in the chosen layout", tables.source_and_folded(advice))

@@ -8,6 +8,7 @@ from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import row_width, table_bytes
 from prefold.plan.cost.memory import copied_heads, times_kept
 from prefold.plan.estimate import Estimate
+from prefold.plan.levers import Lever
 from prefold.plan.model.shape import Shape
 
 # Rows of cells, the headings first.
@@ -97,15 +98,44 @@ def _chip(case: Case) -> str:
     return f"each {peak / _TERA:,.4g} TFLOP/s, {memory}{links}"
 
 
+def serving_table(advice: Advice) -> Cells:
+    """Return the times of a service; empty for a pass."""
+    serving = advice.serving
+    if serving is None:
+        return []
+    rates = [
+        (serving.tokens_per_second_per_user, "tokens/s of each"),
+        (serving.output_tokens_per_second, "tokens/s in all"),
+    ]
+    times = [(serving.ttft_seconds, "to the first token"), (serving.tpot_seconds, "from token to token")]
+    return [
+        [f"with {serving.engine}", ""],
+        *([name, spell_seconds(value) if value else "-"] for value, name in times),
+        ["from token to token, ideal", spell_seconds(serving.ideal_tpot_seconds)],
+        *([name, f"{value:,.1f}" if value else "-"] for value, name in rates),
+        ["requests that fit at a time", f"{serving.concurrency_that_fits:,}"],
+    ]
+
+
+def serving_line(advice: Advice) -> str:
+    """Return what keeps a service from its times; empty where nothing does."""
+    serving = advice.serving
+    if serving is None:
+        return ""
+    if serving.uncalibrated:
+        return f"no times of serving: {serving.uncalibrated}"
+    return "" if serving.fits else "not all requests fit at a time: the others wait, and their first tokens with them"
+
+
 def layouts_table(advice: Advice) -> Cells:
     """Every layout of the source, the cheapest first."""
     head = ["FFN", "attention", *_headings(advice.chosen.basis), "bound,\nideal", "fits"]
-    return [head, *(_layout(each, is_chosen=each is advice.chosen) for each in advice.plan.estimates)]
+    return [head, *(_layout(each, advice.chosen) for each in advice.plan.estimates)]
 
 
-def _layout(each: Estimate, *, is_chosen: bool) -> list[str]:
-    fits = f"{_fits(each)}, chosen" if is_chosen else _fits(each)
-    return [each.case.layout, each.case.sharding, *_figures(each), each.terms.bound, fits]
+def _layout(each: Estimate, chosen: Estimate) -> list[str]:
+    fits = f"{_fits(each)}, chosen" if each is chosen else _fits(each)
+    return [each.case.layout, each.case.sharding, *_figures(each, chosen.basis), each.terms.bound, fits]
 
 
 def choice_line(advice: Advice) -> str:
@@ -123,9 +153,11 @@ def _headings(basis: str) -> list[str]:
     return ["ideal", "ideal\nsum", "calibrated", f"MFU,\n{basis}", f"chip-s/token,\n{basis}", "memory\nper chip"]
 
 
-def _figures(each: Estimate) -> list[str]:
+def _figures(each: Estimate, basis: str) -> list[str]:
+    """MFU and cost are left out where they would be of another basis than the column."""
     times = [spell_seconds(each.ideal_seconds), spell_seconds(each.ideal_sum_seconds), _calibrated(each)]
-    return [*times, f"{each.mfu:.1%}", f"{each.chip_seconds_per_token:#.4g}", spell_bytes(each.memory.total)]
+    of_basis = [f"{each.mfu:.1%}", f"{each.chip_seconds_per_token:#.4g}"] if each.basis == basis else ["-", "-"]
+    return [*times, *of_basis, spell_bytes(each.memory.total)]
 
 
 def _calibrated(each: Estimate) -> str:
@@ -186,8 +218,13 @@ def levers_table(advice: Advice) -> Cells:
     """Every lever, the one that saves most first."""
     basis = advice.chosen.basis
     head = ["lever", f"saves per pass,\n{basis}", "share", "note"]
-    rows = [[each.name, spell_seconds(each.seconds_saved), f"{each.share:.2%}", each.note] for each in advice.levers]
-    return [head, *rows]
+    notes = ["; ".join(filter(None, [each.note, _other_basis(each, basis)])) for each in advice.levers]
+    saved = [[each.name, spell_seconds(each.seconds_saved), f"{each.share:.2%}"] for each in advice.levers]
+    return [head, *([*cells, note] for cells, note in zip(saved, notes, strict=True))]
+
+
+def _other_basis(lever: Lever, basis: str) -> str:
+    return "" if lever.basis == basis else f"of {lever.basis} times"
 
 
 def points_table(advice: Advice) -> Cells:
@@ -207,7 +244,7 @@ def _some(front: list[Estimate], chosen: Estimate) -> list[Estimate]:
 def _point(each: Estimate) -> list[str]:
     case = each.case
     where = [f"{case.mesh.chips} ({case.mesh})", f"{case.workload.batch:,}", case.layout, case.sharding]
-    return [*where, *_figures(each)]
+    return [*where, *_figures(each, each.basis)]
 
 
 def unfit_line(advice: Advice) -> str:
