@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from prefold.plan.calibration import Factors
 from prefold.plan.cost.terms import Terms
 
+CALIBRATION = Path(__file__).resolve().parent.parent / "plan" / "calibration.json"
 _STEPS = 200
 _NEARLY = 1e-12
 # Matmuls and memory are believed to reach 0.9, give or take a tenth; the residuals of a fit are about half of that.
@@ -98,18 +100,26 @@ def _jacobian(point: NDArray[Any], residual: NDArray[Any], measurements: Sequenc
     return np.array(columns).T
 
 
-def as_json(fitted: dict[str, tuple[Factors, Sequence[Measurement]]]) -> str:
-    """Write fitted factors as the file that comes with prefold holds them, with what they were fitted to."""
-    found = {
+def as_table(fitted: dict[str, tuple[Factors, Sequence[Measurement]]]) -> dict[str, Any]:
+    """Return fitted factors as the file that comes with prefold holds them, with what they were fitted to."""
+    return {
         name: {
-            **{key: _rounded(value) for key, value in asdict(factors).items() if value},
+            **{key: value for key, value in asdict(factors).items() if value},
             "measurements": len(used),
-            "median_error": float(f"{median_error(factors, used):.3g}"),
+            "median_error": median_error(factors, used),
         }
         for name, (factors, used) in fitted.items()
     }
-    return json.dumps(found, indent=2) + "\n"
 
 
-def _rounded(value: float | str) -> float | str:
-    return value if isinstance(value, str) else float(f"{value:.4g}")
+def write_calibration(section: str, found: dict[str, Any], file: Path = CALIBRATION) -> None:
+    """Put a section into the calibrations that come with prefold, its figures to four digits."""
+    known = json.loads(file.read_text(encoding="utf-8")) | {section: rounded(found)}
+    file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def rounded(value: Any) -> Any:
+    """Return a figure, or all those of a table, to four digits."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value

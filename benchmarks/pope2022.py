@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fitting import Measurement, as_json, median_error
+from benchmarks.fitting import Measurement, as_table, median_error, write_calibration
 from benchmarks.page import table
 from benchmarks.plan_page import write_section
 from benchmarks.pope2022_checks import (
@@ -25,9 +25,8 @@ from benchmarks.pope2022_checks import (
 )
 from benchmarks.pope2022_figures import figure_3
 from benchmarks.pope2022_rows import TABLES, Row, read_rows
-from prefold.plan.calibration import Factors, factors_of, known_factors
+from prefold.plan.calibration import Factors, known_factors
 
-_CALIBRATION = Path(__file__).resolve().parent.parent / "plan" / "calibration.json"
 _TPU = "tpu-v4"
 _INTRODUCTION = """## Pope et al. 2022
 
@@ -80,14 +79,14 @@ def main() -> None:
     rows = read_rows(options.tables)
     if options.fit:
         fitted = {chip: (fit_chip(rows, chip), fitted_rows(rows, chip)) for chip in FITTED}
-        _CALIBRATION.write_text(as_json(fitted), encoding="utf-8")
+        write_calibration("passes", as_table(fitted))
         known_factors.cache_clear()
     write_section("pope2022", page(rows))
 
 
 def page(rows: Sequence[Row]) -> str:
     """Return the section."""
-    factors = factors_of(_TPU)
+    factors = known_factors().get(_TPU)
     if factors is None:
         raise SystemExit("no factors yet: run with --fit")
     times = [_FORM, _factors(rows), _FORM_NOTES, _held_out(rows, factors), _MISSES]
@@ -138,7 +137,7 @@ def _factors(rows: Sequence[Row]) -> str:
     header = ["chip", "fitted to", "matmuls", "memory", "links", "start", "p", "median error of the fit"]
     found = []
     for chip in FITTED:
-        f, used = factors_of(chip), fitted_rows(rows, chip)
+        f, used = known_factors().get(chip), fitted_rows(rows, chip)
         if f and used:
             shares = [f"{f.arithmetic:.2f}", f"{f.memory:.2f}", f"{f.links:.2f}"]
             error = f"{100 * median_error(f, used):.1f} %"

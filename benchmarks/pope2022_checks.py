@@ -16,6 +16,8 @@ from prefold.plan.cost.terms import terms_of
 from prefold.plan.estimate import Estimate, plan_layouts
 
 FITTED = {"tpu-v4": "64 TPU v4", "a100-80gb": "FasterTransformer on 16 and 32 A100"}
+# Fewest and most chips of the paper's times that predictions are compared with.
+CHECKED = {"tpu-v4": (8, 256), "a100-80gb": (16, 32)}
 STEPS: list[tuple[Layout, Layout, float]] = [
     ("2d-ws", "wg-x", F / 4),
     ("wg-x", "wg-xy", F),
@@ -77,14 +79,14 @@ def crossovers() -> list[Crossover]:
     return [Crossover(one, two, tokens, crossover(one, two, CUBE, E, part)) for one, two, tokens in STEPS]
 
 
-def choices(rows: Sequence[Row], factors: Factors | None = None) -> list[Choice]:
+def choices(rows: Sequence[Row], *factors: Factors) -> list[Choice]:
     """Return what is chosen for every row that prints both layouts."""
-    return [_choice(row, factors) for row in rows if row.printed[0] and row.printed[1]]
+    return [_choice(row, *factors) for row in rows if row.printed[0] and row.printed[1]]
 
 
-def _choice(row: Row, factors: Factors | None) -> Choice:
+def _choice(row: Row, *factors: Factors) -> Choice:
     case = row.cases[0][1]
-    chosen: Estimate = plan_layouts(case.shape, case.chip, case.mesh, case.workload, factors=factors).chosen
+    chosen: Estimate = plan_layouts(case.shape, case.chip, case.mesh, case.workload, calibrations=factors).chosen
     return Choice(row.name, (LAYOUTS[row.printed[0]], case.sharding), (chosen.case.layout, chosen.case.sharding))
 
 
@@ -96,7 +98,8 @@ def fitted_rows(rows: Sequence[Row], chip: str) -> list[Measurement]:
 def fit_chip(rows: Sequence[Row], chip: str) -> Factors:
     """Fit a chip's factors to table D.2, and to nothing else."""
     used = fitted_rows(rows, chip)
-    return fit(used, f"Pope et al. 2022, table D.2: {len(used)} times of {FITTED[chip]}")
+    factors = fit(used, f"Pope et al. 2022, table D.2: {len(used)} times of {FITTED[chip]}")
+    return replace(factors, chips=CHECKED[chip])
 
 
 def serial_cost(rows: Sequence[Row], factors: Factors) -> float:

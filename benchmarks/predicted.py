@@ -56,7 +56,7 @@ def _predicted(folder: Path, chip: Chip, factors: Factors, fold: Fold | None) ->
     config = json.loads((folder / "config.json").read_text())
     workload = Workload("decode", 1, PROMPT + _STEPS // 2)
     shape = shape_from_config(config, gated=False)
-    chosen = plan_layouts(shape, chip, mesh_of(chip, 1), workload, fold=fold, factors=factors).chosen
+    chosen = plan_layouts(shape, chip, mesh_of(chip, 1), workload, fold=fold, calibrations=(factors,)).chosen
     seconds = chosen.calibrated_seconds or chosen.ideal_seconds
     return seconds, chosen.terms.weights / seconds
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from prefold.cli.options import Json, Revision
-from prefold.cli.plan_inputs import asked_mesh, open_chip, open_shape, parse_target, space_of
+from prefold.cli.plan_inputs import asked_mesh, fit_context, open_chip, open_shape, parse_target, space_of
 
 if TYPE_CHECKING:
     from prefold.plan import Advice, Phase, Placement
@@ -36,8 +36,13 @@ def plan(
     ] = None,
     batch: Annotated[int | None, typer.Option(metavar="B", help="Sequences; 1 if not given.")] = None,
     context: Annotated[
-        int, typer.Option(metavar="L", help="Tokens of each: of the prompt, or cached when a step decodes one more.")
-    ] = 2048,
+        int | None,
+        typer.Option(
+            metavar="L",
+            help="Tokens of each: of the prompt, or cached when a step decodes one more; 2048 if not given, or as"
+            " many as the model has positions for.",
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -97,15 +102,17 @@ def plan(
         require_plot(plot, KINDS)
     target = parse_target(latency_target, max_cost)
     sequences = branches if batch is None else batch
-    asked = (cast("Phase", phase or "decode"), sequences, context, weights or "bf16", kv)
+    tokens = 2048 if context is None else context
+    asked = (cast("Phase", phase or "decode"), sequences, tokens, weights or "bf16", kv)
     workload = Workload(*asked, branches=branches, shared_prefix=shared_prefix, memory_share=memory_share)
     table_for(workload, cast("Placement", table))
-    chip, factors = open_chip(hardware, refresh=refresh)
+    chip, calibrations = open_chip(hardware, refresh=refresh)
     joined = asked_mesh(chip, chips, mesh)
     shape = open_shape(model, revision, gated=gated, parallel=parallel)
     workload = replace(workload, weights=weights or shape.stored)
     workload = workload if phase or shape.decodes else replace(workload, phase="prefill")
-    space = space_of(shape, chip, workload, joined, batch, searching=target is not None, factors=factors)
+    workload = workload if context is not None else fit_context(workload, shape)
+    space = space_of(shape, chip, workload, joined, batch, searching=target is not None, calibrations=calibrations)
     advice = advise(space, table_for(workload, cast("Placement", table)), target)
     _tell(advice, plot, as_json=as_json)
     advice.require_room()

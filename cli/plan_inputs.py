@@ -5,10 +5,10 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from prefold.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from prefold.plan import Chip, Factors, Mesh, Shape, Space, Target, Workload
+    from prefold.plan import Calibration, Chip, Mesh, Shape, Space, Target, Workload
 
 
 def open_shape(model: str, revision: str | None, *, gated: bool | None = None, parallel: bool | None = None) -> "Shape":
@@ -16,7 +16,6 @@ def open_shape(model: str, revision: str | None, *, gated: bool | None = None, p
 
     Fields that a config leaves out are found by experiment, as ``prefold inspect`` does it.
     """
-    from prefold.common.errors import UsageError
     from prefold.plan import find_shape, shape_from_config
 
     if not _is_checkpoint(model):
@@ -73,16 +72,21 @@ def _tried(model: str, revision: str | None) -> tuple[bool | None, int | None]:
     return (True if savings.merged_width else None), savings.checkpoint_before // savings.dtype.itemsize
 
 
-def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, Factors | None]":
-    """Return a chip of the catalogue, of a TOML file, or this machine, with its factors if prefold has none.
+def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, tuple[Calibration, ...]]":
+    """Return a chip of the catalogue, of a TOML file, or this machine, with its calibration if prefold has none.
 
     ``refresh`` measures this machine again.
     """
     from prefold.plan import THIS, find_chip, this_chip
 
-    if name.lower() == THIS:
-        return this_chip(refresh=refresh)
-    return find_chip(name), None
+    if name.lower() != THIS:
+        return find_chip(name), ()
+    chip, factors = this_chip(refresh=refresh)
+    if chip.note:
+        from prefold.cli.show.show import note
+
+        note(chip.note)
+    return chip, (factors,)
 
 
 def parse_target(latency: str | None, cost: float | None) -> "Target | None":
@@ -90,9 +94,9 @@ def parse_target(latency: str | None, cost: float | None) -> "Target | None":
     if latency is None and cost is None:
         return None
     if latency is not None and cost is not None:
-        raise typer.BadParameter("give one of the two", param_hint="--latency-target, --max-cost")
+        raise UsageError("--latency-target, --max-cost: give one of the two")
     if cost is not None and not 0 < cost < inf:
-        raise typer.BadParameter(f"{cost} is no number of chip-seconds above 0", param_hint="--max-cost")
+        raise UsageError(f"--max-cost: {cost} is no number of chip-seconds above 0")
     from prefold.common.units import parse_quantity
     from prefold.plan import Target
 
@@ -107,16 +111,22 @@ def space_of(
     batch: int | None,
     *,
     searching: bool,
-    factors: "Factors | None" = None,
+    calibrations: "tuple[Calibration, ...]" = (),
 ) -> "Space":
     """Return where to look: given values stay; a search tries all chips and batches that are not given."""
     from prefold.plan import Space, batches, fewest, meshes
 
     if not searching:
         found = (mesh or fewest(shape, chip, workload),)
-        return Space(shape, chip, workload, found, (workload.batch,), factors)
+        return Space(shape, chip, workload, found, (workload.batch,), calibrations)
     tried = batches(workload.branches) if batch is None else (batch,)
-    return Space(shape, chip, workload, (mesh,) if mesh else meshes(chip), tried, factors)
+    return Space(shape, chip, workload, (mesh,) if mesh else meshes(chip), tried, calibrations)
+
+
+def fit_context(workload: "Workload", shape: "Shape") -> "Workload":
+    """Return a pass whose context is cut to what the model has positions for."""
+    beyond = workload.positions - shape.max_position_embeddings if shape.max_position_embeddings else 0
+    return replace(workload, context=max(1, workload.context - beyond)) if beyond > 0 else workload
 
 
 def asked_mesh(chip: "Chip", chips: int | None, mesh: str | None) -> "Mesh | None":

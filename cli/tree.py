@@ -50,7 +50,9 @@ def count(
     ] = None,
     prompt: Annotated[
         int | None,
-        typer.Option(metavar="T", min=1, help="Tokens of every tree's prompt, in place of those of its root."),
+        typer.Option(
+            metavar="T", min=1, max=1_000_000_000, help="Tokens of every tree's prompt, in place of those of its root."
+        ),
     ] = None,
     cap: Annotated[
         int | None,

@@ -21,6 +21,7 @@ _UNITS: dict[Kind, dict[str, float]] = {
     "seconds": {"s": 1, "ms": 1e-3, "us": 1e-6},
 }
 _DIGITS, _MANY = 4, 10_000
+_LARGEST = 1e30  # products of a few such numbers are numbers, still
 _QUANTITY = re.compile(r"(\d*\.?\d+) ?([A-Za-z]*(?:/s)?)")
 
 
@@ -29,7 +30,14 @@ def parse_quantity(text: Any, kind: Kind) -> float:
     found = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
     if found is None or found[2] not in _UNITS[kind]:
         raise UsageError(f"{text!r} is not a number of {kind} with its unit, one of {', '.join(_UNITS[kind])}")
-    return float(found[1]) * _UNITS[kind][found[2]]
+    return _finite(found[1]) * _UNITS[kind][found[2]]
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number > _LARGEST:
+        raise UsageError(f"{text[:_DIGITS]}... of {len(text)} digits is too large a number")
+    return number
 
 
 def parse_bytes(text: str) -> int:
@@ -38,7 +46,7 @@ def parse_bytes(text: str) -> int:
     scales = {unit.lower(): scale for unit, scale in {"": 1, **_BYTES}.items()}
     if found is None or found[2].lower() not in scales:
         raise UsageError(f"{text!r} is no size such as 5GB or 200MiB")
-    return int(float(found[1]) * scales[found[2].lower()])
+    return int(_finite(found[1]) * scales[found[2].lower()])
 
 
 def spell_seconds(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from prefold.common.errors import UnknownName, UsageError
 from prefold.plan.advice import Advice, advise
-from prefold.plan.calibration import Factors, factors_of
+from prefold.plan.calibration import Calibration, Engine, Factors, Kernels, calibrations_of, engines
 from prefold.plan.chip.chips import catalogue, find_chip
 from prefold.plan.chip.hardware import Chip, Mesh, mesh_of, parse_mesh
 from prefold.plan.cost.case import Case
@@ -23,13 +23,16 @@ from prefold.plan.this_machine import THIS, this_chip
 __all__ = [
     "THIS",
     "Advice",
+    "Calibration",
     "Case",
     "Chip",
+    "Engine",
     "Estimate",
     "Experts",
     "Factors",
     "Fold",
     "Infeasible",
+    "Kernels",
     "Latent",
     "Lever",
     "Memory",
@@ -48,9 +51,10 @@ __all__ = [
     "advise",
     "batches",
     "break_even_batch",
+    "calibrations_of",
     "catalogue",
     "context_left",
-    "factors_of",
+    "engines",
     "fewest",
     "find_chip",
     "find_shape",

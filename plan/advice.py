@@ -31,7 +31,7 @@ class Advice:
     @cached_property
     def twin(self) -> Estimate:
         """The folded model in the layout that was chosen for the source."""
-        return Estimate(replace(self.chosen.case, fold=self.fold), self.chosen.factors)
+        return Estimate(replace(self.chosen.case, fold=self.fold), self.chosen.calibrations)
 
     @property
     def verdict(self) -> str:
@@ -63,14 +63,14 @@ class Advice:
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures under the names that other programs rely on; times are seconds per forward pass."""
-        case, factors = self.chosen.case, self.chosen.factors
+        case, calibration = self.chosen.case, self.chosen.calibration
         return {
             "model": case.shape.name,
             "hardware": case.chip.name,
             "chips": case.mesh.chips,
             "mesh": str(case.mesh),
             "workload": asdict(case.workload),
-            "factors": asdict(factors) if factors else None,
+            "calibration": calibration.source if calibration else None,
             **_plan_json(self.plan),
             "folded": self._folded_json(),
             "levers": [lever.as_json() for lever in self.levers],
@@ -111,10 +111,10 @@ def advise(space: Space, fold: Fold | None = None, target: Target | None = None)
     found = target.pick(points) if target else points[0]
     case, fold = found.case, fold or table_for(found.case.workload)
     asked = (case.shape, case.chip, case.mesh, case.workload)
-    source = plan_layouts(*asked, factors=found.factors)
+    source = plan_layouts(*asked, calibrations=found.calibrations)
     return Advice(
         plan=source,
-        folded=plan_layouts(*asked, fold=fold, factors=found.factors),
+        folded=plan_layouts(*asked, fold=fold, calibrations=found.calibrations),
         fold=fold,
         levers=rank_levers(source.chosen),
         sweep=points if len(points) > 1 else space.around(found).points(),

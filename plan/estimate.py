@@ -1,14 +1,14 @@
 """What a forward pass costs in each layout, and which layout to choose.
 
-A time is ideal, from the chip's full rates, or calibrated, by factors that were fitted to measured times. There is no
-calibrated time for a chip without measurements.
+A time is ideal, from the chip's full rates, or calibrated, by what was fitted to measured times. There is no calibrated
+time where nothing was measured, and layouts that have one come before those that have none.
 """
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from prefold.plan.calibration import Factors, factors_of
+from prefold.plan.calibration import Calibration, calibrations_of
 from prefold.plan.chip.hardware import Chip, Mesh
 from prefold.plan.cost.attention import shardings
 from prefold.plan.cost.case import Case, require_phase
@@ -26,10 +26,10 @@ _CLOSE = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """The figures of one layout; ``factors`` is None for a chip without measurements."""
+    """The figures of one layout; the first of ``calibrations`` that holds for it is taken."""
 
     case: Case
-    factors: Factors | None
+    calibrations: tuple[Calibration, ...] = ()
 
     @cached_property
     def terms(self) -> Terms:
@@ -53,8 +53,22 @@ class Estimate:
 
     @cached_property
     def calibrated_seconds(self) -> float | None:
-        """Seconds per pass that can be expected; None for a chip without measurements."""
-        return self.factors.seconds(self.terms) if self.factors else None
+        """Seconds per pass that can be expected; None where no calibration holds."""
+        return self.calibration.pass_seconds(self.case, self.terms) if self.calibration else None
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration of its time."""
+        return next((each for each in self.calibrations if not each.beyond(self.case)), None)
+
+    @property
+    def uncalibrated(self) -> str:
+        """The reason why there is no calibrated time; empty where there is one."""
+        if self.calibration:
+            return ""
+        if not self.calibrations:
+            return f"no measurements of {self.case.chip.name}"
+        return "; ".join(each.beyond(self.case) for each in self.calibrations)
 
     @property
     def basis(self) -> str:
@@ -89,6 +103,7 @@ class Estimate:
             "ideal_seconds": self.ideal_seconds,
             "ideal_sum_seconds": self.ideal_sum_seconds,
             "calibrated_seconds": self.calibrated_seconds,
+            "uncalibrated": self.uncalibrated or None,
             "basis": self.basis,
             "mfu": self.mfu,
             "chip_seconds_per_token": self.chip_seconds_per_token,
@@ -133,14 +148,14 @@ def plan_layouts(
     workload: Workload,
     *,
     fold: Fold | None = None,
-    factors: Factors | None = None,
+    calibrations: tuple[Calibration, ...] = (),
 ) -> Plan:
     """Estimate every layout of a pass and choose one; ``Infeasible`` where none can share the batch out.
 
-    ``factors`` are those that are known of the chip if None.
+    ``calibrations`` are those that are known of the chip if there are none.
     """
     require_phase(shape, workload)
-    factors = factors or factors_of(chip.name)
+    calibrations = calibrations or calibrations_of(chip)
     found, refused = list[Estimate](), list[str]()
     for layout in distinct(mesh):
         for sharding in shardings(layout, mesh):
@@ -150,16 +165,17 @@ def plan_layouts(
             except Infeasible as reason:
                 refused.append(str(reason))
             else:
-                found.append(Estimate(case, factors))
-    found.sort(key=lambda each: each.rank)
+                found.append(Estimate(case, calibrations))
+    found.sort(key=lambda each: (each.calibration is None, each.rank))
     return Plan(found, refused, choose(found))
 
 
 def choose(estimates: list[Estimate]) -> Estimate:
     """Return the layout to take, of those that fit; if none does, the one that is the least too large.
 
-    It is the cheapest, of each layout with the cheaper sharding of attention. Layouts that are closer to it than such
-    an estimate can tell apart are compared as the paper does, by what the two matmuls of an FFN send (section 3.2).
+    Those with a calibrated time come before all others. It is the cheapest, of each layout with the cheaper sharding of
+    attention. Layouts that are closer to it than such an estimate can tell apart are compared as the paper does, by
+    what the two matmuls of an FFN send (section 3.2).
 
     2D weight-stationary and all weight-gathered layouts store weights in the same places, so that a prefill and the
     decoding after it may differ (section 3.2.3), and on a torus the paper decodes in 2D always (section 4.1). 1D stores
@@ -171,11 +187,17 @@ def choose(estimates: list[Estimate]) -> Estimate:
     fitting = [each for each in estimates if each.memory.fits]
     if not fitting:
         return min(estimates, key=lambda each: each.memory.missing)
-    stored = [each for each in fitting if _keeps_storage(each.case)] or fitting
-    ranked = sorted(stored, key=lambda each: each.rank)
+    ranked = _ranked(fitting)
     best = {each.case.layout: each for each in reversed(ranked)}.values()
     close = [each for each in best if each.rank <= ranked[0].rank * (1 + _CLOSE)]
     return min(close, key=lambda each: (ffn_bytes(each.case), each.rank))
+
+
+def _ranked(fitting: list[Estimate]) -> list[Estimate]:
+    """Return those that are compared, the cheapest first."""
+    known = [each for each in fitting if each.calibration] or fitting
+    stored = [each for each in known if _keeps_storage(each.case)] or known
+    return sorted(stored, key=lambda each: each.rank)
 
 
 def _keeps_storage(case: Case) -> bool:

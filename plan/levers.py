@@ -49,7 +49,7 @@ def rank_levers(base: Estimate) -> list[Lever]:
             changed.require()
         except Infeasible:
             continue
-        found.append(_lever(name, note, base, Estimate(changed, base.factors)))
+        found.append(_lever(name, note, base, Estimate(changed, base.calibrations)))
     return sorted(found, key=lambda each: -each.seconds_saved)
 
 
@@ -92,7 +92,9 @@ def _weights(case: Case) -> Iterator[tuple[str, str, Case]]:
 
 def _layouts(base: Estimate) -> Iterator[tuple[str, str, Case]]:
     case = base.case
-    found = plan_layouts(case.shape, case.chip, case.mesh, case.workload, fold=case.fold, factors=base.factors)
+    found = plan_layouts(
+        case.shape, case.chip, case.mesh, case.workload, fold=case.fold, calibrations=base.calibrations
+    )
     others = [each for each in found.estimates if each.case.layout != case.layout]
     if others:
         best = next((each for each in others if each.memory.fits), others[0])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from prefold.common.errors import UsageError
 from prefold.common.units import spell_seconds
-from prefold.plan.calibration import Factors
+from prefold.plan.calibration import Calibration
 from prefold.plan.chip.hardware import Chip, Mesh, mesh_of
 from prefold.plan.cost.workload import Workload
 from prefold.plan.errors import Infeasible
@@ -24,7 +24,14 @@ class Space:
     workload: Workload
     meshes: tuple[Mesh, ...]
     batches: tuple[int, ...]
-    factors: Factors | None = None
+    calibrations: tuple[Calibration, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ``UsageError`` for a context that the model has too few positions for."""
+        most, step = self.shape.max_position_embeddings, self.workload
+        if most and step.positions > most:
+            had = f"{self.shape.name} has {most:,} positions (max_position_embeddings)"
+            raise UsageError(f"context {step.context:,}: {had}, and this {step.phase} needs {step.positions:,}")
 
     def points(self) -> list[Estimate]:
         """Return the layout to take for each mesh and each batch, whether it fits or not."""
@@ -32,7 +39,7 @@ class Space:
 
     def _chosen(self, mesh: Mesh, batch: int) -> Estimate:
         workload = replace(self.workload, batch=batch)
-        return plan_layouts(self.shape, self.chip, mesh, workload, factors=self.factors).chosen
+        return plan_layouts(self.shape, self.chip, mesh, workload, calibrations=self.calibrations).chosen
 
     def around(self, found: Estimate) -> "Space":
         """Return the mesh of an estimate with its batch and all others."""

@@ -64,10 +64,16 @@ def _chip(rates: "Rates") -> Chip:
         axes={},
         source=dict.fromkeys(figures, told),
         node=1,
+        note=_busy(rates) if rates.busy else "",
     )
+
+
+def _busy(rates: "Rates") -> str:
+    load = f"load {rates.load:.1f} on {rates.cores} core{'s' if rates.cores > 1 else ''}"
+    return f"the machine was busy when it was measured ({load}): an idle one is faster; --refresh measures again"
 
 
 def _factors(rates: "Rates") -> Factors:
     source = f"what transformers reaches on this machine, with torch {rates.torch}"
-    calls = {"step": rates.step, "layer": rates.layer, "call": rates.call}
-    return Factors(1, rates.memory_share, 1, 0, _OVERLAP, source, **calls, ahead=rates.device != "cpu")
+    calls = (rates.step, rates.layer, rates.call)
+    return Factors(1, rates.memory_share, 1, 0, _OVERLAP, source, *calls, ahead=rates.device != "cpu")

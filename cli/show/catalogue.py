@@ -8,7 +8,7 @@ from rich.text import Text
 
 from prefold.cli.show.show import out, say
 from prefold.common.units import spell_bytes, spell_weights
-from prefold.plan import Chip, Shape, factors_of, row_width
+from prefold.plan import Chip, Shape, calibrations_of, row_width
 
 _GIGA, _TERA = 1e9, 1e12
 _BANDWIDTHS = ("memory_bandwidth", "link_bandwidth", "network_bandwidth", "host_bandwidth", "disk_bandwidth")
@@ -21,9 +21,9 @@ _UNITS = {"peak": " TFLOP/s", "node": " chips", "axes": " chips", **dict.fromkey
 
 def chip_json(chip: Chip) -> dict[str, Any]:
     """Return a chip's figures by their names: bytes, bytes per second, operations per second."""
-    factors = factors_of(chip.name)
+    sources = [each.source for each in calibrations_of(chip)]
     axes = {str(count): list(axes) for count, axes in chip.axes.items()}
-    return asdict(chip) | {"axes": axes, "estimates": chip.estimates, "factors": asdict(factors) if factors else None}
+    return asdict(chip) | {"axes": axes, "estimates": chip.estimates, "calibrations": sources}
 
 
 def show_chips(chips: list[Chip]) -> None:
@@ -33,7 +33,7 @@ def show_chips(chips: list[Chip]) -> None:
         table.add_column(heading, justify="right")
     table.add_column("times")
     for chip in chips:
-        basis = "ideal and calibrated" if factors_of(chip.name) else "ideal"
+        basis = "ideal and calibrated" if calibrations_of(chip) else "ideal"
         table.add_row(chip.name, *map(Text, _figures(chip).values()), basis)
     out.print(table)
     say(
@@ -51,13 +51,10 @@ def show_chip(chip: Chip) -> None:
     if chip.generation:
         table.add_row("generation", Text(chip.generation))
     out.print(table)
-    factors = factors_of(chip.name)
-    if factors is None:
+    for each in calibrations_of(chip):
+        say(f"calibrated times: {each.source}")
+    if not calibrations_of(chip):
         say("ideal times only: nobody has measured it")
-        return
-    reached = f"{factors.arithmetic:.0%} of its operations, {factors.memory:.0%} of its memory's bandwidth"
-    links = f"{factors.links:.0%} of its links'"
-    say(f"calibrated times: it reaches {reached}, {links} ({factors.source})")
 
 
 def _figures(chip: Chip) -> dict[str, str]:

@@ -87,6 +87,7 @@ def _chip(name: str, table: dict[str, Any], origin: str) -> Chip:
         source={field: table.get("source", {}).get(field, origin) for field in sourced},
         node=table.get("node") or _node(meshes, figures["link_bandwidth"]),
         generation=table.get("generation", ""),
+        note="",
         **figures,
     )
 

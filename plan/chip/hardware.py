@@ -11,6 +11,9 @@ from prefold.plan.errors import Infeasible
 _MESH = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})")
 
 
+_MOST = 1_000_000
+
+
 @dataclass(frozen=True)
 class Chip:
     """One chip.
@@ -26,6 +29,7 @@ class Chip:
         network_bandwidth: between nodes; 0 where no network is made for it.
         node: chips that its links join.
         generation: of its design, as ``hopper``; empty where it is not known.
+        note: what holds of all figures, and is told with every plan; empty if nothing does.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Chip:
     network_bandwidth: float = 0
     node: int = 8
     generation: str = ""
+    note: str = ""
 
     @property
     def estimates(self) -> list[str]:
@@ -96,11 +101,11 @@ def mesh_of(chip: Chip, chips: int | None = None, mesh: Mesh | None = None) -> M
     """Return the mesh that was asked for, or the one that so many chips are joined in; one chip for neither.
 
     Raises:
-        UsageError: less than one chip.
+        UsageError: less than one chip, or more than a million.
         Infeasible: the mesh has not so many chips, or there are several of chips that nothing joins.
     """
-    if chips is not None and chips < 1:
-        raise UsageError(f"{chips} chips: at least one")
+    for asked in (chips, mesh.chips if mesh else None):
+        _require_count(asked)
     if mesh is None:
         count = chips or 1
         mesh = Mesh(*chip.axes[count]) if count in chip.axes else cubic_mesh(count)
@@ -109,6 +114,13 @@ def mesh_of(chip: Chip, chips: int | None = None, mesh: Mesh | None = None) -> M
     if mesh.chips > 1 and not chip.link_bandwidth:
         raise Infeasible(f"{chip.name}: nothing joins several of them; there can be one")
     return mesh
+
+
+def _require_count(chips: int | None) -> None:
+    if chips is not None and chips < 1:
+        raise UsageError(f"{chips} chips: at least one")
+    if chips is not None and chips > _MOST:
+        raise UsageError(f"chips: at most {_MOST:,}")
 
 
 def _divisors(number: int) -> list[int]:

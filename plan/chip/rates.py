@@ -23,6 +23,8 @@ _ROWS, _WIDTH, _SQUARE = 32768, 4096, 2048
 _ROUNDS, _STEPS = 9, 8
 # A table's rows: how many are read of a file of how many, and bytes of each.
 _READ, _FILE_ROWS, _ROW = 256, 8192, 16384
+# Of a core, that other processes may take before a machine is busy.
+_BUSY = 0.5
 # Values of a layer without biases: 4 width^2 in attention, 8 in the FFN.
 _MATRICES = 12
 # Modules that a fold leaves out of a layer of the small models: as ``fold.modules_gone`` counts them.
@@ -55,6 +57,8 @@ class Rates:
         step: of a decode step without layers.
         layer: that every layer adds besides the reading of its weights.
         call: of these, for each module that is called.
+        load: processes that ran or waited before, on average of a minute; 0 where the system does not count them.
+        cores: of the machine.
     """
 
     device: str
@@ -70,6 +74,13 @@ class Rates:
     step: float
     layer: float
     call: float
+    load: float = 0.0
+    cores: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work took part of the machine, so that an idle one is faster."""
+        return self.load > _BUSY * max(1, self.cores)
 
 
 def here() -> tuple[str, str, int]:
@@ -80,7 +91,7 @@ def here() -> tuple[str, str, int]:
 @torch.inference_mode()
 def measure_rates() -> Rates:
     """Return the rates of this machine."""
-    device = _device()
+    load, device = _load(), _device()
     decode = _decode(device)
     return Rates(
         *here(),
@@ -90,7 +101,17 @@ def measure_rates() -> Rates:
         host_bandwidth=decode["memory_bandwidth"] if device.type == "cpu" else _host_bandwidth(device),
         disk_bandwidth=_disk_bandwidth(),
         **decode,
+        load=load,
+        cores=os.cpu_count() or 1,
     )
+
+
+def _load() -> float:
+    """Return the load average of the last minute; 0 where the system has none."""
+    try:
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    except OSError:
+        return 0.0
 
 
 def _device() -> torch.device:

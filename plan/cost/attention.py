@@ -44,7 +44,10 @@ def require_sequences(sharding: Sharding, mesh: Mesh, batch: int) -> None:
     """Raise ``Infeasible`` for fewer sequences than the smallest axis has chips: nothing is gained (appendix D)."""
     smallest = min((axis for axis in (mesh.x, mesh.y, mesh.z) if axis > 1), default=1)
     if sharding == "batch" and batch < smallest:
-        raise Infeasible(f"batch-sharded attention: batch {batch} is less than the smallest axis, {smallest}")
+        needed = f"a sequence for each of the {smallest} chips along the shortest axis of the mesh {mesh}"
+        raise Infeasible(
+            f"batch-sharded attention needs {needed}: batch {batch} is too small; batch {smallest} would do"
+        )
 
 
 def kv_width_per_chip(shape: Shape, heads: int) -> float:

@@ -122,10 +122,14 @@ def distinct(mesh: Mesh) -> list[Layout]:
 def require_batch(layout: Layout, mesh: Mesh, batch: int) -> None:
     """Raise ``Infeasible`` for a batch that cannot be shared out: gathered weights meet other sequences elsewhere."""
     ways = chips_gathered(layout, mesh)
+    chips = f"the {ways} chips that its weights are gathered over"
+    if batch < ways:
+        short = f"batch {batch} is too small; batch {ways} would do"
+        raise Infeasible(f"{layout} needs a sequence for each of {chips}: {short}")
     if batch % ways:
-        near = [n for n in (batch // ways * ways, -(-batch // ways) * ways) if n]
-        nearest = " and ".join(map(str, near))
-        raise Infeasible(f"{layout}: batch {batch} cannot be split over {ways} chips; the nearest that can: {nearest}")
+        below = batch // ways * ways
+        uneven = f"batch {batch} is no multiple of {ways}; batch {below} or {below + ways} would do"
+        raise Infeasible(f"{layout} needs equally many sequences on each of {chips}: {uneven}")
 
 
 def collectives(layout: Layout, mesh: Mesh, tokens: float, hidden_size: int, part: Part) -> list[Collective]:

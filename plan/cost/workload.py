@@ -7,12 +7,13 @@ from prefold.common.errors import UsageError
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+_MOST = 1_000_000_000
 BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5, "fp4": 0.5, "mxfp4": 0.5}
 # Bytes of scales for a weight: 16 bits and a zero for 128 of int4 (GPTQ, AWQ), 8 bits for 16 (NVFP4) or 32 (MXFP4),
 # and 32 bits for a block of 128 x 128 of fp8. Those of int8 are one for a row or a column.
 SCALES: dict[str, float] = {"int4": (2 + 0.5) / 128, "fp4": 1 / 16, "mxfp4": 1 / 32, "fp8": 4 / 128**2}
 # Types that engines multiply as they are stored, where a chip can; all others are widened first.
-_MULTIPLIED = {"fp8": "fp8", "fp4": "fp4", "mxfp4": "fp4"}
+MULTIPLIED = {"fp8": "fp8", "fp4": "fp4", "mxfp4": "fp4"}
 _UNQUANTIZED = "bf16"
 
 
@@ -81,6 +82,8 @@ class Workload:
             (f"{self.phase}: no such phase; there are {', '.join(PHASES)}", self.phase not in PHASES),
             (f"batch {self.batch}: at least one sequence", self.batch < 1),
             (f"context {self.context}: at least one token", self.context < 1),
+            (f"batch: at most {_MOST:,} sequences", self.batch > _MOST),
+            (f"context: at most {_MOST:,} tokens", self.context > _MOST),
             (f"{branches} branches: at least one", branches < 1),
             (f"batch {self.batch} is not a multiple of {branches} branches", self.batch % max(1, branches) > 0),
             (f"shared prefix {prefix}: no branches share it: it needs two and more", prefix > 0 and branches == 1),
@@ -96,7 +99,7 @@ class Workload:
     @property
     def compute(self) -> str:
         """Type that the matmuls of layers run in: that of the weights where engines multiply it, as of fp8."""
-        return _MULTIPLIED.get(self.weights, self.activations)
+        return MULTIPLIED.get(self.weights, self.activations)
 
     @property
     def layer_weight(self) -> float:
@@ -124,6 +127,11 @@ class Workload:
     def logits(self) -> int:
         """Tokens that the head multiplies."""
         return self.tokens if self.all_logits else self.batch
+
+    @property
+    def positions(self) -> int:
+        """Tokens that a sequence has after the pass."""
+        return self.context + (1 if self.phase == "decode" else 0)
 
     def keys_per_token(self, window: int | None = None) -> float:
         """Return the keys that a token attends to, on average, within a window; in a prefill those up to its own."""

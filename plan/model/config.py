@@ -35,6 +35,7 @@ _BEYOND = (
     "zero_expert_num",
 )
 _SHARED = ("n_shared_experts", "shared_expert_intermediate_size")
+_MOST_TIMES = 1e6  # positions are never scaled by so much
 _NEAR = 0.05  # a model has positions, norms and biases beside what is counted here
 
 
@@ -96,6 +97,7 @@ def _shape(fields: Fields, name: str) -> Shape:
         output_gate=_has_output_gate(fields, state),
         state=state,
         decodes=decodes(fields),
+        max_position_embeddings=_positions(fields, every_layer_slides=0 < layers == fields.size("num_hidden_layers")),
     )
 
 
@@ -106,6 +108,20 @@ def _has_output_gate(fields: Fields, state: State | None) -> bool:
         return bool(told)
     width = fields.size("num_attention_heads") * fields.size("head_dim")
     return bool(width) and query_outputs(fields.made) == 2 * width
+
+
+def _positions(fields: Fields, *, every_layer_slides: bool) -> int:
+    """Return the tokens that a sequence may have; 0 where the file names no limit, or no layer sees them all.
+
+    Positions that are scaled are some times the original ones; most files have the scaled number, some the original.
+    """
+    limit = 0 if every_layer_slides else fields.told_size("max_position_embeddings")
+    scaling = fields.told.get("rope_scaling") or fields.told.get("rope_parameters")
+    known = scaling if isinstance(scaling, Mapping) else {}
+    times, original = known.get("factor"), known.get("original_max_position_embeddings")
+    if limit and isinstance(times, int | float) and isinstance(original, int) and times < _MOST_TIMES:
+        return max(limit, int(times * original))
+    return limit
 
 
 def _sliding(fields: Fields) -> tuple[int, int]:

@@ -27,6 +27,15 @@ NAMES: dict[str, tuple[str, ...]] = {
         "attention_heads",
     ),
     "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads"),
+    "max_position_embeddings": (
+        "max_target_positions",
+        "max_position_embeddings",
+        "n_positions",
+        "n_ctx",
+        "max_sequence_length",
+        "max_seq_len",
+        "max_seq_length",
+    ),
     "head_dim": ("head_dim", "d_kv", "attention_head_dim", "kv_channels"),
     "intermediate_size": (
         "decoder_ffn_dim",
@@ -96,6 +105,11 @@ class Fields:
         found = _first(self.told, field)
         return found if found is not None else _first(self.filled, field)
 
+    def told_size(self, field: str) -> int:
+        """Return a field that counts something, as the file alone has it; 0 without it, and for what counts nothing."""
+        found = _first(self.told, field)
+        return found if _is_size(found) else 0
+
     def has(self, field: str) -> bool:
         """Return whether there is such a field, be it null."""
         return any(name in known for name in NAMES.get(field, (field,)) for known in (self.told, self.filled))
@@ -104,7 +118,8 @@ class Fields:
         """Return a field that counts something, 0 without it; ``UsageError`` where it is not a whole number."""
         found = self.get(field)
         if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
-            raise UsageError(f"{field}: {found!r} is not a whole number")
+            name = next((name for name in NAMES.get(field, ()) if self.told.get(name) is not None), field)
+            raise UsageError(f"{name}: {found!r} is not a whole number")
         return found or 0
 
 
@@ -116,7 +131,7 @@ def _require_sizes(told: Mapping[str, Any]) -> None:
         raise UsageError("\n".join(f"{name}: {told[name]!r} is not a positive whole number" for name in wrong))
 
 
-def _is_size(value: float) -> bool:
+def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -86,6 +86,7 @@ class Shape:
         sliding_layers: layers with such a window.
         output_gate: what attention returns is multiplied by values that come of the queries' matrix, twice as wide.
         state: of layers without attention; None where all layers have attention and an FFN.
+        max_position_embeddings: tokens that a sequence may have; 0 where no limit is known.
         nominal: weights by its name, which the paper counts MFU by; None to count all.
         source: of these figures.
         decodes: it makes one token after the other; an encoder does not, and keeps no keys and values.
@@ -110,6 +111,7 @@ class Shape:
     sliding_layers: int = 0
     output_gate: bool = False
     state: State | None = None
+    max_position_embeddings: int = 0
     nominal: float | None = None
     source: str = ""
     decodes: bool = True
@@ -279,11 +281,12 @@ def find_shape(name: str) -> Shape:
 
 
 def _shape(name: str, table: dict[str, Any]) -> Shape:
-    experts, latent = table.pop("experts", None), table.pop("latent", None)
+    experts, latent, state = (table.pop(part, None) for part in ("experts", "latent", "state"))
     table.setdefault("head_dim", table["hidden_size"] // table["num_attention_heads"])
     return Shape(
         name=name,
         experts=Experts(**experts) if experts else None,
         latent=Latent(**latent) if latent else None,
+        state=State(**state) if state else None,
         **table,
     )

@@ -41,15 +41,15 @@ _TWICE, _MEAN = 2, " in the mean"
 
 def about(advice: Advice) -> Iterator[str]:
     """Yield the model, the pass and the chips of a plan, and the meaning of its two kinds of times."""
-    case, factors = advice.chosen.case, advice.chosen.factors
+    case, calibration = advice.chosen.case, advice.chosen.calibration
     yield f"{case.shape.name}: {_shape(case)}"
     yield f"{_pass(case)}; weights {case.workload.weights}, KV cache {case.workload.kv}{_shared(case)}"
     yield f"{case.mesh.chips} x {case.chip.name} ({case.mesh}): {_chip(case)}"
     yield "ideal: at the chip's full rates, if all overlaps: no chip is faster; ideal sum: if nothing does"
-    if factors:
-        yield f"calibrated: by what a chip reaches of its rates; fitted to {factors.source}; MFU and cost are of it"
+    if calibration:
+        yield f"calibrated: {calibration.source}; MFU and cost are of it"
     else:
-        yield f"calibrated: nobody has measured {case.chip.name}; MFU and cost are of the ideal time, and too good"
+        yield f"calibrated: {advice.chosen.uncalibrated}; MFU and cost are of the ideal time, and too good"
 
 
 def _shape(case: Case) -> str:

@@ -158,6 +158,31 @@ def test_more_steps_than_can_be_counted_are_refused_at_once(prefold, source: str
     assert (ran.code, ran.err) == (2, "prefold: steps is 100,000,000; at most 10,000,000 are counted\n")
 
 
+SPECULATIVE = f"speculative:file={DATA / 'speculative.json'},prompt=9"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("few-shot:prompt=9,branches=100000000,steps=2", "branches is 100,000,000; at most 1,000,000 are counted"),
+        ("n-best:prompt=9,branches=100000000,steps=2", "branches is 100,000,000; at most 1,000,000 are counted"),
+        ("beam:prompt=9,beams=100000000,steps=2", "beams is 100,000,000; at most 1,000,000 are counted"),
+        (
+            "beam:prompt=9,beams=10,steps=10000000",
+            "10 beams, chosen 10,000,000 times; at most 1,000,000 choices are counted",
+        ),
+        (f"{SPECULATIVE},size=64,cap=100000000", "cap is 100,000,000; at most 10,000,000 are counted"),
+        (f"{SPECULATIVE},size=100000000,cap=9", "size is 100,000,000; at most 1,000,000 are counted"),
+        (f"few-shot:prompt={10**9 + 1},branches=2,steps=4", "1,000,000,001; at most 1,000,000,000 are counted"),
+        (f"few-shot:prompt={10**400},branches=2,steps=4", "000; at most 1,000,000,000 are counted"),
+    ],
+)
+def test_more_than_memory_holds_is_refused_before_any_is_taken(prefold, source: str, said: str):
+    ran = prefold("tree", "count", source)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert said in ran.err
+
+
 def test_a_recorded_tree_of_more_steps_is_refused():
     tree = make_tree("long", [-1, 0], [4, 20_000_000], [-3, 1], [0, 20_000_000])
     with pytest.raises(UsageError, match="long: 20,000,000 steps: at most 10,000,000 are counted"):

@@ -82,8 +82,10 @@ def test_nothing_moves_where_nothing_has_to(sharding, layout):
 
 
 def test_fewer_sequences_than_the_smallest_axis_gain_nothing():
-    with pytest.raises(Infeasible, match="batch 3 is less than the smallest axis, 4"):
+    with pytest.raises(Infeasible) as refused:
         require_sequences("batch", CUBE, 3)
+    needed = "a sequence for each of the 4 chips along the shortest axis of the mesh 4x4x4"
+    assert str(refused.value) == f"batch-sharded attention needs {needed}: batch 3 is too small; batch 4 would do"
     require_sequences("batch", CUBE, 4)
     require_sequences("head", CUBE, 1)
 

@@ -133,9 +133,29 @@ def test_below_16_chips_one_dimension_is_the_best():
     assert best_split(8, E, [ffn(E, F)])[0] == 1
 
 
-def test_a_batch_that_cannot_be_split_is_refused_with_the_nearest():
-    with pytest.raises(Infeasible, match=r"batch 100 cannot be split over 64 chips.*64 and 128"):
-        require_batch("wg-xyz", CUBE, 100)
+@pytest.mark.parametrize(
+    ("layout", "mesh", "batch", "reason"),
+    [
+        (
+            "wg-xyz",
+            Mesh(2, 1, 1),
+            1,
+            "wg-xyz needs a sequence for each of the 2 chips that its weights are gathered over: batch 1 is too small; "
+            "batch 2 would do",
+        ),
+        (
+            "wg-xy",
+            CUBE,
+            100,
+            "wg-xy needs equally many sequences on each of the 16 chips that its weights are gathered over: batch 100 "
+            "is no multiple of 16; batch 96 or 112 would do",
+        ),
+    ],
+)
+def test_a_batch_that_cannot_be_split_is_refused_with_the_nearest(layout, mesh, batch, reason):
+    with pytest.raises(Infeasible) as refused:
+        require_batch(layout, mesh, batch)
+    assert str(refused.value) == reason
     require_batch("2d-ws", CUBE, 1)
 
 

@@ -50,7 +50,7 @@ def test_a_users_own_style_changes_nothing(advice):
 
 
 @pytest.mark.parametrize(
-    ("chip", "model", "basis"), [("tpu-v4", "palm-540b", "calibrated"), ("h100", "llama3-8b", "ideal")]
+    ("chip", "model", "basis"), [("tpu-v4", "palm-540b", "calibrated"), ("mi300x", "llama3-8b", "ideal")]
 )
 def test_every_axis_says_which_times_it_has(chip, model, basis):
     told = texts(picture(advised(chip, model)))

@@ -13,7 +13,7 @@ from prefold.plan.advice import advise, table_for
 from prefold.plan.page.plots import intensity, reached, roof_of
 from prefold.plan.sweep import LARGEST, Space, Target, batches, fewest, meshes, pareto
 
-TPU, H100, DESKTOP = map(find_chip, ("tpu-v4", "h100", "desktop-ddr5"))
+TPU, H100, DESKTOP, MI300X = map(find_chip, ("tpu-v4", "h100", "desktop-ddr5", "mi300x"))
 PALM, LLAMA = map(find_shape, ("palm-540b", "llama3-8b"))
 STEP = Workload("decode", 1, 2048)
 SLICE = Mesh(4, 4, 4)
@@ -123,7 +123,7 @@ def test_a_target_is_one_of_two(given):
 
 
 def test_a_chip_that_nobody_measured_is_held_to_its_ideal_time():
-    found = Target(seconds=0.02).pick(space(LLAMA, H100).points())
+    found = Target(seconds=0.02).pick(space(LLAMA, MI300X).points())
     assert found.basis == "ideal"
     assert found.ideal_seconds <= 0.02
 

@@ -49,7 +49,7 @@ def test_a_plan_for_it_counts_what_steps_and_layers_cost_besides(cache: Path):
     assert min(factors.step, factors.layer, factors.call) >= 0
     assert 0 < factors.memory <= 1
     shape, mesh = find_shape("pythia-70m"), mesh_of(chip, 1)
-    chosen = plan_layouts(shape, chip, mesh, Workload("decode", 1, 64), factors=factors).chosen
+    chosen = plan_layouts(shape, chip, mesh, Workload("decode", 1, 64), calibrations=(factors,)).chosen
     assert chosen.calibrated_seconds is not None
     besides = factors.step + shape.num_layers * factors.layer
     assert besides + chosen.ideal_seconds <= chosen.calibrated_seconds
@@ -75,7 +75,7 @@ def test_calls_that_run_ahead_of_an_accelerator_count_only_where_they_take_longe
     shape, mesh = find_shape("pythia-70m"), mesh_of(find_chip("h100"), 1)
     slow, fast = (Factors(1, 1, 1, 0, 8, step=1e-6, layer=layer, ahead=True) for layer in (1e-3, 1e-9))
     for factors, expected in ((slow, 1e-6 + shape.num_layers * 1e-3), (fast, None)):
-        found = plan_layouts(shape, find_chip("h100"), mesh, Workload("decode", 1, 64), factors=factors).chosen
+        found = plan_layouts(shape, find_chip("h100"), mesh, Workload("decode", 1, 64), calibrations=(factors,)).chosen
         assert found.calibrated_seconds == pytest.approx(expected or found.ideal_seconds, rel=0.1)
 
 
@@ -83,3 +83,12 @@ def test_modules_that_a_fold_leaves_out_are_counted_as_the_small_models_are():
     config = {"model_type": "gpt_neox", "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
     shape = shape_from_config(config | {"hidden_size": 64, "intermediate_size": 256}, gated=False)
     assert modules_gone(shape) == rates._GONE
+
+
+def test_the_load_is_kept_with_the_rates(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rates, "_load", lambda: 1e6)
+    assert "the machine was busy" in this_chip()[0].note
+    assert json.loads(cache.read_text())["load"] == 1e6
+    monkeypatch.setattr(rates, "_load", lambda: 0.0)
+    assert "the machine was busy" in this_chip()[0].note
+    assert this_chip(refresh=True)[0].note == ""

@@ -35,7 +35,7 @@ def listed(counts: Counts) -> dict[str, list[int]]:
 @given(trees(), st.none() | st.integers(1, 30), st.sampled_from([1, 3, 4, 128]), st.sampled_from([1, 2, 3, 32]))
 def test_it_equals_a_loop_over_tokens_and_queries(tree: Tree, cap, block, tile):
     expected = brute_force(tree, cap, block, tile) or {name: [] for name in COLUMNS}
-    assert listed(count_rows(replay(tree, cap), block=block, tile=tile)) == expected
+    assert listed(count_rows(replay(tree, cap, block=block), tile=tile)) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,43 @@ def test_a_recorded_tree_equals_the_loop():
 
 
 def test_written_out_in_pieces_it_is_the_same(monkeypatch):
-    whole = listed(count_rows(replay(CATERPILLAR), block=3, tile=2))
+    whole = listed(count_rows(replay(CATERPILLAR, block=3), tile=2))
     monkeypatch.setattr(timeline, "_ROWS", 4)
     monkeypatch.setattr(timeline, "_CELLS", 7)
-    parts = list(replay(CATERPILLAR))
+    parts = list(replay(CATERPILLAR, block=3))
     assert len(parts) == 5
-    assert listed(count_rows(parts, block=3, tile=2)) == whole
+    assert listed(count_rows(parts, tile=2)) == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(trees(segments=30, most=6), st.none() | st.integers(1, 30), st.sampled_from([1, 3, 4]))
+def test_chains_as_one_segment_equal_a_loop_over_all_of_them(tree: Tree, cap, block):
+    expected = brute_force(tree, cap, block, 2) or {name: [] for name in COLUMNS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timeline, "_CELLS", 1)
+        assert listed(count_rows(replay(tree, cap, block=block), tile=2)) == expected
+
+
+def chain(segments: int) -> Tree:
+    """Return segments of one token, each of which continues the one before."""
+    at = list(range(segments))
+    return make_tree("chain", [each - 1 for each in at], [1] * segments, at, at)
+
+
+def test_a_chain_of_many_segments_is_as_much_work_as_it_is_long():
+    work = {length: sum(len(rows.tokens) for rows in replay(chain(length))) for length in (10_000, 100_000)}
+    assert work[100_000] < 12 * work[10_000]
+    counts = count_rows(replay(chain(100_000)))
+    assert counts.tree_tokens.tolist() == counts.node_pairs.tolist() == list(range(2, 100_001))
+
+
+def test_a_long_prompt_is_no_more_work_than_a_short_one():
+    long, short = (count_rows(replay(few_shot(prompt, 40, 30))) for prompt in (1 << 29, 1 << 7))
+    assert (long.block_tokens - short.block_tokens == 2 * ((1 << 29) - (1 << 7))).all()
 
 
 def test_a_tree_by_hand():
-    counts = count_rows(replay(CATERPILLAR), block=4, tile=1)
+    counts = count_rows(replay(CATERPILLAR, block=4), tile=1)
     assert counts.branches.tolist() == [2, 2, 3, 2, 1]
     # At step 2 both children hold 2 tokens; at step 3 the first has branched, and stays for its own children.
     assert counts.tree_tokens.tolist() == [7, 9, 12, 13, 10]

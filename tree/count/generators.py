@@ -1,5 +1,6 @@
 """Trees of the usual ways to decode many branches, by the names and settings of the command line."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
@@ -12,6 +13,13 @@ from prefold.tree.count.files import Forest, read_object, read_trees
 from prefold.tree.count.segments import MOST_STEPS, Tree, make_tree
 
 _SEED = 0
+_MOST_SEGMENTS = 1_000_000
+_MOST = {
+    "steps": MOST_STEPS,
+    "cap": MOST_STEPS,
+    "prompt": 1_000_000_000,
+    **dict.fromkeys(("branches", "beams", "size"), _MOST_SEGMENTS),
+}
 
 
 def few_shot(prompt: int, branches: int, steps: int) -> Tree:
@@ -41,6 +49,7 @@ def beam(prompt: int, beams: int, steps: int, every: int = 1, seed: int = 0) -> 
     is pruned. Python's Mersenne Twister, seeded, chooses.
     """
     _require(prompt=prompt, beams=beams, steps=steps, every=every)
+    _require_choices(beams, -(-steps // every))
     random = Random(seed)  # noqa: S311 (no secret)
     parent, birth, end = [-1], [1 - prompt], [0]
 
@@ -52,10 +61,10 @@ def beam(prompt: int, beams: int, steps: int, every: int = 1, seed: int = 0) -> 
 
     live = [begin(0, 1) for _ in range(beams)]
     for step in range(every, steps, every):
-        chosen = [random.choice(live) for _ in live]
+        chosen = Counter(random.choice(live) for _ in live)
         live_next = []
         for segment in live:
-            successors = chosen.count(segment)
+            successors = chosen[segment]
             end[segment] = steps if successors == 1 else step
             live_next += [segment] if successors == 1 else [begin(segment, step + 1) for _ in range(successors)]
         live = live_next
@@ -123,8 +132,13 @@ def _require(**counts: int) -> None:
     for key, value in counts.items():
         if value < 1:
             raise UsageError(f"{key} is {value}; at least 1 is needed")
-        if key == "steps" and value > MOST_STEPS:
-            raise UsageError(f"{key} is {value:,}; at most {MOST_STEPS:,} are counted")
+        if value > _MOST.get(key, value):
+            raise UsageError(f"{key} is {value:,}; at most {_MOST[key]:,} are counted")
+
+
+def _require_choices(beams: int, times: int) -> None:
+    if beams * times > _MOST_SEGMENTS:
+        raise UsageError(f"{beams:,} beams, chosen {times:,} times; at most {_MOST_SEGMENTS:,} choices are counted")
 
 
 def _fan(name: str, prompt: int, lengths: Sequence[int]) -> Tree:

@@ -13,7 +13,7 @@ from prefold.common.errors import UnknownName
 from prefold.tree.count.segments import Integers, Tree
 from prefold.tree.count.timeline import Rows, replay
 
-BLOCK, TILE = 128, 32
+TILE = 32
 _PARTIAL = 4  # bytes of a value of a partial output, which are fp32
 
 
@@ -93,42 +93,42 @@ class Counts:
         return {each.name: int(getattr(self, each.name).sum()) for each in fields(self)}
 
 
-def count_rows(parts: Iterable[Rows], *, block: int = BLOCK, tile: int = TILE) -> Counts:
-    """Return the counts of each step; ``block`` tokens are a group, ``tile`` queries share a read of it."""
-    counted = [_counted(rows, block, tile) for rows in parts]
+def count_rows(parts: Iterable[Rows], *, tile: int = TILE) -> Counts:
+    """Return the counts of each step; ``tile`` queries share a read of a block."""
+    counted = [_counted(rows, tile) for rows in parts]
     names = [each.name for each in fields(Counts)]
     none = np.zeros(0, np.int64)
     return Counts(*(np.concatenate([none, *(part[name] for part in counted)]) for name in names))
 
 
-def _counted(rows: Rows, block: int, tile: int) -> dict[str, Integers]:
+def _counted(rows: Rows, tile: int) -> dict[str, Integers]:
     def by_step(column: Integers) -> Integers:
         return np.add.reduceat(column, rows.starts)
 
     tree_tokens = by_step(rows.tokens)
-    blocks = _Blocks(rows, tree_tokens, block)
+    blocks = _Blocks(rows, tree_tokens)
     wide = bool((rows.live > tile).any())  # else every tile holds all queries
     return {
         "branches": rows.live,
         "tree_tokens": tree_tokens,
         "path_tokens": by_step(rows.paths),
         "dense_pairs": rows.live * tree_tokens,
-        "splits": by_step(-(-rows.paths // block)),
+        "splits": by_step(-(-rows.paths // rows.block)),
         "tiled_tokens": by_step(rows.tokens * -(-rows.branches // tile)) if wide else tree_tokens,
-        "node_pairs": by_step(rows.branches),
-        "chunk_pairs": by_step(rows.branches * -(-rows.tokens // block)),
+        "node_pairs": by_step(rows.branches * rows.segments),
+        "chunk_pairs": by_step(rows.branches * rows.blocks),
         "block_tokens": blocks.launched(tile) if wide else tree_tokens,
         "block_pairs": blocks.pairs(),
     }
 
 
 class _Blocks:
-    def __init__(self, rows: Rows, tree_tokens: Integers, block: int) -> None:
-        self._rows, self._tree_tokens, self._block = rows, tree_tokens, block
+    def __init__(self, rows: Rows, tree_tokens: Integers) -> None:
+        self._rows, self._tree_tokens, self._block = rows, tree_tokens, rows.block
         sizes = np.diff(np.append(rows.starts, len(rows.tokens)))
         self._steps = np.repeat(np.arange(len(sizes)), sizes)
         ends = np.cumsum(rows.tokens) - (np.cumsum(tree_tokens) - tree_tokens)[self._steps]
-        self._first, self._last = (ends - rows.tokens) // block, (ends - 1) // block
+        self._first, self._last = (ends - rows.tokens) // self._block, (ends - 1) // self._block
         # A path lies in rising blocks. It may enter a segment in the block in which it left the segment above.
         self._shared = (rows.above >= 0) & (self._first == self._last[rows.above])
 
@@ -137,17 +137,18 @@ class _Blocks:
         return np.add.reduceat(self._rows.branches * entered, self._rows.starts)
 
     def launched(self, tile: int) -> Integers:
-        """Return tokens that are read when each block is, once for each ``tile`` of its queries."""
-        counts = -(-self._tree_tokens // self._block)
-        starts, total = np.cumsum(counts + 1) - counts - 1, int((counts + 1).sum())
-        origin, branches = starts[self._steps], self._rows.branches.astype(np.float64)
-        enters = np.bincount(origin + self._first + self._shared, branches, total)
-        leaves = np.bincount(origin + self._last + 1, branches, total)
-        queries = np.cumsum(np.rint(enters - leaves).astype(np.int64))
-        lengths = np.full(total, self._block)
-        lengths[starts + counts - 1] = self._tree_tokens - (counts - 1) * self._block
-        lengths[starts + counts] = 0
-        return np.add.reduceat(lengths * -(-queries // tile), starts)
+        """Return tokens that are read when each block is, once for each ``tile`` of its queries.
+
+        Between two blocks at which a segment is entered or left the queries are the same.
+        """
+        steps, branches = np.tile(self._steps, 2), self._rows.branches
+        blocks = np.concatenate([self._first + self._shared, self._last + 1])
+        order = np.lexsort((blocks, steps))
+        steps, places = steps[order], blocks[order] * self._block
+        queries = np.cumsum(np.concatenate([branches, -branches])[order])
+        places = np.minimum(places, self._tree_tokens[steps])
+        tokens = np.append(places[1:], 0) - places
+        return np.add.reduceat(tokens * -(-queries // tile), 2 * self._rows.starts)
 
 
 @dataclass(frozen=True)

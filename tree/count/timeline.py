@@ -1,7 +1,8 @@
 """The replay of a tree: the segments that are resident at each step, and their tokens.
 
 Between two steps at which a segment is born or ends, the same segments are resident and the same branches lie below
-each. So these are found once for each such interval, and only the numbers of tokens are written out step by step.
+each. So these are found once for each such interval, and only the numbers of tokens are written out step by step. Of a
+few intervals alone, a chain of segments in which nothing changes is one: a long path costs no more than what changes.
 """
 
 from collections.abc import Iterator
@@ -10,14 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefold.tree.count.segments import Integers, Tree, depth_first
+from prefold.tree.count.ordered import BLOCK, Ordered, order_tree
+from prefold.tree.count.segments import Integers, Tree
 
-_ROWS, _CELLS = 1 << 17, 1 << 20  # written out at a time: few enough for a processor's cache
+_ROWS = 1 << 17  # written out at a time: few enough for a processor's cache
+_CELLS = 1 << 15  # steps times segments from which on half as many steps are looked at by themselves
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """The segments that are resident at some steps in a row: one row for each of a step, depth first.
+
+    A row may stand for a chain of segments that are whole and have the same branches below them.
 
     Attributes:
         starts: the first row of each step.
@@ -26,6 +31,9 @@ class Rows:
         above: the row of the segment that it continues; -1 of the first of a step.
         paths: tokens from the root to here where a branch is decoded, and else 0.
         live: branches that are decoded at each step.
+        segments: that the row stands for.
+        blocks: of each of these segments, by itself.
+        block: tokens of a block.
     """
 
     starts: Integers
@@ -34,6 +42,9 @@ class Rows:
     above: Integers
     paths: Integers
     live: Integers
+    segments: Integers
+    blocks: Integers
+    block: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,56 +59,30 @@ class _Pattern:
     decoded: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
-class _Ordered:
-    """A tree's columns, depth first.
-
-    ``last`` is the last step at which a segment or one below it is decoded, ``before`` tokens of all segments above,
-    ``above`` the nearest of these that holds a token, -1 without one, and ``sizes`` the segments of each subtree.
-    """
-
-    birth: Integers
-    end: Integers
-    last: Integers
-    tokens: Integers
-    before: Integers
-    above: Integers
-    sizes: Integers
-
-
-def _ordered(tree: Tree) -> _Ordered:
-    order, sizes = depth_first(tree)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    parents, end = place[tree.parent[order]].tolist(), tree.end[order]
-    tokens = [tree.prompt, *tree.tokens[order[1:]].tolist()]
-    last, before, above = end.tolist(), [0] * len(order), [-1] * len(order)
-    for segment in range(1, len(order)):
-        parent = parents[segment]
-        before[segment] = before[parent] + tokens[parent]
-        above[segment] = parent if tokens[parent] else above[parent]
-    for segment in range(len(order) - 1, 0, -1):
-        last[parents[segment]] = max(last[parents[segment]], last[segment])
-    made = [np.array(each, np.int64) for each in (last, tokens, before, above)]
-    return _Ordered(tree.birth[order], end, made[0], made[1], made[2], made[3], sizes)
-
-
-def replay(tree: Tree, cap: int | None = None) -> Iterator[Rows]:
+def replay(tree: Tree, cap: int | None = None, *, block: int = BLOCK) -> Iterator[Rows]:
     """Yield the resident segments from step 1 to the last, some steps at a time; ``cap`` as in ``Tree.steps``."""
     steps = tree.steps(cap)
-    ordered = _ordered(tree)
+    ordered = order_tree(tree, block)
     gained = np.zeros(steps, np.int64)
     gained[1:] = np.cumsum(tree.accepted)[: max(steps - 1, 0)] if tree.accepted else 0
     events = np.concatenate([ordered.birth, ordered.end + 1, ordered.last + 1, [1]])
     begins = np.unique(events[(events >= 1) & (events <= steps)])
-    width = max(_CELLS // len(tree.parent), 1)
-    for first in range(0, len(begins), width):
-        chosen = begins[first : first + width]
-        until = begins[first + width] if first + width < len(begins) else steps + 1
-        yield from _written_out(ordered, _pattern(ordered, chosen), np.append(chosen, until), gained)
+    if steps:
+        yield from _halved(ordered, np.append(begins, steps + 1), gained)
 
 
-def _pattern(ordered: _Ordered, steps: Integers) -> _Pattern:
+def _halved(ordered: Ordered, begins: Integers, gained: Integers) -> Iterator[Rows]:
+    """Yield rows for intervals, those of many cells in halves; ``begins`` ends with the step after the last."""
+    within = ordered.within(int(begins[0]), int(begins[-1]) - 1)
+    half = (len(begins) - 1) // 2
+    if half and int(begins[-1] - begins[0]) * len(within.birth) > _CELLS:
+        yield from _halved(within, begins[: half + 1], gained)
+        yield from _halved(within, begins[half:], gained)
+    else:
+        yield from _written_out(within, _pattern(within, begins[:-1]), begins, gained)
+
+
+def _pattern(ordered: Ordered, steps: Integers) -> _Pattern:
     at = steps[:, None]
     resident = (ordered.birth <= at) & (at <= ordered.last) & (ordered.tokens > 0)
     decoded = resident & (at <= ordered.end)
@@ -110,7 +95,7 @@ def _pattern(ordered: _Ordered, steps: Integers) -> _Pattern:
     return _Pattern(resident.sum(1), below[:, -1], segment, branches, above, decoded[interval, segment])
 
 
-def _written_out(ordered: _Ordered, pattern: _Pattern, begins: Integers, gained: Integers) -> Iterator[Rows]:
+def _written_out(ordered: Ordered, pattern: _Pattern, begins: Integers, gained: Integers) -> Iterator[Rows]:
     """Yield rows for the steps of each interval; ``begins`` ends with the step after the last."""
     intervals = np.repeat(np.arange(len(pattern.sizes)), np.diff(begins))
     ends = np.cumsum(pattern.sizes[intervals])
@@ -122,7 +107,7 @@ def _written_out(ordered: _Ordered, pattern: _Pattern, begins: Integers, gained:
         first = beyond
 
 
-def _rows(ordered: _Ordered, pattern: _Pattern, intervals: Integers, steps: Integers, gained: Integers) -> Rows:
+def _rows(ordered: Ordered, pattern: _Pattern, intervals: Integers, steps: Integers, gained: Integers) -> Rows:
     sizes = pattern.sizes[intervals]
     starts = np.cumsum(sizes) - sizes
     origin = (np.cumsum(pattern.sizes) - pattern.sizes)[intervals]
@@ -131,7 +116,10 @@ def _rows(ordered: _Ordered, pattern: _Pattern, intervals: Integers, steps: Inte
     tokens = np.minimum(np.repeat(steps + 1, sizes) - ordered.birth[segments], ordered.tokens[segments])
     more = np.repeat(gained[steps - 1], sizes)
     tokens = np.where(segments == 0, ordered.tokens[0] + more, tokens)
+    joined = ordered.segments[segments]
+    blocks = np.where(joined > 1, ordered.blocks[segments], -(-tokens // ordered.block))
     paths = np.where(pattern.decoded[cells], ordered.before[segments] + more + tokens, 0)
     above = pattern.above[cells]
     above = np.where(above >= 0, above + np.repeat(starts, sizes), -1)
-    return Rows(starts, tokens, pattern.branches[cells], above, paths, pattern.live[intervals])
+    branches, live = pattern.branches[cells], pattern.live[intervals]
+    return Rows(starts, tokens, branches, above, paths, live, joined, blocks, ordered.block)

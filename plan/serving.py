@@ -1,0 +1,142 @@
+"""What serving takes: time to the first token, and from token to token, while prompts of others come in between.
+
+In steady state a request begins whenever one ends. So a step of ``n`` sequences, each of which brings a prompt and ends
+after ``new_tokens`` steps, carries ``n / new_tokens`` prefills on average:
+
+    tpot = kernels * (decode + n / new_tokens * prefill) + step
+    ttft = accept + (kernels * prefill + step) * (1 + wait * n)
+
+``decode`` and ``prefill`` are the kernels' seconds of a step and of one prompt; all else is of the engine
+(``calibration.Engine``). Requests that do not fit wait for others to end: then ``n`` is the number that fits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from prefold.common.errors import UnknownName, UsageError
+from prefold.plan.calibration import Engine, engines
+from prefold.plan.cost.case import Case
+from prefold.plan.cost.memory import memory_of
+from prefold.plan.estimate import Estimate
+
+DEFAULT_ENGINE = "vllm"
+
+
+@dataclass(frozen=True)
+class Service:
+    """Requests of one kind, so many of them at a time; ``new_tokens`` are generated for each."""
+
+    prompt: int
+    new_tokens: int
+    concurrency: int
+    engine: str = DEFAULT_ENGINE
+
+    def __post_init__(self) -> None:
+        """Raise ``UsageError`` with a line for each fault, ``UnknownName`` for an engine that is not known."""
+        if wrong := list(self._faults()):
+            raise UsageError("\n".join(wrong))
+        if self.engine not in engines():
+            raise UnknownName("engine", self.engine, list(engines()))
+
+    def _faults(self) -> Iterator[str]:
+        for name in ("prompt", "new_tokens", "concurrency"):
+            if (value := getattr(self, name)) < 1:
+                yield f"{name.replace('_', ' ')} {value}: at least one"
+
+    @property
+    def context(self) -> int:
+        """Tokens that a sequence has on average while it decodes."""
+        return self.prompt + self.new_tokens // 2
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The figures of a service; those that need a calibration are None without one.
+
+    Attributes:
+        ttft_seconds: to the first token, the wait for room included.
+        tpot_seconds: from token to token.
+        ideal_tpot_seconds: at the chip's full rates if all overlaps; no engine is faster.
+        output_tokens_per_second: of all requests together.
+        tokens_per_second_per_user: from token to token.
+        fits: all of them fit at once.
+        concurrency_that_fits: most that fit at once.
+    """
+
+    engine: str
+    ttft_seconds: float | None
+    tpot_seconds: float | None
+    ideal_tpot_seconds: float
+    output_tokens_per_second: float | None
+    tokens_per_second_per_user: float | None
+    fits: bool
+    concurrency_that_fits: int
+    calibration: str
+    uncalibrated: str
+
+
+def serve(decode: Estimate, service: Service) -> Serving:
+    """Return the figures of a service whose decode step, with all its requests, is an estimate."""
+    fitting = concurrency_that_fits(decode.case)
+    running = min(service.concurrency, fitting)
+    step, prompt = _passes(decode, service, max(1, running))
+    tpot = ttft = output = None
+    if step.calibrated_seconds is not None and prompt.calibrated_seconds is not None and running:
+        engine = engines()[service.engine]
+        tpot = tpot_of(engine, step.calibrated_seconds, prompt.calibrated_seconds, running / service.new_tokens)
+        ttft = ttft_of(engine, prompt.calibrated_seconds, running)
+        total = ttft + service.new_tokens * tpot
+        output = running * service.new_tokens / total
+        ttft += (service.concurrency / running - 1) * total
+    return Serving(
+        service.engine,
+        ttft,
+        tpot,
+        _ideal(step, prompt, max(1, running) / service.new_tokens),
+        output,
+        1 / tpot if tpot else None,
+        service.concurrency <= fitting,
+        fitting,
+        step.calibration.source if tpot and step.calibration else "",
+        step.uncalibrated or prompt.uncalibrated,
+    )
+
+
+def _passes(decode: Estimate, service: Service, running: int) -> tuple[Estimate, Estimate]:
+    """Return a decode step of so many sequences, and the prefill of one prompt."""
+    case = decode.case
+    step = replace(case.workload, batch=running, branches=1, shared_prefix=0)
+    prompt = replace(step, phase="prefill", batch=1, context=service.prompt)
+    return tuple(Estimate(replace(case, workload=each), decode.calibrations) for each in (step, prompt))  # type: ignore[return-value]
+
+
+def tpot_of(engine: Engine, decode: float, prefill: float, prefills: float) -> float:
+    """Return the seconds from token to token; ``prefills`` come with each step."""
+    return engine.kernels * (decode + prefills * prefill) + engine.step
+
+
+def ttft_of(engine: Engine, prefill: float, running: int) -> float:
+    """Return the seconds to a first token beside ``running`` sequences."""
+    return engine.accept + (engine.kernels * prefill + engine.step) * (1 + engine.wait * running)
+
+
+def _ideal(step: Estimate, prompt: Estimate, prefills: float) -> float:
+    """Return the seconds that no engine beats: a prompt may share a step's reads of weights, and no operations."""
+    each, more = step.terms, prompt.terms
+    return max(
+        each.memory,
+        each.arithmetic + prefills * more.arithmetic,
+        each.communication + prefills * more.communication,
+    )
+
+
+def kv_type(engine: str, weights: str) -> str:
+    """Return the type of the KV cache where none is asked for: TensorRT-LLM keeps 8 bits beside weights of as few."""
+    return "fp8" if engine == "tensorrt-llm" and weights in ("fp8", "fp4") else "bf16"
+
+
+def concurrency_that_fits(case: Case) -> int:
+    """Return the most sequences of a decode step that fit beside the weights; 0 where not one does."""
+    one = memory_of(replace(case, workload=replace(case.workload, batch=1, branches=1, shared_prefix=0)))
+    room = one.available - (one.total - one.kv)
+    return max(0, int(room / one.kv))
