@@ -9,7 +9,9 @@ from prefold.plan.cost.fold import Fold, break_even_batch, row_width, table_byte
 from prefold.plan.cost.memory import context_left
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, plan_layouts
+from prefold.plan.engine import commands
 from prefold.plan.levers import Lever, rank_levers, verdict
+from prefold.plan.serving import Service, Serving, serve
 from prefold.plan.sweep import Space, Target, pareto
 
 
@@ -22,6 +24,7 @@ class Advice:
     fold: Fold
     levers: list[Lever]
     sweep: list[Estimate]
+    serving: Serving | None = None
 
     @property
     def chosen(self) -> Estimate:
@@ -58,7 +61,10 @@ class Advice:
         asked = f"batch {case.workload.batch} with context {case.workload.context}"
         where = f"{case.mesh.chips} {case.chip.name} ({case.mesh})"
         left = max(context_left(each.case) for each in self.plan.estimates)
-        advised = f"; a context of {int(left)} would fit" if 1 <= left < inf else ""
+        lever = next((each.name for each in self.levers if each.estimate.memory.fits), "")
+        would = [f"a context of {int(left)}"] if 1 <= left < inf else []
+        would += [lever] if lever else []
+        advised = f"; {' or '.join(would)} would fit" if would else ""
         raise Infeasible(f"{case.shape.name}: {asked} does not fit on {where}: {chosen.memory.excess}{advised}")
 
     def as_json(self) -> dict[str, Any]:
@@ -75,6 +81,8 @@ class Advice:
             "folded": self._folded_json(),
             "levers": [lever.as_json() for lever in self.levers],
             "verdict": self.verdict,
+            "serving": asdict(self.serving) if self.serving else None,
+            "commands": commands(case),
             "sweep": [self._point_json(each) for each in self.sweep],
         }
 
@@ -99,23 +107,34 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     return {"layouts": layouts, "refused": plan.refused, "chosen": plan.chosen.as_json()}
 
 
-def advise(space: Space, fold: Fold | None = None, target: Target | None = None) -> Advice:
+def advise(
+    space: Space,
+    fold: Fold | None = None,
+    target: Target | None = None,
+    *,
+    service: Service | None = None,
+    acceptance: float | None = None,
+) -> Advice:
     """Plan a pass, its source and folded, with other levers, and with other batches.
 
-    Without a target the first mesh and batch of ``space`` are planned; ``fold`` is a table on the device if None.
+    Without a target the first mesh and batch of ``space`` are planned; ``fold`` is a table on the device if None. With
+    a ``service``, a batch is its concurrency. ``acceptance``: of a drafted token.
 
     Raises:
         Infeasible: nothing reaches the target. Without one, ``Advice.require_room`` raises it for what does not fit.
     """
     points = space.points()
-    found = target.pick(points) if target else points[0]
+    found = target.pick(points, service) if target else points[0]
     case, fold = found.case, fold or table_for(found.case.workload)
     asked = (case.shape, case.chip, case.mesh, case.workload)
     source = plan_layouts(*asked, calibrations=found.calibrations)
+    types = (case.workload.weights, case.workload.kv)
+    tried = [each for each in points if (each.case.workload.weights, each.case.workload.kv) == types]
     return Advice(
         plan=source,
         folded=plan_layouts(*asked, fold=fold, calibrations=found.calibrations),
         fold=fold,
-        levers=rank_levers(source.chosen),
-        sweep=points if len(points) > 1 else space.around(found).points(),
+        levers=rank_levers(source.chosen, acceptance),
+        sweep=tried if len(tried) > 1 else space.around(found).points(),
+        serving=serve(source.chosen, replace(service, concurrency=case.workload.batch)) if service else None,
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefold.plan.chip.hardware import mesh_of
 from prefold.plan.cost.attention import shardings
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import PLACEMENTS, Fold, table_for
@@ -11,7 +12,8 @@ from prefold.plan.cost.workload import bytes_of
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
 
-_SMALLER = ("int8", "fp8")
+_SMALLER = ("int8", "fp8", "int4")
+_DRAFTED = 3
 _PERCENT = 100
 
 
@@ -38,12 +40,13 @@ class Lever:
         }
 
 
-def rank_levers(base: Estimate) -> list[Lever]:
+def rank_levers(base: Estimate, acceptance: float | None = None) -> list[Lever]:
     """Try every lever on a case, each by itself; those that save most come first.
 
     A larger batch does not make a pass shorter: what it saves is of the time of as many sequences as the pass has now.
+    ``acceptance``: of a drafted token; without it no draft is tried.
     """
-    found = list[Lever]()
+    found = [_draft(base, acceptance)] if acceptance and base.case.workload.phase == "decode" else []
     for name, note, changed in _changes(base):
         try:
             changed.require()
@@ -63,7 +66,8 @@ def _lever(name: str, note: str, base: Estimate, other: Estimate) -> Lever:
 def _changes(base: Estimate) -> Iterator[tuple[str, str, Case]]:
     case = base.case
     yield from _folds(case)
-    yield from _weights(case)
+    yield from _types(case)
+    yield from _chips(case)
     yield from _layouts(base)
     yield from _attention(case)
     yield from _prefixes(case)
@@ -82,12 +86,39 @@ def _folds(case: Case) -> Iterator[tuple[str, str, Case]]:
             yield f"table on {placement}", "", replace(case, fold=Fold(placement, case.fold.dtype))
 
 
-def _weights(case: Case) -> Iterator[tuple[str, str, Case]]:
-    now = bytes_of(case.workload.weights)
-    for dtype in _SMALLER:
-        if bytes_of(dtype) < now:
-            workload = replace(case.workload, weights=dtype)
-            yield f"{dtype} weights", "gives up exactness", replace(case, workload=workload)
+def _types(case: Case) -> Iterator[tuple[str, str, Case]]:
+    weights, kv = (bytes_of(each) for each in (case.workload.weights, case.workload.kv))
+    changes = [(f"{each} weights", {"weights": each}) for each in _SMALLER if bytes_of(each) < weights]
+    changes += [("fp8 KV cache", {"kv": "fp8"})] if kv > 1 else []
+    changes += [("fp8 weights and KV cache", {"weights": "fp8", "kv": "fp8"})] if min(weights, kv) > 1 else []
+    for name, types in changes:
+        yield name, "gives up exactness", replace(case, workload=replace(case.workload, **types))
+
+
+def _chips(case: Case) -> Iterator[tuple[str, str, Case]]:
+    counts = [1, *sorted(case.chip.axes)] if case.chip.axes else [1 << power for power in range(4)]
+    now = case.mesh.chips
+    fewer, more = ([each for each in counts if each < now], [each for each in counts if each > now])
+    for count in (*fewer[-1:], *more[:1]):
+        if count <= case.chip.node or count == 1:
+            yield (
+                f"{count} chip{'s' if count > 1 else ''}",
+                f"instead of {now}",
+                replace(case, mesh=mesh_of(case.chip, count)),
+            )
+
+
+def _draft(base: Estimate, acceptance: float) -> Lever:
+    """Draft a few tokens with one more layer, as multi-token prediction does; they count up to the first miss."""
+    case = base.case
+    checked = Estimate(replace(case, workload=replace(case.workload, drafted=_DRAFTED)), base.calibrations)
+    experts = case.shape.experts and replace(case.shape.experts, first_k_dense_replace=0)
+    layer = replace(case.shape, num_layers=1, sliding_layers=0, experts=experts, state=None)
+    drafted = Estimate(replace(case, shape=layer, fold=None), base.calibrations)
+    tokens = sum(acceptance**count for count in range(_DRAFTED + 1))
+    saved = base.seconds - (checked.seconds + _DRAFTED * drafted.seconds) / tokens
+    note = f"{_DRAFTED} tokens by one more layer, each accepted at {acceptance:.0%}; for each token"
+    return Lever("draft", saved, saved / base.seconds, base.basis, note, checked)
 
 
 def _layouts(base: Estimate) -> Iterator[tuple[str, str, Case]]:

@@ -1,15 +1,18 @@
 """Plans for several numbers of chips and several batches, and which of them are worth a look (figure 1)."""
 
 from dataclasses import dataclass, replace
+from itertools import product
+from math import inf
 
 from prefold.common.errors import UsageError
 from prefold.common.units import spell_seconds
 from prefold.plan.calibration import Calibration
 from prefold.plan.chip.hardware import Chip, Mesh, mesh_of
-from prefold.plan.cost.workload import Workload
+from prefold.plan.cost.workload import Workload, bytes_of
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
 from prefold.plan.model.shape import Shape
+from prefold.plan.serving import Service, Serving, serve
 
 LARGEST = 4096
 _BEHIND_A_SWITCH = (1, 2, 4, 8)
@@ -17,7 +20,12 @@ _BEHIND_A_SWITCH = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Space:
-    """Meshes and batches among which a plan is looked for; ``workload.batch`` is replaced by each of ``batches``."""
+    """Meshes, batches and types among which a plan is looked for.
+
+    Attributes:
+        workload: the pass, but for its batch.
+        types: of weights and KV cache; those of the workload if empty.
+    """
 
     shape: Shape
     chip: Chip
@@ -25,6 +33,7 @@ class Space:
     meshes: tuple[Mesh, ...]
     batches: tuple[int, ...]
     calibrations: tuple[Calibration, ...] = ()
+    types: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` for a context that the model has too few positions for."""
@@ -34,65 +43,129 @@ class Space:
             raise UsageError(f"context {step.context:,}: {had}, and this {step.phase} needs {step.positions:,}")
 
     def points(self) -> list[Estimate]:
-        """Return the layout to take for each mesh and each batch, whether it fits or not."""
-        return [self._chosen(mesh, batch) for mesh in self.meshes for batch in self.batches]
+        """Return the layout to take for each mesh, batch and pair of types, whether it fits or not."""
+        types = self.types or ((self.workload.weights, self.workload.kv),)
+        return [
+            self._chosen(mesh, replace(self.workload, batch=batch, weights=weights, kv=kv))
+            for mesh, batch, (weights, kv) in product(self.meshes, self.batches, types)
+        ]
 
-    def _chosen(self, mesh: Mesh, batch: int) -> Estimate:
-        workload = replace(self.workload, batch=batch)
+    def _chosen(self, mesh: Mesh, workload: Workload) -> Estimate:
         return plan_layouts(self.shape, self.chip, mesh, workload, calibrations=self.calibrations).chosen
 
     def around(self, found: Estimate) -> "Space":
-        """Return the mesh of an estimate with its batch and all others."""
+        """Return the mesh and the types of an estimate with its batch and all others."""
         workload = found.case.workload
-        return replace(self, meshes=(found.case.mesh,), batches=batches(workload.branches, workload.batch))
+        tried = batches(workload.branches, workload.batch)
+        return replace(self, workload=workload, meshes=(found.case.mesh,), batches=tried, types=())
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An estimate of a pass, and of a service of such passes where there is one."""
+
+    estimate: Estimate
+    serving: Serving | None
+
+    @property
+    def fits(self) -> bool:
+        return self.estimate.memory.fits and (self.serving is None or self.serving.fits)
+
+    @property
+    def seconds(self) -> float:
+        if self.serving is None:
+            return self.estimate.seconds
+        return self.serving.tpot_seconds or self.serving.ideal_tpot_seconds
+
+    @property
+    def ttft(self) -> float:
+        return self.serving.ttft_seconds or inf if self.serving else 0
+
+    @property
+    def chip_seconds(self) -> float:
+        """Cost of a token (section 4.4)."""
+        rate = self.serving.output_tokens_per_second if self.serving else None
+        return self.estimate.case.mesh.chips / rate if rate else self.estimate.chip_seconds_per_token
+
+    @property
+    def where(self) -> str:
+        case = self.estimate.case
+        types = f"weights {case.workload.weights}, KV cache {case.workload.kv}"
+        return f"on {case.mesh.chips} {case.chip.name} ({case.mesh}) with batch {case.workload.batch}, {types}"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Seconds that a pass may take, or chip-seconds that a token may cost: one of the two."""
+    """What a plan must reach: times, of which a plan takes the cheapest; or a cost, for which it is the fastest.
+
+    Attributes:
+        seconds: most that a pass may take, or a service from token to token.
+        ttft: most seconds to a service's first token.
+        chip_seconds: most that a token may cost.
+    """
 
     seconds: float | None = None
     chip_seconds: float | None = None
+    ttft: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``UsageError`` for both or neither."""
-        if (self.seconds is None) == (self.chip_seconds is None):
+        """Raise ``UsageError`` for both kinds or neither."""
+        if (self.seconds is None and self.ttft is None) == (self.chip_seconds is None):
             raise UsageError("a target is a latency or a cost, one of the two")
 
-    def pick(self, points: list[Estimate]) -> Estimate:
+    def pick(self, points: list[Estimate], service: Service | None = None) -> Estimate:
         """Return the best of those that fit and reach it; ``Infeasible``, with the nearest, where none does."""
-        fitting = [each for each in points if each.memory.fits]
+        options = [_Option(each, serve(each, service) if service else None) for each in points]
+        fitting = [each for each in options if each.fits]
         if not fitting:
-            nearest = min(points, key=lambda each: each.memory.missing)
-            raise Infeasible(f"nothing fits: the nearest, {_where(nearest)}, is {nearest.memory.excess}")
-        if self.seconds is not None:
-            return self._cheapest(fitting, self.seconds)
-        return self._fastest(fitting, self.chip_seconds or 0)
+            nearest = min(options, key=lambda each: each.estimate.memory.missing)
+            reason = (
+                f"is {nearest.estimate.memory.excess}" if nearest.estimate.memory.missing else "leaves requests waiting"
+            )
+            raise Infeasible(f"nothing fits: the nearest, {nearest.where}, {reason}")
+        within = [each for each in fitting if self._excess(each) <= 1]
+        if not within:
+            raise Infeasible(self._miss(min(fitting, key=self._excess)))
+        key = _cost_first if self.chip_seconds is None else _time_first
+        return min(within, key=key).estimate
 
-    def _cheapest(self, points: list[Estimate], seconds: float) -> Estimate:
-        nearest = min(points, key=lambda each: each.seconds)
-        if nearest.seconds > seconds:
-            most = f"no plan takes at most {spell_seconds(seconds)} per pass"
-            raise Infeasible(f"{most}: the nearest takes {spell_seconds(nearest.seconds)} {_told(nearest)}")
-        within = [each for each in points if each.seconds <= seconds]
-        return min(within, key=lambda each: (each.chip_seconds_per_token, each.seconds))
+    def _excess(self, option: _Option) -> float:
+        """Return the figure that is furthest from its limit, over that limit."""
+        limits = ((self.seconds, option.seconds), (self.ttft, option.ttft), (self.chip_seconds, option.chip_seconds))
+        return max(figure / limit for limit, figure in limits if limit is not None)
 
-    def _fastest(self, points: list[Estimate], cost: float) -> Estimate:
-        nearest = min(points, key=lambda each: each.chip_seconds_per_token)
-        if nearest.chip_seconds_per_token > cost:
-            most = f"no plan costs at most {cost:g} chip-seconds per token"
-            raise Infeasible(f"{most}: the nearest costs {nearest.chip_seconds_per_token:.4g} {_told(nearest)}")
-        within = [each for each in points if each.chip_seconds_per_token <= cost]
-        return min(within, key=lambda each: (each.seconds, each.chip_seconds_per_token))
+    def _miss(self, nearest: _Option) -> str:
+        where = f"({nearest.estimate.basis}), {nearest.where}"
+        if self.chip_seconds is not None:
+            most = f"no plan costs at most {self.chip_seconds:g} chip-seconds per token"
+            return f"{most}: the nearest costs {nearest.chip_seconds:.4g} {where}"
+        if self.ttft is None or (self.seconds is not None and nearest.seconds > self.seconds):
+            of = "per token" if nearest.serving else "per pass"
+            most = f"no plan takes at most {spell_seconds(self.seconds or 0)} {of}"
+            return f"{most}: the nearest takes {spell_seconds(nearest.seconds)} {where}"
+        if nearest.ttft == inf:
+            return f"the time to a first token is not known: {nearest.estimate.uncalibrated}"
+        most = f"no plan takes at most {spell_seconds(self.ttft)} to the first token"
+        return f"{most}: the nearest takes {spell_seconds(nearest.ttft)} {where}"
 
 
-def _told(estimate: Estimate) -> str:
-    return f"({estimate.basis}), {_where(estimate)}"
+def _cost_first(option: _Option) -> tuple[float, float]:
+    return option.chip_seconds, option.seconds
 
 
-def _where(estimate: Estimate) -> str:
-    case = estimate.case
-    return f"on {case.mesh.chips} {case.chip.name} ({case.mesh}) with batch {case.workload.batch}"
+def _time_first(option: _Option) -> tuple[float, float]:
+    return option.seconds, option.chip_seconds
+
+
+def types_to_try(chip: Chip, weights: str, kv: str, *, fixed: tuple[bool, bool]) -> tuple[tuple[str, str], ...]:
+    """Return pairs of types of weights and KV cache: as they are, and in 8 bits where the chip multiplies those.
+
+    ``fixed``: the one or the other stays.
+    """
+    narrow = tuple(
+        now if stays or bytes_of(now) <= 1 else "fp8" for now, stays in zip((weights, kv), fixed, strict=True)
+    )
+    return tuple(dict.fromkeys(((weights, kv), narrow))) if "fp8" in chip.peak else ((weights, kv),)  # type: ignore[arg-type]
 
 
 def batches(branches: int = 1, also: int | None = None) -> tuple[int, ...]:

@@ -54,6 +54,7 @@ class Workload:
         shares_reads: the shared prefix is kept once for its branches, and read once for all of them.
         head: type of embedding and head; None for that of the weights, or 16 bits where these are quantized.
         memory_share: of a chip's memory that may be used; a runtime, its graphs and fragments take the rest.
+        drafted: tokens of each sequence that a decode step checks beside its own.
         all_logits: the head multiplies every token of a prompt, as the paper counts it, and not the last one alone.
     """
 
@@ -69,6 +70,7 @@ class Workload:
     head: str | None = None
     all_logits: bool = False
     memory_share: float = 0.9
+    drafted: int = 0
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` with a line for each fault."""
@@ -113,8 +115,8 @@ class Workload:
 
     @property
     def tokens_per_sequence(self) -> int:
-        """Tokens of one sequence that the pass works on: L in the paper, 1 in a decode step."""
-        return self.context if self.phase == "prefill" else 1
+        """Tokens of one sequence that the pass works on: L in the paper, 1 in a decode step without a draft."""
+        return self.context if self.phase == "prefill" else 1 + self.drafted
 
     @property
     def tokens(self) -> int:
@@ -126,7 +128,7 @@ class Workload:
     @property
     def logits(self) -> int:
         """Tokens that the head multiplies."""
-        return self.tokens if self.all_logits else self.batch
+        return self.tokens if self.all_logits or self.drafted else self.batch
 
     @property
     def positions(self) -> int:
