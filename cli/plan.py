@@ -102,8 +102,8 @@ def plan(
         require_plot(plot, KINDS)
     target = parse_target(latency_target, max_cost)
     sequences = branches if batch is None else batch
-    tokens = 2048 if context is None else context
-    asked = (cast("Phase", phase or "decode"), sequences, tokens, weights or "bf16", kv)
+    length = 2048 if context is None else context
+    asked = (cast("Phase", phase or "decode"), sequences, length, weights or "bf16", kv)
     workload = Workload(*asked, branches=branches, shared_prefix=shared_prefix, memory_share=memory_share)
     table_for(workload, cast("Placement", table))
     chip, calibrations = open_chip(hardware, refresh=refresh)

@@ -7,9 +7,9 @@ from typing import Any
 
 from prefold.plan.cost.fold import Fold, break_even_batch, row_width, table_bytes, table_for
 from prefold.plan.cost.memory import context_left
+from prefold.plan.engine import commands
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, plan_layouts
-from prefold.plan.engine import commands
 from prefold.plan.levers import Lever, rank_levers, verdict
 from prefold.plan.serving import Service, Serving, serve
 from prefold.plan.sweep import Space, Target, pareto

@@ -88,11 +88,11 @@ def _folds(case: Case) -> Iterator[tuple[str, str, Case]]:
 
 def _types(case: Case) -> Iterator[tuple[str, str, Case]]:
     weights, kv = (bytes_of(each) for each in (case.workload.weights, case.workload.kv))
-    changes = [(f"{each} weights", {"weights": each}) for each in _SMALLER if bytes_of(each) < weights]
-    changes += [("fp8 KV cache", {"kv": "fp8"})] if kv > 1 else []
-    changes += [("fp8 weights and KV cache", {"weights": "fp8", "kv": "fp8"})] if min(weights, kv) > 1 else []
-    for name, types in changes:
-        yield name, "gives up exactness", replace(case, workload=replace(case.workload, **types))
+    changes = [(f"{each} weights", each, case.workload.kv) for each in _SMALLER if bytes_of(each) < weights]
+    changes += [("fp8 KV cache", case.workload.weights, "fp8")] if kv > 1 else []
+    changes += [("fp8 weights and KV cache", "fp8", "fp8")] if min(weights, kv) > 1 else []
+    for name, stored, cached in changes:
+        yield name, "gives up exactness", replace(case, workload=replace(case.workload, weights=stored, kv=cached))
 
 
 def _chips(case: Case) -> Iterator[tuple[str, str, Case]]:

@@ -53,8 +53,8 @@ class Workload:
         shared_prefix: tokens of the context that ``branches`` sequences have in common.
         shares_reads: the shared prefix is kept once for its branches, and read once for all of them.
         head: type of embedding and head; None for that of the weights, or 16 bits where these are quantized.
-        memory_share: of a chip's memory that may be used; a runtime, its graphs and fragments take the rest.
         drafted: tokens of each sequence that a decode step checks beside its own.
+        memory_share: of a chip's memory that may be used; a runtime, its graphs and fragments take the rest.
         all_logits: the head multiplies every token of a prompt, as the paper counts it, and not the last one alone.
     """
 
@@ -69,8 +69,8 @@ class Workload:
     shares_reads: bool = False
     head: str | None = None
     all_logits: bool = False
-    memory_share: float = 0.9
     drafted: int = 0
+    memory_share: float = 0.9
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` with a line for each fault."""

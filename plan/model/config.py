@@ -96,8 +96,8 @@ def _shape(fields: Fields, name: str) -> Shape:
         sliding_layers=layers,
         output_gate=_has_output_gate(fields, state),
         state=state,
-        decodes=decodes(fields),
         max_position_embeddings=_positions(fields, every_layer_slides=0 < layers == fields.size("num_hidden_layers")),
+        decodes=decodes(fields),
     )
 
 

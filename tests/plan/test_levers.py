@@ -43,7 +43,7 @@ def test_folding_saves_its_share_of_the_reads():
 def test_where_folding_comes_last_the_verdict_says_so():
     _, found = levers(chip=MI300X)
     assert "the least of" in verdict(found)
-    assert "larger batch saves" in verdict(found)
+    assert "int4 weights saves" in verdict(found)
 
 
 def test_where_folding_saves_nothing_the_verdict_says_so():
