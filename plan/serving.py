@@ -138,5 +138,5 @@ def kv_type(engine: str, weights: str) -> str:
 def concurrency_that_fits(case: Case) -> int:
     """Return the most sequences of a decode step that fit beside the weights; 0 where not one does."""
     one = memory_of(replace(case, workload=replace(case.workload, batch=1, branches=1, shared_prefix=0)))
-    room = one.available - (one.total - one.kv)
-    return max(0, int(room / one.kv))
+    each = one.kv + one.state
+    return max(0, int((one.available - (one.total - each)) / each))

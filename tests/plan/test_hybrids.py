@@ -17,6 +17,7 @@ from prefold.plan.cost.memory import memory_of
 from prefold.plan.cost.state import state_bytes, state_traffic
 from prefold.plan.cost.terms import flops, weight_bytes_read
 from prefold.plan.model.config import shape_from_config
+from prefold.plan.serving import concurrency_that_fits
 from tests.conftest import small_config
 
 ONE = Mesh(1, 1, 1)
@@ -210,3 +211,11 @@ def test_layers_without_attention_move_no_batch():
     mesh = mesh_of(H100, 8)
     head, batch = (terms_of(case(mamba, replace(STEP, batch=8), mesh, sharding=each)) for each in ("head", "batch"))
     assert head.communication == batch.communication
+
+
+def test_sequences_without_a_cache_fit_by_their_states():
+    mamba, _ = shape_of("mamba2")
+    most = concurrency_that_fits(case(mamba))
+    assert most > 0
+    room = memory_of(case(mamba, replace(STEP, batch=1)))
+    assert most * room.state == pytest.approx(room.available - (room.total - room.state), rel=1e-2)
