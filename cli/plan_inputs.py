@@ -155,7 +155,7 @@ def fit_pass(
     stored = weights or shape.stored
     cached = kv or (kv_type(service.engine, stored) if service else "bf16")
     workload = replace(workload, weights=stored, kv=cached)
-    if phase is None and not shape.decodes:
+    if phase is None and service is None and not shape.decodes:
         workload = replace(workload, phase="prefill")
     beyond = workload.positions - shape.max_position_embeddings if shape.max_position_embeddings else 0
     cut = context is None and beyond > 0

@@ -11,7 +11,7 @@ from prefold.plan.engine import commands
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, Plan, plan_layouts
 from prefold.plan.levers import Lever, rank_levers, verdict
-from prefold.plan.serving import Service, Serving, serve
+from prefold.plan.serving import Service, Serving, require_positions, serve
 from prefold.plan.sweep import Space, Target, pareto
 
 
@@ -127,8 +127,11 @@ def advise(
     a ``service``, a batch is its concurrency. ``acceptance``: of a drafted token.
 
     Raises:
+        UsageError: a request is longer than the model has positions for.
         Infeasible: nothing reaches the target. Without one, ``Advice.require_room`` raises it for what does not fit.
     """
+    if service:
+        require_positions(space.shape, service)
     points = space.points()
     found = target.pick(points, service) if target else points[0]
     case, fold = found.case, fold or table_for(found.case.workload)
@@ -143,5 +146,5 @@ def advise(
         levers=rank_levers(source.chosen, acceptance),
         sweep=tried if len(tried) > 1 else space.around(found).points(),
         serving=serve(source.chosen, replace(service, concurrency=case.workload.batch)) if service else None,
-        positions=service.prompt + service.new_tokens if service else None,
+        positions=service.positions if service else None,
     )

@@ -18,6 +18,7 @@ from prefold.plan.calibration import Engine, engines
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.memory import memory_of
 from prefold.plan.estimate import Estimate
+from prefold.plan.model.shape import Shape
 
 DEFAULT_ENGINE = "vllm"
 
@@ -48,6 +49,11 @@ class Service:
         """Tokens that a sequence has on average while it decodes."""
         return self.prompt + self.new_tokens // 2
 
+    @property
+    def positions(self) -> int:
+        """Tokens of a sequence when it ends."""
+        return self.prompt + self.new_tokens
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -73,6 +79,14 @@ class Serving:
     concurrency_that_fits: int
     calibration: str
     uncalibrated: str
+
+
+def require_positions(shape: Shape, service: Service) -> None:
+    """Raise ``UsageError`` for requests that the model has too few positions for."""
+    most = shape.max_position_embeddings
+    if most and service.positions > most:
+        had = f"{shape.name} has {most:,} positions (max_position_embeddings)"
+        raise UsageError(f"{had}, and a request needs {service.positions:,}: its prompt and its new tokens")
 
 
 def serve(decode: Estimate, service: Service) -> Serving:

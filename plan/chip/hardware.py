@@ -56,6 +56,16 @@ class Chip:
         """Whether its memory is its host's."""
         return self.host_bandwidth >= self.memory_bandwidth
 
+    def joined_at(self, chips: int) -> float:
+        """Bytes per second that each of so many chips can send to the others.
+
+        Beyond a node all of its chips share its network, over which each sends its share of what it sends at all.
+        """
+        if chips <= self.node or not self.network_bandwidth:
+            return self.link_bandwidth
+        network = self.node * self.network_bandwidth
+        return min(self.link_bandwidth, network) if self.link_bandwidth else network
+
     def peak_of(self, kind: str) -> float:
         """Operations per second for numbers of a kind; for those that the chip cannot multiply, those of bf16."""
         return self.peak.get(kind, self.peak["bf16"])
@@ -111,7 +121,7 @@ def mesh_of(chip: Chip, chips: int | None = None, mesh: Mesh | None = None) -> M
         mesh = Mesh(*chip.axes[count]) if count in chip.axes else cubic_mesh(count)
     if chips is not None and mesh.chips != chips:
         raise Infeasible(f"mesh {mesh} has {mesh.chips} chips, not {chips}")
-    if mesh.chips > 1 and not chip.link_bandwidth:
+    if mesh.chips > 1 and not chip.joined_at(mesh.chips):
         raise Infeasible(f"{chip.name}: nothing joins several of them; there can be one")
     return mesh
 

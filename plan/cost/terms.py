@@ -106,7 +106,7 @@ def terms_of(case: Case) -> Terms:
         state=state_traffic(case.shape, case.workload, case.state_split) / case.chip.memory_bandwidth,
         rows=0 if elsewhere else rows / case.chip.memory_bandwidth,
         link_rows=rows / _row_bandwidth(case) if elsewhere else 0,
-        communication=_seconds(sent_bytes(case), case.chip.link_bandwidth),
+        communication=_seconds(sent_bytes(case), case.chip.joined_at(case.mesh.chips)),
         phases=sum(
             count * (each.phases if case.is_torus else min(1, each.phases)) for count, layer in sent for each in layer
         ),

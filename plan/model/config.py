@@ -23,6 +23,7 @@ _PARALLEL = ("parallel", "new_decoder_architecture")
 _SPLIT_IN_TWO = ("gate_proj", "gate_up_proj")
 # Fields of layers that are not those of a shape: such as differ from each other, share weights, or have more parts.
 _BEYOND = (
+    "block_configs",
     "global_head_dim",
     "hidden_size_per_layer_input",
     "lru_width",
@@ -36,6 +37,8 @@ _BEYOND = (
 )
 _SHARED = ("n_shared_experts", "shared_expert_intermediate_size")
 _MOST_TIMES = 1e6  # positions are never scaled by so much
+# Decoders have these activations in a gate, as of SwiGLU; without a gate they have another one.
+_GATED_BY_CUSTOM = ("silu", "swish")
 _NEAR = 0.05  # a model has positions, norms and biases beside what is counted here
 
 
@@ -51,7 +54,7 @@ def shape_from_config(
 
     The name is the config's ``model_type`` if it is empty. ``gated`` (the FFN has two matrices on its way in) and
     ``parallel`` (attention and FFN read the same input) override the config. Without them and fields for them, the
-    number of ``parameters`` of the decoder shows whether it is gated, and it is serial.
+    number of ``parameters`` of the decoder shows whether it is gated, or else its activation; and it is serial.
 
     Raises:
         UsageError: a needed field is missing, or the config describes layers that no shape has; a line for each.
@@ -63,11 +66,14 @@ def shape_from_config(
     missing = _missing(fields)
     if gated is None and parameters and not missing:
         gated = _gated_by_count(_shape(fields, name), parameters)
+    by_activation = gated is None and str(fields.get("activation")).lower() in _GATED_BY_CUSTOM
+    gated = True if by_activation else gated
     missing += ["whether its FFN is gated"] if gated is None else []
     if missing:
         raise UsageError(f"config: it does not say {', '.join(missing)}")
     known = _is_parallel(fields) if parallel is None else parallel
     source = f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
+    source += "; gated, as decoders with its activation are" if by_activation else ""
     source += "; serial, since no field says otherwise" if known is None else ""
     stored, _ = stored_as(config)
     return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source, stored=stored)

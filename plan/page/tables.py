@@ -94,6 +94,8 @@ def _chip(case: Case) -> str:
     chip = case.chip
     peak = chip.peak_of(case.workload.compute)
     links = f", links {chip.link_bandwidth / _BILLION:,.0f} GB/s" if case.mesh.chips > 1 else ""
+    if case.mesh.chips > chip.node:
+        links += f" within nodes of {chip.node}, network {chip.network_bandwidth / _BILLION:,.4g} GB/s between them"
     memory = f"{spell_bytes(chip.memory_bytes)} at {chip.memory_bandwidth / _BILLION:,.0f} GB/s"
     return f"each {peak / _TERA:,.4g} TFLOP/s, {memory}{links}"
 
