@@ -62,21 +62,27 @@ def shape_from_config(
     fields = read_fields(config)
     if beyond := [f"config: {field}: no shape has such layers" for field in _beyond(fields)]:
         raise UsageError("\n".join(beyond))
-    gated = gated if gated is not None else _is_gated(fields)
-    missing = _missing(fields)
-    if gated is None and parameters and not missing:
-        gated = _gated_by_count(_shape(fields, name), parameters)
-    by_activation = gated is None and str(fields.get("activation")).lower() in _GATED_BY_CUSTOM
-    gated = True if by_activation else gated
+    missing, reason = _missing(fields), ""
+    if gated is None:
+        gated, reason = _found_gate(fields, name, None if missing else parameters)
     missing += ["whether its FFN is gated"] if gated is None else []
     if missing:
         raise UsageError(f"config: it does not say {', '.join(missing)}")
     known = _is_parallel(fields) if parallel is None else parallel
     source = f"config.json, as {fields.kind} reads it" if fields.kind else "config.json"
-    source += "; gated, as decoders with its activation are" if by_activation else ""
-    source += "; serial, since no field says otherwise" if known is None else ""
+    source += reason + ("; serial, since no field says otherwise" if known is None else "")
     stored, _ = stored_as(config)
     return replace(_shape(fields, name), gated=bool(gated), parallel=bool(known), source=source, stored=stored)
+
+
+def _found_gate(fields: Fields, name: str, parameters: int | None) -> tuple[bool | None, str]:
+    """Return whether the FFN is gated, None where that is not to be found, and on which custom it is assumed."""
+    found = _is_gated(fields)
+    if found is None and parameters:
+        found = _gated_by_count(_shape(fields, name), parameters)
+    if found is None and str(fields.get("activation")).lower() in _GATED_BY_CUSTOM:
+        return True, "; gated, as decoders with its activation are"
+    return found, ""
 
 
 def _shape(fields: Fields, name: str) -> Shape:
