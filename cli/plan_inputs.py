@@ -104,7 +104,7 @@ def parse_service(
         raise UsageError("--prompt plans serving; --phase, --batch and --context are of one pass")
     if new_tokens is None:
         raise UsageError("--new-tokens: how many are generated for each prompt?")
-    return Service(prompt, new_tokens, concurrency or 1, engine)
+    return Service(prompt, new_tokens, 1 if concurrency is None else concurrency, engine)
 
 
 def parse_target(

@@ -59,9 +59,9 @@ class Advice:
         return break_even_batch(case.shape, case.workload.weights, self.fold)
 
     def require_room(self) -> None:
-        """Raise ``Infeasible`` where no layout fits, with the context that would fit if there is one."""
+        """Raise ``Infeasible`` where no layout fits, with what would; requests that wait for room are no such case."""
         chosen = self.chosen
-        if chosen.memory.fits:
+        if chosen.memory.fits or (self.serving and self.serving.concurrency_that_fits):
             return
         case = chosen.case
         asked = f"batch {case.workload.batch} with context {case.workload.context}"

@@ -90,7 +90,11 @@ def require_positions(shape: Shape, service: Service) -> None:
 
 
 def serve(decode: Estimate, service: Service) -> Serving:
-    """Return the figures of a service whose decode step, with all its requests, is an estimate."""
+    """Return the figures of a service whose decode step, with all its requests, is an estimate.
+
+    It is served under tensor parallelism, whatever the estimate's layout is.
+    """
+    decode = replace(decode, case=replace(decode.case, layout="1d-ws", sharding="head"))
     fitting = concurrency_that_fits(decode.case)
     running = min(service.concurrency, fitting)
     step, prompt = _passes(decode, service, max(1, running))

@@ -98,12 +98,61 @@ def test_the_text_has_what_the_json_has(prefold):
 
 
 def test_a_chip_that_nobody_measured_has_ideal_times_only(prefold):
-    arguments = ["plan", "llama3-8b", "--hardware", "h100", "--batch", "8"]
+    arguments = ["plan", "llama3-8b", "--hardware", "mi300x", "--batch", "8"]
     ran, told = prefold(*arguments), json.loads(prefold(*arguments, "--json").out)
     assert told["chosen"]["calibrated_seconds"] is None
     assert told["chosen"]["basis"] == "ideal"
-    assert "nobody has measured h100" in ran.out
+    assert "calibrated: no measurements of mi300x" in ran.out
     assert "(calibrated)" not in ran.out
+
+
+SERVED = ("plan", "llama3.1-70b", "--hardware", "h100", "--prompt", "1024", "--new-tokens", "1024")
+
+
+def test_serving_has_its_times_in_text_and_json(prefold):
+    arguments = [*SERVED, "--chips", "4", "--concurrency", "64"]
+    ran, told = prefold(*arguments), json.loads(prefold(*arguments, "--json").out)
+    serving = told["serving"]
+    assert serving["fits"] is True
+    assert 0 < serving["ideal_tpot_seconds"] < serving["tpot_seconds"] < serving["ttft_seconds"]
+    assert serving["concurrency_that_fits"] > 64
+    assert serving["tokens_per_second_per_user"] == 1 / serving["tpot_seconds"]
+    assert f"{serving['output_tokens_per_second']:,.1f}" in ran.out
+    assert "from token to token, ideal" in ran.out
+    assert "vllm serve llama3.1-70b --tensor-parallel-size 4 --max-num-seqs 64 --max-model-len 2048" in ran.out
+    assert told["commands"]["vllm"] in ran.out
+
+
+def test_a_service_is_searched_over_chips_types_and_requests(prefold):
+    told = json.loads(prefold(*SERVED, "--latency-target", "15ms", "--ttft-target", "1s", "--json").out)
+    assert told["serving"]["fits"]
+    assert told["serving"]["tpot_seconds"] <= 0.015
+    assert told["serving"]["ttft_seconds"] <= 1
+    assert (told["workload"]["weights"], told["workload"]["kv"]) == ("fp8", "fp8")
+    kept = json.loads(prefold(*SERVED, "--latency-target", "20ms", "--weights", "bf16", "--kv", "bf16", "--json").out)
+    assert (kept["workload"]["weights"], kept["workload"]["kv"]) == ("bf16", "bf16")
+
+
+def test_tensorrt_keeps_its_own_cache_and_requests_that_wait_are_named(prefold):
+    ran = prefold(*SERVED, "--chips", "2", "--weights", "fp8", "--engine", "tensorrt-llm", "--concurrency", "4096")
+    assert "KV cache fp8" in ran.out
+    assert "the others wait" in ran.out
+    assert ran.code == 0
+
+
+def test_a_service_of_which_not_one_request_fits_is_refused(prefold):
+    ran = prefold(*SERVED, "--chips", "1", "--concurrency", "1")
+    assert (ran.code, ran.err.count("\n")) == (3, 1)
+    assert "int4 weights would fit" in ran.err
+
+
+def test_a_draft_is_among_the_levers_where_its_acceptance_is_given(prefold):
+    plain, drafted = (
+        json.loads(prefold(*SERVED, "--chips", "4", "--concurrency", "1", "--json", *more).out)
+        for more in ([], ["--acceptance", "0.7"])
+    )
+    assert "draft" not in {each["name"] for each in plain["levers"]}
+    assert next(each for each in drafted["levers"] if each["name"] == "draft")["share"] > 0.3
 
 
 def test_without_a_number_of_chips_it_takes_the_fewest(prefold):
@@ -271,6 +320,14 @@ def test_a_config_without_fields_is_refused_with_all_of_them(prefold, tmp_path: 
         (["plan", "palm-54b", "--hardware", "tpu-v4"], 2, "the nearest: palm-540b"),
         (["plan", "palm-540b", "--hardware", "tpu-v5"], 2, "the nearest: tpu-v5e"),
         (["hardware", "h10"], 2, "h100"),
+        ([*SERVED, "--chips", "4", "--concurrency", "0"], 2, "concurrency 0: at least one"),
+        ([*SERVED, "--batch", "4"], 2, "--prompt plans serving"),
+        ([*SERVED[:4], "--prompt", "100"], 2, "--new-tokens: how many"),
+        ([*SERVED[:4], "--concurrency", "4"], 2, "--concurrency: of requests to serve; --prompt is missing"),
+        ([*SERVED[:4], "--ttft-target", "1s"], 2, "--ttft-target: of requests to serve"),
+        ([*SERVED, "--engine", "vlm"], 2, "the nearest: vllm"),
+        ([*SERVED, "--acceptance", "2"], 2, "2.0 is no probability"),
+        ([*SERVED, "--latency-target", "1us"], 3, "per token: the nearest takes"),
         (["shapes", "llama-8b"], 2, "llama3-8b"),
         (["plan", *PALM, "--mesh", "4x4x8"], 3, "mesh 4x4x8 has 128 chips, not 64"),
         (["plan", "palm-540b", "--hardware", "tpu-v4", "--mesh", "4x4"], 2, "not a mesh"),
@@ -281,7 +338,7 @@ def test_a_config_without_fields_is_refused_with_all_of_them(prefold, tmp_path: 
         (["plan", *PALM, "--phase", "both"], 2, "both: no such phase"),
         (["plan", *PALM, "--table", "cloud"], 2, "no such place"),
         (["plan", *PALM, "--latency-target", "30"], 2, "not a number of seconds with its unit"),
-        (["plan", *PALM, "--latency-target", "3ms", "--max-cost", "1"], 2, "give one of the two"),
+        (["plan", *PALM, "--latency-target", "3ms", "--max-cost", "1"], 2, "give one of the two kinds"),
         (["plan", "palm-540b", "--hardware", "tpu-v4", "--latency-target", "3ms"], 3, "the nearest takes"),
         (["plan", "palm-540b", "--hardware", "tpu-v4", "--max-cost", "1e-5"], 3, "the nearest costs"),
         (["plan", "palm-540b", "--hardware", "l4", "--latency-target", "1s"], 3, "nothing fits"),
