@@ -8,8 +8,8 @@ large misses count less (``soft_l1``).
 
 import argparse
 import csv
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ from prefold.plan import Chip, find_chip
 from prefold.plan.calibration import AllReduce, Kernel, Kernels
 from prefold.plan.cost.workload import layer_weight_bytes
 
-SOURCE = (
-    "kernels of vLLM {vllm} and NCCL {nccl}, measured by ai-dynamo/aiconfigurator, commit 095f58a51 (Apache-2.0), SXM"
-)
-CHIPS = {"a100-80gb": ("0.14.0", "2.27.3"), **dict.fromkeys(("h100", "h200", "b200"), ("0.24.0", "2.29.2"))}
-_HEAD = ["chip", "kernel", "rows", "fitted", "median error", "nine in ten"]
+SOURCE = "kernels of vLLM {} and NCCL {}, measured by ai-dynamo/aiconfigurator, commit 095f58a51 (Apache-2.0), SXM"
+VERSIONS = {"a100-80gb": ("0.14.0", "2.27.3"), **dict.fromkeys(("h100", "h200", "b200"), ("0.24.0", "2.29.2"))}
+_KINDS = ("gemm", "decode_attention", "collectives")
+_HEAD = ["chips", "kernel", "rows", "fitted", "median error", "nine in ten"]
 _TEXT = """## Kernels
 
 Written by `python -m benchmarks.kernels MEASURED`: what a chip reaches in single kernels, fitted to kernels of vLLM and
@@ -40,8 +39,10 @@ head_dim, kv_cache_dtype, window_size, latency_ms`; of collectives `op, gpus, va
   operations, p by which both overlap, and passes over the activations that rounding them takes, or adding up parts;
 - **all_reduce**: seconds of each, seconds for each further rank, and the share of the links' bandwidth.
 
-Products of fewer than 2^20 weights are left out. Products of fp8 in blocks are not fitted: measured one by one they
-take 60 to 230 us each however small, which is the launch of what a server runs within a graph.
+Chips of one generation are fitted together: they have the same cores. Products of fewer than 2^20 weights are left
+out. Products of fp8 in blocks are not fitted: measured one by one they take 60 to 230 us each however small, which is
+the launch of what a server runs within a graph. Engines round activations within the kernel before, so that a pass
+counts the start of a 16-bit product for one of 8 and 4 bits, too.
 
 """
 _TYPES = {"bfloat16": "bf16", "fp8": "fp8", "nvfp4": "fp4"}
@@ -92,68 +93,106 @@ def _columns(rows: Sequence[dict[str, str]], *names: str) -> list[Array]:
     return [np.array([float(row[name]) for row in rows]) for name in names]
 
 
-def fit_products(rows: Sequence[dict[str, str]], chip: Chip, dtype: str) -> Fitted:
-    """Fit a kernel to products of one type."""
+def _products(rows: Sequence[dict[str, str]], chip: Chip, dtype: str) -> tuple[Array, ...]:
+    """Return the seconds of bytes, operations and activations at full rates, and measured milliseconds."""
     m, n, k, ms = _columns(rows, "m", "n", "k", "latency_ms")
     activations = 2 * m * k / chip.memory_bandwidth
     moved = (n * k * layer_weight_bytes(dtype) + 2 * m * n) / chip.memory_bandwidth + activations
-    return _fit_kernel(moved, 2 * m * n * k / chip.peak_of(dtype), activations, ms)
+    return moved, 2 * m * n * k / chip.peak_of(dtype), activations, ms
 
 
-def fit_attention(rows: Sequence[dict[str, str]], chip: Chip, keys: str) -> Fitted:
-    """Fit a kernel to attention over the tokens in the column ``keys``: cached ones, or those of a prompt."""
+def _attention(rows: Sequence[dict[str, str]], chip: Chip, keys: str) -> tuple[Array, ...]:
+    """Return the same of attention over the tokens in the column ``keys``: cached ones, or those of a prompt."""
     names = ("batch_size", "isl", keys, "num_heads", "num_key_value_heads", "head_dim", "latency_ms")
     batch, queries, seen, heads, shared, size, ms = _columns(rows, *names)
     outputs = 2 * 2 * batch * queries * heads * size / chip.memory_bandwidth
     moved = 2 * 2 * batch * (seen + 1) * shared * size / chip.memory_bandwidth + outputs
     pairs = seen + 1 if keys == "step" else seen * (seen + 1) / 2
-    return _fit_kernel(moved, 4 * batch * heads * size * pairs / chip.peak["bf16"], outputs, ms)
+    return moved, 4 * batch * heads * size * pairs / chip.peak["bf16"], outputs, ms
 
 
-def fit_all_reduce(rows: Sequence[dict[str, str]], chip: Chip) -> Fitted:
-    """Fit ``AllReduce``."""
-    ranks, values_in, ms = _columns(rows, "gpus", "values", "latency_ms")
-    sent = 2 * (ranks - 1) / ranks * 2 * values_in / chip.link_bandwidth
-    return fit(lambda values: values[0] + values[1] * (ranks - 1) + sent / values[2], _ALL_REDUCE, ms * _MS)
+def _reduces(rows: Sequence[dict[str, str]], chip: Chip) -> tuple[Array, ...]:
+    """Return ranks, seconds of what each sends at full rate, and measured milliseconds."""
+    ranks, values, ms = _columns(rows, "gpus", "values", "latency_ms")
+    return ranks, 2 * (ranks - 1) / ranks * 2 * values / chip.link_bandwidth, ms
 
 
-def fit_chip(folder: Path, name: str) -> dict[str, Fitted]:
-    """Return all fits of a chip: products by ``product TYPE``, ``decode``, ``prefill`` and ``all_reduce``."""
-    chip, products = find_chip(name), read_rows(folder, "gemm", name)
+def _pooled(parts: Iterable[tuple[Array, ...]]) -> list[Array]:
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def fit_generation(folder: Path, names: Sequence[str]) -> dict[str, Fitted]:
+    """Fit chips of one generation together: products by ``product TYPE``, ``decode``, ``prefill``, ``all_reduce``."""
+    chips = [(find_chip(name), name) for name in names]
+    products = [(chip, read_rows(folder, "gemm", name)) for chip, name in chips]
     found = {}
     for theirs, ours in _TYPES.items():
-        if rows := [row for row in products if row["dtype"] == theirs and int(row["n"]) * int(row["k"]) >= _LEAST]:
-            found[f"product {ours}"] = fit_products(rows, chip, ours)
-    plain = {"kv_cache_dtype": "bfloat16", "window_size": "0"}
+        parts = [_products(rows, chip, ours) for chip, all_rows in products if (rows := _of_type(all_rows, theirs))]
+        if parts:
+            found[f"product {ours}"] = _fit_kernel(*_pooled(parts))
     for kind, keys in (("decode", "step"), ("prefill", "isl")):
-        rows = [row for row in read_rows(folder, f"{kind}_attention", name) if plain.items() <= row.items()]
-        found[kind] = fit_attention(rows, chip, keys)
-    reduces = [row for row in read_rows(folder, "collectives", name) if row["op"] == "all_reduce"]
-    found["all_reduce"] = fit_all_reduce([row for row in reduces if row["by"] == "vllm_custom"], chip)
+        parts = [_attention(_plain(read_rows(folder, f"{kind}_attention", name)), chip, keys) for chip, name in chips]
+        found[kind] = _fit_kernel(*_pooled(parts))
+    reduces = [_reduces(_in_graphs(read_rows(folder, "collectives", name)), chip) for chip, name in chips]
+    found["all_reduce"] = _fit_all_reduce(*_pooled(reduces))
     return found
 
 
-def kernels_of(fits: dict[str, Fitted], name: str, extent: tuple[int, int, int]) -> Kernels:
-    """Return a chip's kernels; ``extent``: ranks, tokens and keys that were measured."""
-    vllm, nccl = CHIPS[name]
+def _of_type(rows: Sequence[dict[str, str]], dtype: str) -> list[dict[str, str]]:
+    return [row for row in rows if row["dtype"] == dtype and int(row["n"]) * int(row["k"]) >= _LEAST]
+
+
+def _plain(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    return [row for row in rows if (row["kv_cache_dtype"], row["window_size"]) == ("bfloat16", "0")]
+
+
+def _in_graphs(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    return [row for row in rows if (row["op"], row["by"]) == ("all_reduce", "vllm_custom")]
+
+
+def _fit_all_reduce(ranks: Array, sent: Array, ms: Array) -> Fitted:
+    return fit(lambda values: values[0] + values[1] * (ranks - 1) + sent / values[2], _ALL_REDUCE, ms * _MS)
+
+
+def kernels_of(folder: Path, names: Sequence[str], fits: dict[str, Fitted]) -> Kernels:
+    """Return the kernels of chips of one generation.
+
+    Engines round activations within the kernel before a product, so that one of 8 bits starts as one of 16 does.
+    """
+    start = fits["product bf16"].values[0]
+    products = {key.split()[1]: Kernel(*each.values) for key, each in fits.items() if key.startswith("product")}
     return Kernels(
-        {key.split()[1]: Kernel(*each.values) for key, each in fits.items() if key.startswith("product")},
+        {dtype: replace(each, start=min(start, each.start)) for dtype, each in products.items()},
         Kernel(*fits["decode"].values),
         Kernel(*fits["prefill"].values),
         AllReduce(*fits["all_reduce"].values),
         1.0,
-        find_chip(name).generation,
-        *extent,
-        SOURCE.format(vllm=vllm, nccl=nccl),
+        tuple(names),
+        *_extent(folder, names),
+        SOURCE.format(*VERSIONS[names[0]]),
     )
 
 
-def extent(folder: Path, name: str) -> tuple[int, int, int]:
+def _extent(folder: Path, names: Sequence[str]) -> tuple[int, int, int]:
     """Return the most ranks, tokens of a product, and cached tokens that were measured."""
-    ranks = max(int(row["gpus"]) for row in read_rows(folder, "collectives", name))
-    tokens = max(int(row["m"]) for row in read_rows(folder, "gemm", name))
-    decode = read_rows(folder, "decode_attention", name)
-    return ranks, tokens, max(int(row["batch_size"]) * (int(row["step"]) + 1) for row in decode)
+    rows = {kind: [row for name in names for row in read_rows(folder, kind, name)] for kind in _KINDS}
+    ranks = max(int(row["gpus"]) for row in rows["collectives"])
+    keys = max(int(row["batch_size"]) * (int(row["step"]) + 1) for row in rows["decode_attention"])
+    return ranks, max(int(row["m"]) for row in rows["gemm"]), keys
+
+
+def by_generation(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the chips of each generation."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(find_chip(name).generation, []).append(name)
+    return found
+
+
+def fit_kernels(folder: Path, names: Iterable[str]) -> dict[str, Kernels]:
+    """Return the kernels of the generations that some chips are of."""
+    groups = by_generation(names)
+    return {key: kernels_of(folder, group, fit_generation(folder, group)) for key, group in groups.items()}
 
 
 def main() -> None:
@@ -161,17 +200,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("measured", type=Path)
     folder = parser.parse_args().measured
-    fits = {name: fit_chip(folder, name) for name in CHIPS}
-    kernels = {name: kernels_of(fits[name], name, extent(folder, name)) for name in CHIPS}
-    write_calibration("kernels", {name: asdict(each) for name, each in kernels.items()})
-    write_section("kernels", _TEXT + table(_HEAD, list(_rows(fits))))
+    groups = by_generation(VERSIONS)
+    fits = {key: fit_generation(folder, names) for key, names in groups.items()}
+    kernels = {key: asdict(kernels_of(folder, names, fits[key])) for key, names in groups.items()}
+    write_calibration("kernels", kernels)
+    write_section("kernels", _TEXT + table(_HEAD, list(_rows(groups, fits))))
 
 
-def _rows(fits: dict[str, dict[str, Fitted]]) -> Iterator[list[str]]:
-    for name, found in fits.items():
+def _rows(groups: dict[str, list[str]], fits: dict[str, dict[str, Fitted]]) -> Iterator[list[str]]:
+    for key, found in fits.items():
         for kind, each in found.items():
             figures = [f"{value * 1e6:.2f} us" if value < _MS else f"{value:.2f}" for value in each.values]
-            yield [name, kind, f"{each.rows:,}", ", ".join(figures), f"{each.median:.1%}", f"{each.ninth:.0%}"]
+            errors = [f"{each.median:.1%}", f"{each.ninth:.0%}"]
+            yield [", ".join(groups[key]), kind, f"{each.rows:,}", ", ".join(figures), *errors]
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def published_rows() -> Iterator[list[str]]:
         seconds = estimate.calibrated_seconds or estimate.ideal_seconds
         size = f"{workload.phase}, batch {workload.batch}, {workload.context:,} tokens, {workload.weights}"
         name = f"{row.engine}: {row.shape} on {row.chips} {row.chip}, {size}"
-        basis = row.chip if row.chip in known_kernels() else nearest(find_chip(row.chip))
+        kernels = nearest(find_chip(row.chip), known_kernels())
+        basis = ", ".join(kernels.chips) if kernels else "none: ideal"
         milliseconds = seconds * 1e3
         yield [
             name,

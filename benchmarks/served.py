@@ -6,7 +6,7 @@ attention_dp_size, moe_ep_size, ttft_ms, tpot_ms``. The result is the ``engines`
 """
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 
 from benchmarks.fitting import write_calibration
 from prefold.plan import Estimate, Workload, find_chip, find_shape, mesh_of
-from prefold.plan.calibration import Engine, known_kernels, nearest
+from prefold.plan.calibration import Engine, Kernels, known_kernels, nearest
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.terms import terms_of
 from prefold.plan.serving import Service, concurrency_that_fits, kv_type, serve, tpot_of, ttft_of
@@ -95,16 +95,18 @@ def _row(line: dict[str, str]) -> Row | None:
     return Row(line["model_path"], name, Estimate(case), service, *measured)
 
 
-def parts_of(row: Row, on: str | None = None) -> Parts:
-    """Return the seconds of a row's kernels, by those of its chip, of its generation, or of the chip that is named."""
+def parts_of(row: Row, kernels: Mapping[str, Kernels] | None = None) -> Parts:
+    """Return the seconds of a row's kernels; ``kernels``: by generations, those that come with prefold if None."""
     case = row.estimate.case
-    kernels = known_kernels()[on or (case.chip.name if case.chip.name in known_kernels() else nearest(case.chip))]
+    known = nearest(case.chip, kernels or known_kernels())
+    if known is None:
+        raise ValueError(f"{case.chip.name}: no kernels of its family")
     prompt = replace(case.workload, phase="prefill", batch=1, context=row.service.prompt)
     found = []
     for workload in (case.workload, prompt):
         each = replace(case, workload=workload)
         terms = terms_of(each)
-        plain, doubled = (replace(kernels, experts=times).pass_seconds(each, terms) for times in (1.0, 2.0))
+        plain, doubled = (replace(known, experts=times).pass_seconds(each, terms) for times in (1.0, 2.0))
         found.append((plain, doubled - plain))
     (step, step_experts), (prefill, prefill_experts) = found
     return Parts(step, prefill, step_experts, prefill_experts)
@@ -201,15 +203,20 @@ def ideal_share(row: Row) -> float:
     return row.tpot / serve(row.estimate, row.service).ideal_tpot_seconds
 
 
-def held_out(rows: Sequence[Row], by: Callable[[Row], Any], *, other_kernels: bool = False) -> list[Checked]:
-    """Predict the rows of each group by a fit to all others; ``other_kernels``: and by another chip's kernels."""
+def held_out(
+    rows: Sequence[Row],
+    by: Callable[[Row], str],
+    kernels_without: Callable[[str], Mapping[str, Kernels] | None] = lambda _: None,
+) -> list[Checked]:
+    """Predict the rows of each group by a fit to all others, and by the kernels that are known without the group."""
     parts, found = [parts_of(row) for row in rows], []
-    for group in sorted({by(row) for row in rows}, key=str):
+    for group in sorted({by(row) for row in rows}):
         inside = [by(row) == group for row in rows]
         kept = [index for index, within in enumerate(inside) if not within]
         left = [row for row, within in zip(rows, inside, strict=True) if within]
         fitted = _with_every_generation(fit([rows[i] for i in kept], [parts[i] for i in kept]), left)
-        found += predicted(fitted, left, [parts_of(row, _other(row) if other_kernels else None) for row in left])
+        kernels = kernels_without(group)
+        found += predicted(fitted, left, [parts_of(row, kernels) for row in left])
     return found
 
 
@@ -219,16 +226,11 @@ def _with_every_generation(fitted: Fit, rows: Iterable[Row]) -> Fit:
     return replace(fitted, experts={row.generation: some for row in rows} | fitted.experts)
 
 
-def _other(row: Row) -> str | None:
-    chip = row.estimate.case.chip
-    return nearest(chip, but=chip.name)
-
-
 def write(fitted: Fit, source: str) -> None:
-    """Write the engines, and the experts of each chip's kernels; another generation takes those of the nearest."""
+    """Write the engines, and the experts of each generation; one without rows takes those of Hopper."""
     engines = {name: asdict(engine) | {"source": source} for name, engine in fitted.engines.items()}
     write_calibration("engines", engines)
     kernels = {name: asdict(each) for name, each in known_kernels().items()}
-    for each in kernels.values():
-        each["experts"] = fitted.experts.get(each["generation"], fitted.experts["hopper"])
+    for name, each in kernels.items():
+        each["experts"] = fitted.experts.get(name, fitted.experts["hopper"])
     write_calibration("kernels", kernels)

@@ -1,4 +1,4 @@
-"""Fit engines to served workloads, and check the plan by them: ``python -m benchmarks.serving SERVING.csv``.
+"""Fit engines to served workloads, and check the plan by them: ``python -m benchmarks.serving MEASURED``.
 
 Writes ``plan/calibration.json``, the section on served workloads of ``docs/plan-validation.md``, and its picture.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.kernels import VERSIONS, fit_kernels
 from benchmarks.page import table
 from benchmarks.plan_page import write_section
 from benchmarks.published import published_rows
@@ -28,6 +29,7 @@ from benchmarks.served import (
     write,
 )
 from prefold.common.figures import INK, drawn
+from prefold.plan.calibration import Kernels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,10 +41,10 @@ _MS = 1e3
 _COLOURS = {"vllm": "#2f6fb0", "sglang": "#b7791f", "tensorrt-llm": "#2f7d4a"}
 _TEXT = """## Served workloads
 
-Written by `python -m benchmarks.serving SERVING.csv`. The rows are {rows:,} workloads in steady state, measured by
-InferenceX and NVIDIA and collected by ai-dynamo/aiconfigurator (commit 095f58a51, Apache-2.0): {models} models on
-{chips}, tensor parallelism within a node, everything that fits at once.
-Left out are other layouts, 4-bit weights alone (`int4_wo`), and DeepSeek-R1, whose runs lie up to a third below
+Written by `python -m benchmarks.serving MEASURED`, from `serving.csv` beside the kernels' rows. The rows are {rows:,}
+workloads in steady state, measured by InferenceX and NVIDIA and collected by ai-dynamo/aiconfigurator (commit
+095f58a51, Apache-2.0): {models} models on {chips}, tensor parallelism within a node, everything that
+fits at once. Left out are other layouts, 4-bit weights alone (`int4_wo`), and DeepSeek-R1, whose runs lie up to a third below
 DeepSeek-V3's on the same chips and may have drafted.
 
 Kernels explain most of a time; of each engine two numbers are fitted to times between tokens and two to first tokens,
@@ -53,7 +55,7 @@ and one of each generation of chips to experts' products, of which no kernels we
 ![Measured and predicted](pictures/served.svg)
 
 "Seen" is a fit to one half of the rows, chosen at random, that predicts the other. An "unseen chip" is predicted by the
-kernels of another chip and by a fit without its rows; an "unseen model" by a fit without its rows.
+kernels of all other chips and by a fit without its rows; an "unseen model" by a fit without its rows.
 
 {errors}
 
@@ -77,7 +79,7 @@ engine's own time comes on top. An unseen chip is predicted from its data sheet.
 """
 
 
-def write_page(fitted: Fit, rows: Sequence[Row], checked: Sequence[Checked]) -> None:
+def write_page(folder: Path, fitted: Fit, rows: Sequence[Row], checked: Sequence[Checked]) -> None:
     """Write the section and the picture."""
     _PICTURE.write_bytes(drawn(lambda figure: _draw(figure, checked), _INCHES))
     systems, shares = sorted({row.system for row in rows}), [ideal_share(row) for row in rows]
@@ -86,7 +88,7 @@ def write_page(fitted: Fit, rows: Sequence[Row], checked: Sequence[Checked]) -> 
         models=len({row.model for row in rows}),
         chips=", ".join(systems),
         factors=table(*_factors(fitted)),
-        errors=table(["", "rows", "between tokens", "nine in ten", "first token"], list(_errors(rows))),
+        errors=table(["", "rows", "between tokens", "nine in ten", "first token"], list(_errors(folder, rows))),
         below=sum(share < 1 for share in shares),
         share=min(shares),
         groups=table(["engine", "model", "chip", "rows", "between tokens", "first token"], list(_groups(checked))),
@@ -104,11 +106,15 @@ def _factors(fitted: Fit) -> tuple[list[str], list[list[str]]]:
     return head, rows + [[f"experts on {name}", f"{each:.2f}", "", "", ""] for name, each in fitted.experts.items()]
 
 
-def _errors(rows: Sequence[Row]) -> Iterator[list[str]]:
+def _errors(folder: Path, rows: Sequence[Row]) -> Iterator[list[str]]:
     half = dict(zip(map(id, rows), np.random.default_rng(0).permutation(len(rows)) % 2, strict=True))
+
+    def without(chip: str) -> dict[str, Kernels]:
+        return fit_kernels(folder, [name for name in VERSIONS if name != chip])
+
     kinds = {
-        "seen": held_out(rows, lambda row: half[id(row)]),
-        "unseen chip": held_out(rows, lambda row: row.system, other_kernels=True),
+        "seen": held_out(rows, lambda row: str(half[id(row)])),
+        "unseen chip": held_out(rows, lambda row: row.system, without),
         "unseen model": held_out(rows, lambda row: row.model),
     }
     for name, found in kinds.items():
@@ -155,12 +161,13 @@ def _scatter(axes: "Axes", checked: Sequence[Checked], kind: str) -> None:
 def main() -> None:
     """Fit, write, and check."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("serving", type=Path)
-    rows = fitting(read_rows(parser.parse_args().serving))
+    parser.add_argument("measured", type=Path)
+    folder = parser.parse_args().measured
+    rows = fitting(read_rows(folder / "serving.csv"))
     parts = [parts_of(row) for row in rows]
     fitted = fit(rows, parts)
     write(fitted, f"{len(rows):,} served workloads of InferenceX and NVIDIA, collected by ai-dynamo/aiconfigurator")
-    write_page(fitted, rows, predicted(fitted, rows, parts))
+    write_page(folder, fitted, rows, predicted(fitted, rows, parts))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Either holds for what it was fitted to, and returns the reason where it does not
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -151,7 +152,7 @@ class Kernels:
     Attributes:
         products: by the type that they run in; another one takes those of 16 bits.
         experts: seconds of experts' products over those of as large others; of them no kernels were measured.
-        generation: of the chip that was measured.
+        chips: that were measured.
         ranks: most that an all-reduce was measured over.
         tokens: most rows of a product.
         keys: most that attention read: of all sequences in a decode step, of one in a prefill.
@@ -162,7 +163,7 @@ class Kernels:
     prefill: Kernel
     all_reduce: AllReduce
     experts: float
-    generation: str
+    chips: tuple[str, ...]
     ranks: int
     tokens: int
     keys: int
@@ -235,7 +236,7 @@ def known_factors() -> dict[str, Factors]:
 
 @cache
 def known_kernels() -> dict[str, Kernels]:
-    """Return the kernels that come with prefold, by the names of the chips that they were measured on."""
+    """Return the kernels that come with prefold, by generations of chips."""
     return {name: _kernels(each) for name, each in _known()["kernels"].items()}
 
 
@@ -243,7 +244,7 @@ def _kernels(table: dict[str, Any]) -> Kernels:
     parts = {"decode": Kernel, "prefill": Kernel, "all_reduce": AllReduce}
     nested: dict[str, Any] = {name: kind(**table[name]) for name, kind in parts.items()}
     products = {dtype: Kernel(**each) for dtype, each in table["products"].items()}
-    return Kernels(**{**table, **nested, "products": products})
+    return Kernels(**{**table, **nested, "products": products, "chips": tuple(table["chips"])})
 
 
 @cache
@@ -253,23 +254,19 @@ def engines() -> dict[str, Engine]:
 
 
 def calibrations_of(chip: Chip) -> tuple[Calibration, ...]:
-    """Return those that are known of a chip, or of the nearest generation's chip; empty where there is neither."""
-    passes, kernels = known_factors().get(chip.name), known_kernels().get(chip.name)
-    if kernels is None and (name := nearest(chip)):
-        other = known_kernels()[name]
-        kernels = replace(other, source=f"predicted from its data sheet by what {name} reaches: {other.source}")
+    """Return those that are known of a chip, or of the nearest generation; empty where there is neither."""
+    passes = known_factors().get(chip.name)
+    kernels = nearest(chip, known_kernels())
+    if kernels and chip.name not in kernels.chips:
+        source = f"predicted from its data sheet by what {' and '.join(kernels.chips)} reach: {kernels.source}"
+        kernels = replace(kernels, source=source)
     return tuple(each for each in (passes, kernels) if each)
 
 
-def nearest(chip: Chip, but: str = "") -> str:
-    """Return the newest chip that was measured of the generation nearest to a chip's; empty for other families.
-
-    ``but``: a chip that is left out.
-    """
+def nearest(chip: Chip, kernels: Mapping[str, Kernels]) -> Kernels | None:
+    """Return the kernels of the generation nearest to a chip's, the newer one of two; None for other families."""
     generations: list[str] = _known()["generations"]
     if chip.generation not in generations:
-        return ""
+        return None
     place = generations.index(chip.generation)
-    known = {name: each for name, each in known_kernels().items() if name != but}
-    away = {name: abs(generations.index(each.generation) - place) for name, each in known.items()}
-    return min(reversed(away), key=lambda name: away[name])
+    return kernels[min(reversed([*kernels]), key=lambda name: abs(generations.index(name) - place))]

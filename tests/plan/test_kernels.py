@@ -95,7 +95,7 @@ def test_a_kernel_is_between_the_larger_part_and_the_sum(moved, computed, memory
     assert max(parts) * (1 - 1e-9) <= found - 1e-6 <= sum(parts) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", known_kernels())
+@pytest.mark.parametrize("name", ["a100-80gb", "h100", "h200", "b200", "rtx-4090"])
 @pytest.mark.parametrize("model", ["llama3-8b", "llama3.1-70b", "mixtral-8x7b"])
 def test_a_calibrated_time_is_above_the_ideal_one(name: str, model: str):
     chip = find_chip(name)
@@ -112,7 +112,7 @@ def test_more_chips_of_a_node_make_a_large_model_faster():
 
 
 def test_a_calibration_returns_why_it_does_not_hold():
-    kernels = known_kernels()["h100"]
+    kernels = known_kernels()["hopper"]
     assert "tensor parallelism" in kernels.beyond(replace(case("llama3-8b", 8), layout="2d-ws"))
     assert "8 chips of one node" in kernels.beyond(case("llama3-8b", 16))
     assert "cached tokens" in kernels.beyond(case("llama3-8b", 1, replace(STEP, batch=4096, context=1 << 20)))
@@ -132,20 +132,25 @@ def test_factors_of_many_chips_do_not_hold_for_a_node():
     many = plan_layouts(find_shape("mt-nlg-530b"), A100, mesh_of(A100, 32), replace(STEP, batch=64, weights="int8"))
     few = plan_layouts(find_shape("llama3-8b"), A100, mesh_of(A100, 8), STEP)
     assert "FasterTransformer" in many.chosen.calibration.source
-    assert few.chosen.calibration is known_kernels()["a100-80gb"]
+    assert few.chosen.calibration is known_kernels()["ampere"]
 
 
 @pytest.mark.parametrize(
     ("name", "measured"),
-    [("rtx-4090", "h200"), ("rtx-3090", "a100-80gb"), ("t4", "a100-80gb"), ("b300", "b200"), ("l40s", "h200")],
+    [
+        ("rtx-4090", "h100 and h200"),
+        ("rtx-3090", "a100-80gb"),
+        ("t4", "a100-80gb"),
+        ("b300", "b200"),
+        ("l40s", "h100 and h200"),
+    ],
 )
 def test_an_unseen_chip_is_predicted_by_the_nearest_generation_and_says_so(name: str, measured: str):
     chip = find_chip(name)
     (found,) = calibrations_of(chip)
-    assert nearest(chip) == measured
-    assert found.source.startswith(f"predicted from its data sheet by what {measured} reaches")
+    assert found.source.startswith(f"predicted from its data sheet by what {measured} reach: ")
 
 
 def test_chips_of_another_family_have_no_kernels():
     assert calibrations_of(PHONE) == ()
-    assert nearest(PHONE) == ""
+    assert nearest(PHONE, known_kernels()) is None
