@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "served.svg"
+_PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "served.png"
 _INCHES = (10, 4.8)
 _MS = 1e3
 _COLOURS = {"vllm": "#2f6fb0", "sglang": "#b7791f", "tensorrt-llm": "#2f7d4a"}
@@ -52,7 +52,7 @@ and one of each generation of chips to experts' products, of which no kernels we
 
 {factors}
 
-![Measured and predicted](pictures/served.svg)
+![Measured and predicted](pictures/served.png)
 
 "Seen" is a fit to one half of the rows, chosen at random, that predicts the other. An "unseen chip" is predicted by the
 kernels of all other chips and by a fit without its rows; an "unseen model" by a fit without its rows.
@@ -81,7 +81,7 @@ engine's own time comes on top. An unseen chip is predicted from its data sheet.
 
 def write_page(folder: Path, fitted: Fit, rows: Sequence[Row], checked: Sequence[Checked]) -> None:
     """Write the section and the picture."""
-    _PICTURE.write_bytes(drawn(lambda figure: _draw(figure, checked), _INCHES))
+    _PICTURE.write_bytes(drawn(lambda figure: _draw(figure, checked), _INCHES, "png"))
     systems, shares = sorted({row.system for row in rows}), [ideal_share(row) for row in rows]
     text = _TEXT.format(
         rows=len(rows),

@@ -9,7 +9,6 @@ import pytest
 from benchmarks import kernels as fits
 from benchmarks.published import PUBLISHED, estimate_of
 from benchmarks.served import Checked, Fit, fit, fitting, held_out, ideal_share, parts_of, predicted, read_rows
-from prefold.plan import Workload
 from prefold.plan.calibration import Engine, Kernel, engines, known_kernels
 
 MEASURED = Path(__file__).parents[2].parent / "shared" / "reference" / "measured"
