@@ -44,8 +44,8 @@ _TEXT = """## Served workloads
 Written by `python -m benchmarks.serving MEASURED`, from `serving.csv` beside the kernels' rows. The rows are {rows:,}
 workloads in steady state, measured by InferenceX and NVIDIA and collected by ai-dynamo/aiconfigurator (commit
 095f58a51, Apache-2.0): {models} models on {chips}, tensor parallelism within a node, everything that
-fits at once. Left out are other layouts, 4-bit weights alone (`int4_wo`), and DeepSeek-R1, whose runs lie up to a third below
-DeepSeek-V3's on the same chips and may have drafted.
+fits at once. Left out are other layouts, 4-bit weights alone (`int4_wo`), and DeepSeek-R1, whose runs lie up to a third
+below DeepSeek-V3's on the same chips and may have drafted.
 
 Kernels explain most of a time; of each engine two numbers are fitted to times between tokens and two to first tokens,
 and one of each generation of chips to experts' products, of which no kernels were at hand:
