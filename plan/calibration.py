@@ -185,9 +185,7 @@ class Kernels:
         """Return the seconds that a pass can be expected to take; rows from elsewhere come on top."""
         count, amount = all_reduces(case)
         sent = count * self.all_reduce.seconds(case.mesh.chips, amount, case.chip) if count else 0
-        products = sum(
-            each.count * self._product(each, case.chip) for each in matmuls(case) if each.count and each.weights
-        )
+        products = sum(each.count * self._product(each, case.chip) for each in matmuls(case))
         rows = gathered_bytes(case) / case.chip.memory_bandwidth
         return products + self._attention(case) + sent + max(rows, terms.link_rows)
 

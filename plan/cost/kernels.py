@@ -50,10 +50,13 @@ class Matmul:
         return moved / chip.memory_bandwidth, computed, activations / chip.memory_bandwidth
 
 
-def matmuls(case: Case) -> Iterator[Matmul]:
-    """Yield the products of a pass; a table replaces those of the first layer that see the token alone."""
-    shape, ranks = case.shape, case.mesh.chips
-    folded = case.fold is not None
+def matmuls(case: Case) -> list[Matmul]:
+    """Return the products of a pass; a table replaces those of the first layer that see the token alone."""
+    return [each for each in _matmuls(case) if each.count and each.weights]
+
+
+def _matmuls(case: Case) -> Iterator[Matmul]:
+    shape, ranks, folded = case.shape, case.mesh.chips, case.fold is not None
     yield from _attention(case, shape.attention_layers, folded and (shape.state is None or shape.state.attends))
     yield from _mixers(case, folded and shape.state is not None and shape.state.starts)
     for count, expert in ((shape.dense_layers, False), (shape.expert_layers, True)):
