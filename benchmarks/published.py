@@ -51,7 +51,7 @@ PUBLISHED = (
         for name, ms in (("rtx-4090", 18.4), ("rtx-3090", 21.5))
     ),
     *(
-        Published("llama.cpp", "gpt-oss-120b", "dgx-spark", 1, ms, _step("fp4", n, b))
+        Published("llama.cpp", "gpt-oss-120b", "dgx-spark", 1, ms, _step("mxfp4", n, b))
         for n, b, ms in ((1, 1, 16.9), (32768, 1, 24.2), (512, 32, 102))
     ),
 )

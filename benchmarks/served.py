@@ -20,7 +20,7 @@ from prefold.plan import Estimate, Workload, find_chip, find_shape, mesh_of
 from prefold.plan.calibration import Engine, Kernels, known_kernels, nearest
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.terms import terms_of
-from prefold.plan.serving import Service, concurrency_that_fits, kv_type, serve, tpot_of, ttft_of
+from prefold.plan.serving import Service, concurrency_that_fits, kv_type, prefills, serve, tpot_of, ttft_of
 
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt-llm"}
 # Rows name published checkpoints; each has the shape of a preset.
@@ -61,7 +61,12 @@ class Row:
     @property
     def prefills(self) -> float:
         """Prefills that a step carries."""
-        return self.service.concurrency / self.service.new_tokens
+        return prefills(self.service, self.concurrency)
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at a time."""
+        return self.estimate.case.workload.batch
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,9 @@ def _row(line: dict[str, str]) -> Row | None:
     if not alone or ranks > 8 or line["model_path"] not in SHAPES or line["precision"] not in _TYPES:
         return None
     engine, weights = ENGINES[line["backend"]], _TYPES[line["precision"]]
-    service = Service(int(line["isl"]), int(line["osl"]), int(float(line["concurrency"])), engine)
+    service = Service(int(line["isl"]), int(line["osl"]), engine)
     kv = kv_type(engine, weights)
-    workload = Workload("decode", service.concurrency, service.context, weights, kv)
+    workload = Workload("decode", int(float(line["concurrency"])), service.context, weights, kv)
     chip, shape = find_chip(name), find_shape(SHAPES[line["model_path"]])
     case = Case(shape, chip, mesh_of(chip, ranks), workload, "1d-ws", "head")
     measured = (float(line[name]) / 1e3 for name in ("ttft_ms", "tpot_ms"))
@@ -114,7 +119,7 @@ def parts_of(row: Row, kernels: Mapping[str, Kernels] | None = None) -> Parts:
 
 def fitting(rows: Sequence[Row]) -> list[Row]:
     """Return the rows whose requests fit at once; others wait in a queue for most of their time."""
-    return [row for row in rows if row.service.concurrency <= concurrency_that_fits(row.estimate.case)]
+    return [row for row in rows if row.concurrency <= concurrency_that_fits(row.estimate.case)]
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class Fit:
         """Return the predicted seconds to the first token."""
         engine, more = self.engines[row.service.engine], self.experts[row.generation] - 1
         prefill = parts.prefill + more * parts.prefill_experts
-        return ttft_of(engine, prefill, row.service.concurrency)
+        return ttft_of(engine, prefill, row.concurrency)
 
 
 def fit(rows: Sequence[Row], parts: Sequence[Parts]) -> Fit:

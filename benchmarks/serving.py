@@ -59,7 +59,7 @@ kernels of all other chips and by a fit without its rows; an "unseen model" by a
 
 {errors}
 
-The ideal bound is above {below} of these times; the shortest is {share:.2f} times its bound.
+{below} of these times between tokens lie below the ideal one; the shortest is {share:.2f} times its own.
 
 Errors of other planners in the time between tokens, as published or as found on 13 runs on H100: Vidur 10.3 % (4 of
 the runs), AIConfigurator 21.2 % (9), BLIS 22.4 % fitted and 53.5 % from the roofline (15), llm-optimizer 55.7 % (11);

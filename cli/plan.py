@@ -76,7 +76,10 @@ def plan(
     concurrency: Annotated[
         int | None, typer.Option(metavar="N", help="With --prompt: requests that are served at a time.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="With --prompt: vllm, sglang or tensorrt-llm.")] = "vllm",
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --prompt: vllm, sglang or tensorrt-llm; vllm if not given."),
+    ] = None,
     acceptance: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Try a draft, too, of which each token is accepted with this probability."),
@@ -133,7 +136,7 @@ def plan(
         from prefold.plan.page import KINDS
 
         require_plot(plot, KINDS)
-    pass_given = phase is not None or batch is not None or context is not None
+    pass_given = phase is not None or batch is not None or context is not None or branches > 1
     service = parse_service(prompt, new_tokens, concurrency, engine, pass_given=pass_given)
     target = parse_target(latency_target, max_cost, ttft_target, service)
     require_acceptance(acceptance)

@@ -90,21 +90,23 @@ def open_chip(name: str, *, refresh: bool = False) -> "tuple[Chip, tuple[Calibra
 
 
 def parse_service(
-    prompt: int | None, new_tokens: int | None, concurrency: int | None, engine: str, *, pass_given: bool
+    prompt: int | None, new_tokens: int | None, concurrency: int | None, engine: str | None, *, pass_given: bool
 ) -> "Service | None":
-    """Return the requests to serve, one at a time where their number is searched; None where a pass is planned."""
-    from prefold.plan import Service
+    """Return the requests to serve; None where a pass is planned."""
+    from prefold.plan import DEFAULT_ENGINE, Service
 
     if prompt is None:
-        given = {"--new-tokens": new_tokens, "--concurrency": concurrency}
+        given = {"--new-tokens": new_tokens, "--concurrency": concurrency, "--engine": engine}
         if wrong := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{', '.join(wrong)}: of requests to serve; --prompt is missing")
         return None
     if pass_given:
-        raise UsageError("--prompt plans serving; --phase, --batch and --context are of one pass")
+        raise UsageError("--prompt plans serving; --phase, --batch, --context and --branches are of one pass")
     if new_tokens is None:
         raise UsageError("--new-tokens: how many are generated for each prompt?")
-    return Service(prompt, new_tokens, 1 if concurrency is None else concurrency, engine)
+    if concurrency is not None and concurrency < 1:
+        raise UsageError(f"--concurrency: {concurrency} requests; at least one")
+    return Service(prompt, new_tokens, engine or DEFAULT_ENGINE)
 
 
 def parse_target(
@@ -125,6 +127,8 @@ def parse_target(
 def _seconds(text: str | None) -> float | None:
     from prefold.common.units import parse_quantity
 
+    if text is not None and not parse_quantity(text, "seconds"):
+        raise UsageError(f"{text}: no time to reach; a target is above 0")
     return None if text is None else parse_quantity(text, "seconds")
 
 
@@ -150,8 +154,10 @@ def fit_pass(
     service: "Service | None",
 ) -> "Workload":
     """Return a pass with what the model, or the engine, has where nothing is given."""
-    from prefold.plan import kv_type
+    from prefold.plan import kv_type, require_positions
 
+    if service:
+        require_positions(shape, service)
     stored = weights or shape.stored
     cached = kv or (kv_type(service.engine, stored) if service else "bf16")
     workload = replace(workload, weights=stored, kv=cached)

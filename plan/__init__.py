@@ -17,11 +17,12 @@ from prefold.plan.model.config import shape_from_config
 from prefold.plan.model.quantization import stored_as
 from prefold.plan.model.shape import Experts, Latent, Shape, State, find_shape, presets
 from prefold.plan.page.page import write_plot
-from prefold.plan.serving import Service, Serving, kv_type, serve
+from prefold.plan.serving import DEFAULT_ENGINE, Service, Serving, kv_type, require_positions, serve
 from prefold.plan.sweep import Space, Target, batches, fewest, meshes, pareto, types_to_try
 from prefold.plan.this_machine import THIS, this_chip
 
 __all__ = [
+    "DEFAULT_ENGINE",
     "THIS",
     "Advice",
     "Calibration",
@@ -71,6 +72,7 @@ __all__ = [
     "plan_layouts",
     "presets",
     "rank_levers",
+    "require_positions",
     "row_width",
     "serve",
     "shape_from_config",

@@ -145,6 +145,6 @@ def advise(
         fold=fold,
         levers=rank_levers(source.chosen, acceptance),
         sweep=tried if len(tried) > 1 else space.around(found).points(),
-        serving=serve(source.chosen, replace(service, concurrency=case.workload.batch)) if service else None,
+        serving=serve(source.chosen, service) if service else None,
         positions=service.positions if service else None,
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from prefold.plan.chip.chips import catalogue
 from prefold.plan.chip.hardware import Chip
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.kernels import Matmul, all_reduces, attention, gathered_bytes, matmuls
@@ -172,10 +173,10 @@ class Kernels:
     def beyond(self, case: Case) -> str:
         """Return why it does not hold for a case; empty where it does."""
         ranks, workload = case.mesh.chips, case.workload
-        if ranks > 1 and (case.layout, case.sharding) != ("1d-ws", "head"):
-            return "fitted to tensor parallelism, 1d-ws with attention by head"
         if ranks > min(self.ranks, case.chip.node):
             return f"fitted to {min(self.ranks, case.chip.node)} chips of one node and fewer"
+        if not case.is_tensor_parallel:
+            return "fitted to tensor parallelism: 1d-ws, attention by head, and as many heads on each chip"
         if workload.tokens > self.tokens:
             return f"fitted to {self.tokens:,} tokens per pass and fewer"
         keys = workload.context * (workload.batch if workload.phase == "decode" else 1)
@@ -253,9 +254,10 @@ def engines() -> dict[str, Engine]:
 
 def calibrations_of(chip: Chip) -> tuple[Calibration, ...]:
     """Return those that are known of a chip, or of the nearest generation; empty where there is neither."""
-    passes = known_factors().get(chip.name)
+    measured = catalogue().get(chip.name) == chip  # a chip of a file may have any name
+    passes = known_factors().get(chip.name) if measured else None
     kernels = nearest(chip, known_kernels())
-    if kernels and chip.name not in kernels.chips:
+    if kernels and not (measured and chip.name in kernels.chips):
         source = f"predicted from its data sheet by what {' and '.join(kernels.chips)} reach: {kernels.source}"
         kernels = replace(kernels, source=source)
     return tuple(each for each in (passes, kernels) if each)

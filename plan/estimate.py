@@ -122,8 +122,10 @@ def mfu(case: Case, seconds: float) -> float:
     The weights are those of the model's name, or all that tokens are multiplied by; a folded model's are its source's,
     so that both are compared by the tokens that they bring.
     """
-    named = case.shape.nominal
-    operations = 2 * named * case.workload.tokens if named else flops(replace(case, fold=None))
+    shape, workload = case.shape, case.workload
+    spared = shape.head_weights * (workload.tokens - workload.logits)
+    named = 2 * (shape.nominal * workload.tokens - spared) if shape.nominal else 0
+    operations = named or flops(replace(case, fold=None))
     return operations / (case.mesh.chips * case.chip.peak_of(case.workload.compute) * seconds)
 
 

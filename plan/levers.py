@@ -8,7 +8,7 @@ from prefold.plan.chip.hardware import mesh_of
 from prefold.plan.cost.attention import shardings
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import PLACEMENTS, Fold, table_for
-from prefold.plan.cost.workload import bytes_of
+from prefold.plan.cost.workload import MOST, bytes_of
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
 
@@ -46,7 +46,7 @@ def rank_levers(base: Estimate, acceptance: float | None = None) -> list[Lever]:
     A larger batch does not make a pass shorter: what it saves is of the time of as many sequences as the pass has now.
     ``acceptance``: of a drafted token; without it no draft is tried.
     """
-    found = [_draft(base, acceptance)] if acceptance and base.case.workload.phase == "decode" else []
+    found = [_draft(base, acceptance)] if acceptance is not None and base.case.workload.phase == "decode" else []
     for name, note, changed in _changes(base):
         try:
             changed.require()
@@ -74,8 +74,13 @@ def _changes(base: Estimate) -> Iterator[tuple[str, str, Case]]:
     yield from _layouts(base)
     yield from _attention(case)
     yield from _prefixes(case)
-    twice = replace(case.workload, batch=2 * case.workload.batch)
-    yield "larger batch", f"{twice.batch}; for each sequence: a step itself takes longer", replace(case, workload=twice)
+    if 2 * case.workload.batch <= MOST:
+        twice = replace(case.workload, batch=2 * case.workload.batch)
+        yield (
+            "larger batch",
+            f"{twice.batch}; for each sequence: a step itself takes longer",
+            replace(case, workload=twice),
+        )
 
 
 def _folds(case: Case) -> Iterator[tuple[str, str, Case]]:
@@ -119,9 +124,11 @@ def _draft(base: Estimate, acceptance: float) -> Lever:
     layer = replace(case.shape, num_layers=1, sliding_layers=0, experts=experts, state=None)
     drafted = Estimate(replace(case, shape=layer, fold=None), base.calibrations)
     tokens = sum(acceptance**count for count in range(_DRAFTED + 1))
-    saved = base.seconds - (checked.seconds + _DRAFTED * drafted.seconds) / tokens
+    basis = "calibrated" if all(each.calibration for each in (base, checked, drafted)) else "ideal"
+    now, then, more = (each.seconds if basis == each.basis else each.ideal_seconds for each in (base, checked, drafted))
+    saved = now - (then + _DRAFTED * more) / tokens
     note = f"{_DRAFTED} tokens by one more layer, each accepted at {acceptance:.0%}; for each token"
-    return Lever("draft", saved, saved / base.seconds, base.basis, note, checked)
+    return Lever("draft", saved, saved / now, basis, note, checked)
 
 
 def _layouts(base: Estimate) -> Iterator[tuple[str, str, Case]]:

@@ -1,9 +1,9 @@
 """What serving takes: time to the first token, and from token to token, while prompts of others come in between.
 
 In steady state a request begins whenever one ends. So a step of ``n`` sequences, each of which brings a prompt and ends
-after ``new_tokens`` steps, carries ``n / new_tokens`` prefills on average:
+after ``new_tokens`` steps, carries ``(n - 1) / new_tokens`` prefills of the others on average:
 
-    tpot = kernels * (decode + n / new_tokens * prefill) + step
+    tpot = kernels * (decode + (n - 1) / new_tokens * prefill) + step
     ttft = accept + (kernels * prefill + step) * (1 + wait * n)
 
 ``decode`` and ``prefill`` are the kernels' seconds of a step and of one prompt; all else is of the engine
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from prefold.common.errors import UnknownName, UsageError
-from prefold.plan.calibration import Engine, engines
+from prefold.plan.calibration import Engine, Kernels, engines
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.memory import memory_of
 from prefold.plan.estimate import Estimate
@@ -25,11 +25,10 @@ DEFAULT_ENGINE = "vllm"
 
 @dataclass(frozen=True)
 class Service:
-    """Requests of one kind, so many of them at a time; ``new_tokens`` are generated for each."""
+    """Requests of one kind; ``new_tokens`` are generated for each. A step's batch is their number at a time."""
 
     prompt: int
     new_tokens: int
-    concurrency: int
     engine: str = DEFAULT_ENGINE
 
     def __post_init__(self) -> None:
@@ -40,7 +39,7 @@ class Service:
             raise UnknownName("engine", self.engine, list(engines()))
 
     def _faults(self) -> Iterator[str]:
-        for name in ("prompt", "new_tokens", "concurrency"):
+        for name in ("prompt", "new_tokens"):
             if (value := getattr(self, name)) < 1:
                 yield f"{name.replace('_', ' ')} {value}: at least one"
 
@@ -90,34 +89,48 @@ def require_positions(shape: Shape, service: Service) -> None:
 
 
 def serve(decode: Estimate, service: Service) -> Serving:
-    """Return the figures of a service whose decode step, with all its requests, is an estimate.
+    """Return the figures of a service of as many requests as a decode step has sequences.
 
     It is served under tensor parallelism, whatever the estimate's layout is.
     """
     decode = replace(decode, case=replace(decode.case, layout="1d-ws", sharding="head"))
-    fitting = concurrency_that_fits(decode.case)
-    running = min(service.concurrency, fitting)
+    asked, fitting = decode.case.workload.batch, concurrency_that_fits(decode.case)
+    running = min(asked, fitting)
     step, prompt = _passes(decode, service, max(1, running))
     tpot = ttft = output = None
-    if step.calibrated_seconds is not None and prompt.calibrated_seconds is not None and running:
+    unknown = _unknown(step, prompt)
+    if running and not unknown and step.calibrated_seconds and prompt.calibrated_seconds:
         engine = engines()[service.engine]
-        tpot = tpot_of(engine, step.calibrated_seconds, prompt.calibrated_seconds, running / service.new_tokens)
+        tpot = tpot_of(engine, step.calibrated_seconds, prompt.calibrated_seconds, prefills(service, running))
         ttft = ttft_of(engine, prompt.calibrated_seconds, running)
         total = ttft + service.new_tokens * tpot
         output = running * service.new_tokens / total
-        ttft += (service.concurrency / running - 1) * total
+        ttft += (asked / running - 1) * total
     return Serving(
         service.engine,
         ttft,
         tpot,
-        _ideal(step, prompt, max(1, running) / service.new_tokens),
+        _ideal(step, prompt, prefills(service, max(1, running))),
         output,
         1 / tpot if tpot else None,
-        service.concurrency <= fitting,
+        asked <= fitting,
         fitting,
         step.calibration.source if tpot and step.calibration else "",
-        step.uncalibrated or prompt.uncalibrated,
+        unknown,
     )
+
+
+def _unknown(step: Estimate, prompt: Estimate) -> str:
+    """Return why there are no times of serving; empty where there are."""
+    reasons = step.uncalibrated or prompt.uncalibrated
+    if reasons or isinstance(step.calibration, Kernels):
+        return reasons
+    return f"no kernels of {step.case.chip.name} were measured, to which engines are fitted"
+
+
+def prefills(service: Service, running: int) -> float:
+    """Return the prompts that a step carries on average: those of the other sequences, once in ``new_tokens`` steps."""
+    return (running - 1) / service.new_tokens
 
 
 def _passes(decode: Estimate, service: Service, running: int) -> tuple[Estimate, Estimate]:

@@ -23,6 +23,7 @@ _NETWORK = "network_bandwidth"
 _SOURCED = (*_NEEDED, _NETWORK, "node", "axes")
 _KINDS = ("bf16", "fp8", "fp4", "int8")
 _MAY_BE_NOTHING = ("link_bandwidth", _NETWORK)
+GENERATIONS = ("", "turing", "ampere", "ada", "hopper", "blackwell", "cdna3", "tpu", "apple", "zen4", "snapdragon")
 _NODE = 8  # chips that a server joins, where a file leaves it open
 
 
@@ -132,8 +133,8 @@ def _design_faults(table: dict[str, Any]) -> Iterator[str]:
     node, generation = table.get("node", _NODE), table.get("generation", "")
     if isinstance(node, bool) or not isinstance(node, int) or node < 1:
         yield f"node: {node!r} is not a number of chips"
-    if not isinstance(generation, str):
-        yield f"generation: {generation!r} is not a text"
+    if generation not in GENERATIONS:
+        yield f"generation: {generation!r}: no such generation; there are {', '.join(filter(None, GENERATIONS))}"
 
 
 def _peak_faults(peaks: Any) -> Iterator[str]:

@@ -59,9 +59,10 @@ class Chip:
     def joined_at(self, chips: int) -> float:
         """Bytes per second that each of so many chips can send to the others.
 
-        Beyond a node all of its chips share its network, over which each sends its share of what it sends at all.
+        Beyond a node all of its chips share its network, over which each sends its share of what it sends at all; 0
+        without a network.
         """
-        if chips <= self.node or not self.network_bandwidth:
+        if chips <= self.node:
             return self.link_bandwidth
         network = self.node * self.network_bandwidth
         return min(self.link_bandwidth, network) if self.link_bandwidth else network
@@ -122,7 +123,8 @@ def mesh_of(chip: Chip, chips: int | None = None, mesh: Mesh | None = None) -> M
     if chips is not None and mesh.chips != chips:
         raise Infeasible(f"mesh {mesh} has {mesh.chips} chips, not {chips}")
     if mesh.chips > 1 and not chip.joined_at(mesh.chips):
-        raise Infeasible(f"{chip.name}: nothing joins several of them; there can be one")
+        most = chip.node if chip.link_bandwidth else 1
+        raise Infeasible(f"{chip.name}: nothing joins {'several' if most == 1 else f'more than {most}'} of them")
     return mesh
 
 

@@ -42,6 +42,12 @@ class Case:
         return self.mesh.chips in self.chip.axes
 
     @property
+    def is_tensor_parallel(self) -> bool:
+        """Whether engines have the layout: one chip, or heads and inner values split evenly, as they want it."""
+        even = self.shape.num_attention_heads % self.mesh.chips == 0
+        return self.mesh.chips == 1 or ((self.layout, self.sharding) == ("1d-ws", "head") and even)
+
+    @property
     def split(self) -> Ways:
         """How attention is split."""
         return ways(self.sharding, self.layout, self.mesh)

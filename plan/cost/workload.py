@@ -7,7 +7,7 @@ from prefold.common.errors import UsageError
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
-_MOST = 1_000_000_000
+MOST = 1_000_000_000
 BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5, "fp4": 0.5, "mxfp4": 0.5}
 # Bytes of scales for a weight: 16 bits and a zero for 128 of int4 (GPTQ, AWQ), 8 bits for 16 (NVFP4) or 32 (MXFP4),
 # and 32 bits for a block of 128 x 128 of fp8. Those of int8 are one for a row or a column.
@@ -84,12 +84,15 @@ class Workload:
             (f"{self.phase}: no such phase; there are {', '.join(PHASES)}", self.phase not in PHASES),
             (f"batch {self.batch}: at least one sequence", self.batch < 1),
             (f"context {self.context}: at least one token", self.context < 1),
-            (f"batch: at most {_MOST:,} sequences", self.batch > _MOST),
-            (f"context: at most {_MOST:,} tokens", self.context > _MOST),
+            (f"batch: at most {MOST:,} sequences", self.batch > MOST),
+            (f"context: at most {MOST:,} tokens", self.context > MOST),
             (f"{branches} branches: at least one", branches < 1),
             (f"batch {self.batch} is not a multiple of {branches} branches", self.batch % max(1, branches) > 0),
             (f"shared prefix {prefix}: no branches share it: it needs two and more", prefix > 0 and branches == 1),
-            (f"shared prefix {prefix} is not within the context {self.context}", not 0 <= prefix <= self.context),
+            (
+                f"shared prefix {prefix} is not within the context {self.context}",
+                not 0 <= prefix <= max(0, self.context),
+            ),
             (f"memory share {self.memory_share}: above 0 and at most 1", not 0 < self.memory_share <= 1),
             *((unknown_type(each), each not in BYTES) for each in self._types),
         ]

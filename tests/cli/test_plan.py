@@ -119,7 +119,7 @@ def test_serving_has_its_times_in_text_and_json(prefold):
     assert serving["tokens_per_second_per_user"] == 1 / serving["tpot_seconds"]
     assert f"{serving['output_tokens_per_second']:,.1f}" in ran.out
     assert "from token to token, ideal" in ran.out
-    assert "vllm serve llama3.1-70b --tensor-parallel-size 4 --max-num-seqs 64 --max-model-len 2048" in ran.out
+    assert "--tensor-parallel-size 4 --max-num-seqs 64 --max-model-len 2048 --gpu-memory-utilization 0.9" in ran.out
     assert told["commands"]["vllm"] in ran.out
 
 
@@ -320,13 +320,17 @@ def test_a_config_without_fields_is_refused_with_all_of_them(prefold, tmp_path: 
         (["plan", "palm-54b", "--hardware", "tpu-v4"], 2, "the nearest: palm-540b"),
         (["plan", "palm-540b", "--hardware", "tpu-v5"], 2, "the nearest: tpu-v5e"),
         (["hardware", "h10"], 2, "h100"),
-        ([*SERVED, "--chips", "4", "--concurrency", "0"], 2, "concurrency 0: at least one"),
+        ([*SERVED, "--chips", "4", "--concurrency", "0"], 2, "--concurrency: 0 requests; at least one"),
         ([*SERVED, "--batch", "4"], 2, "--prompt plans serving"),
         ([*SERVED[:4], "--prompt", "100"], 2, "--new-tokens: how many"),
         ([*SERVED[:4], "--concurrency", "4"], 2, "--concurrency: of requests to serve; --prompt is missing"),
         ([*SERVED[:4], "--ttft-target", "1s"], 2, "--ttft-target: of requests to serve"),
         ([*SERVED, "--engine", "vlm"], 2, "the nearest: vllm"),
         ([*SERVED, "--acceptance", "2"], 2, "2.0 is no probability"),
+        ([*SERVED, "--branches", "4"], 2, "--branches are of one pass"),
+        ([*SERVED[:4], "--engine", "vllm"], 2, "--engine: of requests to serve"),
+        ([*SERVED[:4], "--latency-target", "0ms"], 2, "a target is above 0"),
+        (["plan", "llama3-8b", "--hardware", "rtx-4090", "--chips", "16"], 3, "nothing joins more than 8 of them"),
         ([*SERVED, "--latency-target", "1us"], 3, "per token: the nearest takes"),
         (["shapes", "llama-8b"], 2, "llama3-8b"),
         (["plan", *PALM, "--mesh", "4x4x8"], 3, "mesh 4x4x8 has 128 chips, not 64"),

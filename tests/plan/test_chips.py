@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prefold.common.errors import UnknownName, UsageError
 from prefold.common.units import parse_quantity
-from prefold.plan.chip.chips import catalogue, find_chip, parse_chips, read_chips
+from prefold.plan.chip.chips import GENERATIONS, catalogue, find_chip, parse_chips, read_chips
 from prefold.plan.chip.hardware import Chip, Mesh, cubic_mesh, mesh_of, parse_mesh
 from prefold.plan.errors import Infeasible
 
@@ -215,7 +215,7 @@ def test_a_number_without_its_unit_is_wrong():
         ("node = 0", "node: 0 is not a number of chips"),
         ("node = true", "node: True is not a number of chips"),
         ('node = "8"', "node: '8' is not a number of chips"),
-        ("generation = 3", "generation: 3 is not a text"),
+        ('generation = "Ampere"', f"generation: 'Ampere': no such generation; there are {', '.join(GENERATIONS[1:])}"),
         ('source = { colour = "grey" }', "source.colour: no chip has such a field"),
     ],
 )

@@ -130,9 +130,15 @@ def test_the_term_that_bounds_is_named(setup, bound):
 
 
 def test_mfu_is_that_of_the_nominal_size():
-    setup = case(PALM, TPU, CUBE, Workload("prefill", 512, 2048), "wg-xyz", "batch")
+    setup = case(PALM, TPU, CUBE, Workload("prefill", 512, 2048, all_logits=True), "wg-xyz", "batch")
     assert mfu(setup, 85.2) == pytest.approx(2 * 540e9 * 512 * 2048 / (64 * 275e12 * 85.2))
     assert mfu(case(), 1) == 2 * LLAMA.active_weights * 4 / 989e12
+
+
+def test_no_pass_uses_more_than_all_of_the_peak():
+    """A head that multiplies last tokens alone is no operation of all others."""
+    prompt = Workload("prefill", 2, 512)
+    assert Estimate(case(find_shape("palm-8b"), MI300X, ONE, prompt)).mfu <= 1
 
 
 def test_cost_is_chips_by_seconds_for_each_token():

@@ -16,7 +16,7 @@ LLAMA_8B, LLAMA_70B = map(find_shape, ("llama3.1-8b", "llama3.1-70b"))
 
 
 def served(shape=LLAMA_8B, chip=H100, ranks=1, prompt=1024, new_tokens=1024, concurrency=16, engine="vllm", **types):
-    service = Service(prompt, new_tokens, concurrency, engine)
+    service = Service(prompt, new_tokens, engine)
     workload = Workload("decode", concurrency, service.context, **types)
     case = Case(shape, chip, mesh_of(chip, ranks), workload, "1d-ws", "head")
     return serve(Estimate(case, calibrations_of(chip)), service)
@@ -63,6 +63,14 @@ def test_what_fits_is_the_room_beside_the_weights():
     assert found == pytest.approx(room / (1000 * 32 * 2 * 8 * 128 * 2), rel=0.01)
 
 
+def test_a_request_alone_meets_no_prompts_of_others():
+    alone = served(prompt=30_000, new_tokens=2, concurrency=1)
+    step = Workload("decode", 1, 30_001)
+    expected = Estimate(Case(LLAMA_8B, H100, mesh_of(H100, 1), step, "1d-ws", "head"), calibrations_of(H100))
+    assert alone.ideal_tpot_seconds == pytest.approx(expected.ideal_seconds)
+    assert alone.tpot_seconds < 3 * expected.calibrated_seconds
+
+
 def test_nothing_fits_where_the_weights_do_not():
     found = served(LLAMA_70B)
     assert (found.fits, found.concurrency_that_fits, found.tpot_seconds, found.ttft_seconds) == (False, 0, None, None)
@@ -84,9 +92,9 @@ def test_each_engine_adds_what_was_fitted(engine: str):
 
 def test_a_service_says_all_that_is_wrong_with_it():
     with pytest.raises(UsageError, match=r"prompt 0: at least one\nnew tokens -1: at least one"):
-        Service(0, -1, 4)
+        Service(0, -1)
     with pytest.raises(UnknownName, match="the nearest: vllm"):
-        Service(1, 1, 1, "vlm")
+        Service(1, 1, "vlm")
 
 
 def test_an_engine_keeps_its_own_type_of_cache():
@@ -103,6 +111,7 @@ def test_two_hundred_chats_of_8k_on_8_h100_are_served_in_8_bits():
     workload = advice.chosen.case.workload
     assert (workload.weights, workload.kv) == ("fp8", "fp8")
     assert advice.chosen.memory.fits
+    assert advice.as_json()["commands"]["vllm"].startswith("vllm serve meta-llama/Llama-3.1-70B ")
     words = ("--tensor-parallel-size 8", "--kv-cache-dtype fp8", "--quantization fp8", "--max-num-seqs 200")
     assert all(each in advice.as_json()["commands"]["vllm"] for each in words)
 
@@ -114,13 +123,15 @@ def test_in_16_bits_they_do_not_fit_and_the_line_says_what_would():
 
 
 def test_a_service_is_searched_by_both_of_its_times():
-    service = Service(1024, 256, 1)
+    service = Service(1024, 256)
     where = space(LLAMA_8B, (1, 8, 32, 128), service.context)
     found = advise(where, target=Target(seconds=0.02, ttft=0.5), service=service)
     assert found.serving.fits
     assert found.serving.tpot_seconds <= 0.02
     assert found.serving.ttft_seconds <= 0.5
+    assert found.serving == serve(found.chosen, service)
     alone = advise(where, target=Target(seconds=0.02), service=service)
+    assert alone.chosen.case.workload.batch > 1
     assert alone.serving.output_tokens_per_second >= found.serving.output_tokens_per_second
 
 
@@ -132,13 +143,13 @@ def test_a_service_is_searched_by_both_of_its_times():
     ],
 )
 def test_what_no_service_reaches_is_named_with_the_nearest(target: Target, words: str):
-    service = Service(1024, 256, 1)
+    service = Service(1024, 256)
     with pytest.raises(Infeasible, match=words):
         advise(space(LLAMA_8B, (1, 8), service.context), target=target, service=service)
 
 
 def test_a_first_token_cannot_be_promised_on_a_chip_without_measurements():
-    service = Service(1024, 256, 1)
+    service = Service(1024, 256)
     where = replace(space(LLAMA_8B, (1,), service.context), chip=MI300X, meshes=(mesh_of(MI300X, 1),))
     with pytest.raises(Infeasible, match="not known: no measurements of mi300x"):
         advise(where, target=Target(ttft=1), service=service)
