@@ -28,8 +28,8 @@ def count(
         str,
         typer.Argument(
             metavar="TREE",
-            help="A JSON file of trees, or a generator: few-shot:prompt=4000,branches=20,steps=400; n-best, beam and"
-            " speculative likewise.",
+            help="A JSON file of trees, or a generator: few-shot:prompt=4000,branches=20,steps=400; n-best, beam,"
+            " speculative and levels likewise.",
         ),
     ],
     model: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefold.common.errors import UnknownName, UsageError
 from prefold.tree.count.files import Forest, read_trees
-from prefold.tree.count.generators import beam, few_shot, n_best, open_trees, read_accepted, speculative
+from prefold.tree.count.generators import beam, few_shot, levels, n_best, open_trees, read_accepted, speculative
 from prefold.tree.count.reads import SCHEMES, Attention, Counted, Counts, Reads, Scheme, count_rows, count_trees
 from prefold.tree.count.segments import Tree, make_tree
 from prefold.tree.count.timeline import replay
@@ -43,6 +43,7 @@ __all__ = [
     "count_rows",
     "count_trees",
     "few_shot",
+    "levels",
     "make_tree",
     "n_best",
     "open_trees",
