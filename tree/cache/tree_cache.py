@@ -288,6 +288,10 @@ class TreeCache(Refusals, Cache):
         longest = int(ends.max())
         return (torch.arange(longest + new, device=device) >= longest - ends[:, None]).long()
 
+    def align(self) -> None:
+        """Let rows of unequal length begin with padding, as the ids and the mask of ``generate`` do."""
+        self._columns = [max(leaf.end for leaf in self.live.rows)] * len(self.live.rows)
+
     def memory(self) -> Memory:
         """Return the contents of the cache."""
         segments = {
