@@ -56,6 +56,10 @@ class LiveTree:
         roots = [Live(next(self._numbers), None) for _ in range(rows // branches)]
         self.set_rows([root for root in roots for _ in range(branches)])
 
+    def adopt(self, tokens: int) -> Live:
+        """Begin a tree whose root is there already."""
+        return Live(next(self._numbers), None, length=tokens, run=self.pages.adopt(tokens))
+
     def set_rows(self, leaves: Sequence[Live]) -> None:
         """Let rows go on in these segments; a segment that only the former rows held is pruned."""
         for leaf in leaves:

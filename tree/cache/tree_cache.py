@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 import prefold.tree.cache.attention  # noqa: F401  # makes the implementation known, which no cache does without
 from prefold.tree.cache.live import Live, LiveTree
 from prefold.tree.cache.pool import LayerStore, Pages
+from prefold.tree.cache.saved import open_root, write_root
 from prefold.tree.cache.states import Refusals, States, Update
 from prefold.tree.cache.step import Step, make_step, tokens_last
 from prefold.tree.errors import CacheError, PrunedSegment, RaggedRows, UnequalRows
@@ -255,6 +257,9 @@ class TreeCache(Refusals, Cache):
             kept = min(tokens, leaf.end)
             columns -= leaf.end - kept
             leaf = self.live.cut(leaf, kept)
+        return self._keep(leaf, columns)
+
+    def _keep(self, leaf: Live, columns: int) -> int:
         leaf.holders += 1
         name, self._next_hold = self._next_hold, self._next_hold + 1
         self._holds[name] = leaf, columns
@@ -276,6 +281,28 @@ class TreeCache(Refusals, Cache):
         if name not in self._holds:
             raise PrunedSegment(f"TreeCache: segment {name} was pruned, or never held: nothing can branch from it")
         return self._holds[name]
+
+    def save(self, held: int, path: str | Path, model: PreTrainedModel, ids: torch.Tensor | Sequence[int]) -> None:
+        """Write what is held, the tokens ``ids``, to a file of safetensors that :meth:`load` reads."""
+        leaf, _ = self._held(held)
+        moves = self.live.take_moves()
+        for store in self.stores.values():
+            store.apply_moves(moves)
+        write_root(Path(path), leaf, self.stores, model, ids)
+
+    def load(self, path: str | Path, model: PreTrainedModel, ids: torch.Tensor | Sequence[int]) -> int:
+        """Hold a root that was saved, mapped from its file; returns a name to branch from.
+
+        Raises:
+            WrongRoot: The file was written for another model, other tokens or in another format.
+        """
+        tokens, layers = open_root(Path(path), model, ids)
+        root = self.live.adopt(tokens)
+        for number, (keys, values) in layers.items():
+            layer = self._layer(Update(self, number, keys[None], values[None]))
+            if root.run is not None:
+                layer.adopt(root.run.extent, (keys, values))
+        return self._keep(root, tokens)
 
     def position_ids(self, new: int = 1, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the positions of so many new tokens of every row, ``[rows, new]``: they follow the path."""
