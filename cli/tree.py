@@ -7,6 +7,7 @@ import typer
 
 from prefold.cli.options import Json, Revision
 from prefold.cli.tree_run import run
+from prefold.cli.tree_score import score
 
 if TYPE_CHECKING:
     from prefold.tree import Attention, Counted, Forest
@@ -20,6 +21,7 @@ def _trees() -> None:
 
 
 tree.command()(run)
+tree.command()(score)
 
 
 @tree.command()
@@ -28,8 +30,8 @@ def count(
         str,
         typer.Argument(
             metavar="TREE",
-            help="A JSON file of trees, or a generator: few-shot:prompt=4000,branches=20,steps=400; n-best, beam and"
-            " speculative likewise.",
+            help="A JSON file of trees, or a generator: few-shot:prompt=4000,branches=20,steps=400; n-best, beam,"
+            " speculative and levels likewise.",
         ),
     ],
     model: Annotated[

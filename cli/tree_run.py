@@ -1,30 +1,20 @@
 """``prefold tree run``."""
 
-import json
 from operator import eq
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prefold.cli.options import DType, Json, Revision, TrustRemoteCode, parse_dtype
-from prefold.common.errors import UsageError, one_line
+from prefold.cli.tree_inputs import PromptFile, load, read_prompt, require_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from prefold.convert.checkpoint import Source
     from prefold.tree import Asked, Sampled
 
 
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A causal language model: a folder or a hub id.")],
-    prompt_file: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE", exists=True, dir_okay=False, help="The prompt: text, or a JSON list of token ids (.json)."
-        ),
-    ],
+    prompt_file: PromptFile,
     branches: Annotated[int, typer.Option(metavar="N", min=1, help="Continuations to sample.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(metavar="T", min=1, help="Tokens of each, at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.01, help="Divides the logits before sampling.")] = 1.0,
@@ -52,9 +42,9 @@ def run(
     from prefold.tree import Asked, sample_plain, sample_tree
 
     source = open_source(model, revision)
-    tokenizer, prompt = _read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)
-    loaded = _load(source, wanted, trust_remote_code=trust_remote_code)
-    _require_tokens(prompt, loaded, prompt_file)
+    tokenizer, prompt = read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)
+    loaded = load(source, wanted, trust_remote_code=trust_remote_code)
+    require_tokens(prompt, loaded, prompt_file)
     asked = Asked(prompt, branches, max_new_tokens, temperature, seed, max_pages)
     note(f"{model}: {branches} branches from a prompt of {len(prompt)} tokens")
     tree = sample_tree(loaded, asked)
@@ -65,64 +55,6 @@ def run(
         show_json(figures)
     else:
         _show(figures)
-
-
-def _read_prompt(source: "Source", model: str, file: Path, *, trust_remote_code: bool) -> tuple[Any, list[int]]:
-    try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: not text in UTF-8") from error
-    if file.suffix == ".json":
-        return None, _read_tokens(content, file)
-    tokenizer = _tokenizer(source, model, trust_remote_code=trust_remote_code)
-    return tokenizer, list(tokenizer(content)["input_ids"])
-
-
-def _read_tokens(content: str, file: Path) -> list[int]:
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise UsageError(f"{file}: not JSON: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(each, int) and not isinstance(each, bool) for each in found):
-        raise UsageError(f"{file}: not a JSON list of token ids")
-    return found
-
-
-def _tokenizer(source: "Source", model: str, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    where = {"revision": source.revision} if source.revision else {}
-    name = model if source.revision else str(source.folder)
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        reason = f"its tokenizer does not load; a .json file of token ids needs none: {one_line(error)}"
-        raise UsageError(f"{model}: {reason}") from error
-
-
-def _load(source: "Source", dtype: Any, *, trust_remote_code: bool) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM, PreTrainedModel
-
-    from prefold.convert import UnsupportedModel
-
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = f"{source.name}: no causal language model that transformers loads: {one_line(error)}"
-        raise UnsupportedModel([reason]) from error
-    model: PreTrainedModel = loaded.eval()
-    return model
-
-
-def _require_tokens(prompt: list[int], model: "PreTrainedModel", file: Path) -> None:
-    size = model.config.get_text_config(decoder=True).vocab_size
-    if not prompt:
-        raise UsageError(f"{file}: no token in it")
-    wrong = max(prompt) if max(prompt) >= size else min(prompt)
-    if not 0 <= wrong < size:
-        raise UsageError(f"{file}: token {wrong} of a vocabulary of {size}")
 
 
 def _figures(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefold.common.errors import UnknownName, UsageError
 from prefold.tree.count.files import Forest, read_trees
-from prefold.tree.count.generators import beam, few_shot, n_best, open_trees, read_accepted, speculative
+from prefold.tree.count.generators import beam, few_shot, levels, n_best, open_trees, read_accepted, speculative
 from prefold.tree.count.reads import SCHEMES, Attention, Counted, Counts, Reads, Scheme, count_rows, count_trees
 from prefold.tree.count.segments import Tree, make_tree
 from prefold.tree.count.timeline import replay
@@ -16,8 +16,11 @@ from prefold.tree.errors import CacheError, Uncountable
 
 if TYPE_CHECKING:
     from prefold.tree.cache.generate import HOLD, Branch, GeneratedTree, tree_generate
+    from prefold.tree.cache.passes import attend_by
     from prefold.tree.cache.sampling import Asked, Sampled, prefill, sample_plain, sample_tree
     from prefold.tree.cache.tree_cache import Memory, TreeCache
+    from prefold.tree.prompts.prefixes import share_prefixes
+    from prefold.tree.prompts.score import Scored, score
 
 __all__ = [
     "HOLD",
@@ -34,15 +37,18 @@ __all__ = [
     "Reads",
     "Sampled",
     "Scheme",
+    "Scored",
     "Tree",
     "TreeCache",
     "Uncountable",
     "UnknownName",
     "UsageError",
+    "attend_by",
     "beam",
     "count_rows",
     "count_trees",
     "few_shot",
+    "levels",
     "make_tree",
     "n_best",
     "open_trees",
@@ -52,18 +58,23 @@ __all__ = [
     "replay",
     "sample_plain",
     "sample_tree",
+    "score",
+    "share_prefixes",
     "speculative",
     "tree_generate",
 ]
 
 _RUNNING = {
-    **dict.fromkeys(("HOLD", "Branch", "GeneratedTree", "tree_generate"), "generate"),
-    **dict.fromkeys(("Asked", "Sampled", "prefill", "sample_plain", "sample_tree"), "sampling"),
-    **dict.fromkeys(("Memory", "TreeCache"), "tree_cache"),
+    **dict.fromkeys(("HOLD", "Branch", "GeneratedTree", "tree_generate"), "cache.generate"),
+    **dict.fromkeys(("Asked", "Sampled", "prefill", "sample_plain", "sample_tree"), "cache.sampling"),
+    "attend_by": "cache.passes",
+    **dict.fromkeys(("Memory", "TreeCache"), "cache.tree_cache"),
+    "share_prefixes": "prompts.prefixes",
+    **dict.fromkeys(("Scored", "score"), "prompts.score"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _RUNNING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.cache.{_RUNNING[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_RUNNING[name]}"), name)

@@ -35,3 +35,7 @@ class RaggedRows(CacheError):
 
 class UnequalRows(CacheError):
     """Rows that share a prompt differ in it."""
+
+
+class WrongRoot(CacheError):
+    """The file of a root is none, of another format, or bound to another model or other tokens."""

@@ -308,8 +308,3 @@ def test_a_pass_that_was_broken_off_is_no_cache(llama: PreTrainedModel) -> None:
 def test_a_cache_of_nothing_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(CacheError, match="at least 1"):
         TreeCache(**options)
-
-
-def test_tokens_are_not_taken_back(llama: PreTrainedModel) -> None:
-    with pytest.raises(CacheError, match="take tokens back"):
-        _grown(llama).cache.crop(-1)

@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from prefold.tree.cache.masks import NAME, TreeMask, Window
 from prefold.tree.cache.partial import Partial, Scoring, add_sinks, attend, attend_causally, attend_masked, merge
 from prefold.tree.cache.pool import LayerStore
-from prefold.tree.cache.states import States, Update
+from prefold.tree.cache.states import States, Update, arranged
 from prefold.tree.cache.step import Part, RowGroup, Step
 from prefold.tree.errors import WrongAttention
 
@@ -106,6 +106,7 @@ def _attend(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attend from every row's new tokens, ``[batch, new, heads, width]``; zeros where there is no token."""
+    query = query if step.order is None else arranged(query, step.order)
     outs = [_back_end(part, query)(part, query, update, window, scoring, sinks) for part in step.parts]
     if step.parts and step.whole(len(query)):
         return outs[0]
@@ -114,7 +115,10 @@ def _attend(
         rows = torch.tensor(part.rows, device=query.device)
         for copy in range(step.copies):
             out[rows + copy, step.columns - part.new :] = found
-    return out
+    if step.order is None:
+        return out
+    index = step.order.to(out.device)[:, :, None, None].expand_as(out)
+    return torch.empty_like(out).scatter_(1, index, out)
 
 
 def _back_end(part: Part, query: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel
 
-from prefold.tree.cache.sampling import require_tree_attention, run
+from prefold.tree.cache.passes import require_tree_attention, run
 from prefold.tree.cache.tree_cache import TreeCache
 from prefold.tree.errors import CacheError
 

@@ -1,6 +1,6 @@
 """The live segments of a cache: their branches, their holders, and where their tokens lie."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,13 +17,12 @@ _SPARE = 4
 class Live:
     """A segment that something holds: rows that end in it, a user, or the segments that branch from it.
 
-    ``start`` counts the tokens before it on its path, ``padding`` the columns before those that no token has.
+    ``start`` counts the tokens before it on its path.
     """
 
     number: int
     parent: "Live | None"
     start: int = 0
-    padding: int = 0
     length: int = 0
     run: PageRun | None = None
     holders: int = 0
@@ -56,6 +55,10 @@ class LiveTree:
         """Begin a tree for each ``branches`` rows."""
         roots = [Live(next(self._numbers), None) for _ in range(rows // branches)]
         self.set_rows([root for root in roots for _ in range(branches)])
+
+    def adopt(self, tokens: int) -> Live:
+        """Begin a tree whose root is there already."""
+        return Live(next(self._numbers), None, length=tokens, run=self.pages.adopt(tokens))
 
     def set_rows(self, leaves: Sequence[Live]) -> None:
         """Let rows go on in these segments; a segment that only the former rows held is pruned."""
@@ -120,28 +123,65 @@ class LiveTree:
         second.run = first.run
         return True
 
-    def _move(self, source: PageRun, target: PageRun, tokens: int, at: int = 0) -> None:
+    def _move(self, source: PageRun, target: PageRun, tokens: int, at: int = 0, begin: int = 0) -> None:
+        """Copy so many tokens from the one that is ``begin`` to ``at``."""
         if tokens:
-            self.moves.append(Move(source.extent, source.start, target.extent, target.start + at, tokens))
+            begin += source.start
+            self.moves.append(Move(source.extent, begin, target.extent, target.start + at, tokens))
+
+    def cut(self, leaf: Live, tokens: int) -> Live:
+        """Return the segment that ends after the first ``tokens`` tokens of a path; a longer one is split there."""
+        while leaf.parent is not None and tokens <= leaf.start:
+            leaf = leaf.parent
+        return leaf if tokens == leaf.end else self._split(leaf, tokens - leaf.start)
+
+    def _split(self, segment: Live, tokens: int) -> Live:
+        """Let a new segment take the first tokens of a segment, and its pages; what is left of it moves."""
+        first = Live(next(self._numbers), segment.parent, segment.start, tokens, segment.run)
+        left = segment.length - tokens
+        (target,) = self.pages.take(left)
+        if segment.run is not None:
+            self._move(segment.run, target, left, begin=tokens)
+        if segment.parent is not None:
+            siblings = segment.parent.children
+            siblings[siblings.index(segment)] = first
+        first.children.append(segment)
+        segment.parent, segment.start, segment.length, segment.run = first, first.end, left, target
+        return first
+
+    def cut_rows(self, ends: Sequence[int]) -> None:
+        """Let every row go on after so many of its tokens; what nothing else holds behind them is freed."""
+        below = Counter(zip(self.rows, ends, strict=True))
+        for (leaf, end), rows in below.items():
+            if leaf.start < end < leaf.end and leaf.holders == rows and not leaf.children:
+                leaf.length = end - leaf.start
+        self.set_rows([self.cut(leaf, end) for leaf, end in zip(self.rows, ends, strict=True)])
 
     def extend(self, new: Sequence[int], *, shared: bool) -> None:
         """Make room for so many new tokens at the end of every row, and count them.
 
-        ``shared``: rows in one leaf have the same tokens, and stay there; ``new`` is then the same for them.
+        ``shared``: rows in one leaf have the same tokens, and stay together; ``new`` is then the same for them.
 
         Raises:
             OutOfPages: There are not enough; the cache is of no use any more.
         """
-        for index, more in enumerate(new):
-            leaf = self.rows[index]
-            if more and not shared and (leaf.holders > 1 or leaf.children):
+        if shared:
+            self._go_on_together()
+        for index, leaf in enumerate([] if shared else list(self.rows)):
+            if leaf.holders > 1 or leaf.children:
                 self._go_on(leaf, [index])
         wants = {leaf: more for leaf, more in zip(self.rows, new, strict=True) if more}
         for leaf, more in self._make_room(wants).items():
             leaf.length += more
 
+    def _go_on_together(self) -> None:
+        """Let rows in one leaf go on in a new one if somebody else holds it, too."""
+        for leaf in dict.fromkeys(self.rows):
+            if leaf.children or leaf.holders > self.rows.count(leaf):
+                self._go_on_from(leaf)
+
     def _go_on(self, leaf: Live, rows: Iterable[int]) -> Live:
-        child = Live(next(self._numbers), leaf, start=leaf.end, padding=leaf.padding)
+        child = Live(next(self._numbers), leaf, start=leaf.end)
         leaf.children.append(child)
         for row in rows:
             self.rows[row] = child

@@ -23,11 +23,14 @@ class PageRun:
 
 
 class Extent:
-    """A part of the pool that is one tensor in every layer: its size in pages, and what of it is free."""
+    """A part of the pool that is one tensor in every layer: its size in pages, and what of it is free.
 
-    def __init__(self, pages: int) -> None:
-        self.pages = pages
-        self.free: list[tuple[int, int]] = [(0, pages)]
+    ``given``: its tensors were there before, and hold one segment.
+    """
+
+    def __init__(self, pages: int, *, given: bool = False) -> None:
+        self.pages, self.given = pages, given
+        self.free: list[tuple[int, int]] = [] if given else [(0, pages)]
 
     def take(self, pages: int, at: int | None = None) -> int | None:
         """Take the first free run of so many pages, or the one ``at``; returns its start, None if there is none."""
@@ -105,8 +108,9 @@ class Pages:
             start = extent.take(pages)
             if start is not None:
                 return name, start
-        if self.limit is not None and self.extents:
-            raise OutOfPages(f"{pages} more pages in one piece: {self.held} of {self.limit} are taken (max_pages)")
+        if self.limit is not None and (own := [each for each in self.extents.values() if not each.given]):
+            held = self.held - self.total + sum(each.pages for each in own)
+            raise OutOfPages(f"{pages} more pages in one piece: {held} of {self.limit} are taken (max_pages)")
         return self._add_extent(pages)
 
     def _add_extent(self, pages: int) -> tuple[int, int]:
@@ -119,6 +123,13 @@ class Pages:
         start = self.extents[name].take(pages)
         return name, start or 0
 
+    def adopt(self, tokens: int) -> PageRun:
+        """Return a run of so many tokens whose tensors there are already; a limit does not count them."""
+        name = len(self.slots)
+        self.slots.append(tokens)
+        self.extents[name] = Extent(-(-tokens // self.size), given=True)
+        return PageRun(name, 0, tokens)
+
     def extend(self, run: PageRun, tokens: int) -> PageRun | None:
         """Return the run with room for as many tokens, if the pages behind it are free; else None."""
         more = -(-(tokens - run.capacity) // self.size)
@@ -129,8 +140,9 @@ class Pages:
     def give(self, run: PageRun) -> None:
         """Take a run back; an extent that holds nothing any more is gone, unless the pool has a limit."""
         extent = self.extents[run.extent]
-        extent.give(run.start // self.size, run.capacity // self.size)
-        if extent.is_empty and self.limit is None:
+        if not extent.given:
+            extent.give(run.start // self.size, run.capacity // self.size)
+        if extent.given or (extent.is_empty and self.limit is None):
             del self.extents[run.extent]
 
 
@@ -163,6 +175,10 @@ class LayerStore:
             made = [each.new_empty(each.shape[1], slots, each.shape[-1]) for each in self._like]
             self._tensors[name] = (made[0], made[1])
         return self._tensors[name]
+
+    def adopt(self, name: int, tensors: Tensors) -> None:
+        """Let an extent have keys and values that there are already, ``[kv_heads, slots, width]``."""
+        self._tensors[name] = tensors
 
     def apply_moves(self, moves: Sequence[Move]) -> None:
         """Copy tokens that segments have moved, then let go of extents that are gone."""

@@ -1,6 +1,5 @@
 """Sampling several continuations of a prompt that is read once, with a tree and without, to compare what each costs."""
 
-import inspect
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,8 @@ import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 
 from prefold.tree.cache.masks import NAME
+from prefold.tree.cache.passes import attend_by, require_tree_attention, run
 from prefold.tree.cache.tree_cache import TreeCache
-from prefold.tree.errors import NoAttention, WrongAttention
 
 
 @torch.no_grad()
@@ -40,31 +39,6 @@ def prefill(
         cache.batch_repeat_interleave(branches)
     cache.branches = branches
     return cache
-
-
-def require_tree_attention(model: PreTrainedModel) -> None:
-    """Raise ``WrongAttention`` for a model that attends in another way."""
-    found = model.config.get_text_config(decoder=True)._attn_implementation
-    if found != NAME:
-        raise WrongAttention(
-            f"{type(model).__name__} attends by {found!r}: load it with attn_implementation='{NAME}', if it knows that"
-        )
-
-
-def run(model: PreTrainedModel, cache: TreeCache, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the last logits, ``[rows, vocabulary]``, of new tokens, ``[rows, new]``, with the mask of all columns."""
-    takes = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    if "position_ids" in takes:
-        options["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-    elif cache.takes_positions:
-        raise WrongAttention(f"{type(model).__name__} takes no position_ids, and a branch goes on where its path ends")
-    if "past_key_values" not in takes:
-        raise NoAttention(f"{type(model).__name__} takes no past_key_values: it has no attention to share")
-    logits: torch.Tensor = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options).logits
-    if not cache.is_initialized:
-        raise NoAttention(f"{type(model).__name__} stores no keys and values")
-    return logits[:, -1]
 
 
 @dataclass(frozen=True)
@@ -150,16 +124,6 @@ def sample_plain(model: PreTrainedModel, asked: Asked) -> Sampled:
     start = time.perf_counter()
     found, ticks = _generate(model, ids, asked, cache)
     return _sampled(found, start, ticks, asked, sum(cache.reads[1:]), cache.held)
-
-
-def attend_by(model: PreTrainedModel, name: str) -> None:
-    """Let a model attend by an implementation; ``WrongAttention`` where it cannot."""
-    if model._can_set_attn_implementation():  # else transformers would say so in a warning of several lines
-        model.set_attn_implementation(name)
-    if model.config.get_text_config(decoder=True)._attn_implementation != name:
-        raise WrongAttention(
-            f"{type(model).__name__} does not attend through transformers' AttentionInterface: it cannot use {name!r}"
-        )
 
 
 def _sampled(found: Any, start: float, ticks: list[float], asked: Asked, reads: int, held: int) -> Sampled:

@@ -26,10 +26,6 @@ class Refusals:
 
     self_attention_cache = cross_attention_cache = is_updated = property(_refuse_sides)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: tokens that segments share cannot be taken back."""
-        raise CacheError("TreeCache cannot take tokens back, as assisted generation needs it")
-
     def early_initialization(self, *_: Any, **__: Any) -> None:
         """Refuse: what a cache for export is made of is fixed, and a tree's segments are not."""
         raise CacheError("TreeCache cannot be made before it is used, as exporting a model needs it")
@@ -48,11 +44,22 @@ class Update:
         self.cache, self.layer, self.keys, self.values = cache, layer, keys, values
         self.step: Any = None  # the step that it was stored in
 
+    def arrange(self, order: torch.Tensor | None) -> None:
+        """Put the columns of every row in an order, ``[batch, new]``; None leaves them as they are."""
+        if order is not None:
+            self.keys, self.values = arranged(self.keys, order), arranged(self.values, order)
+
     @property
     def store(self) -> LayerStore:
         """The layer's earlier keys and values."""
         found: LayerStore = self.cache.stores[self.layer]
         return found
+
+
+def arranged(states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Return states, ``[batch, heads, new, width]``, whose columns are in an order for each row, ``[batch, new]``."""
+    index = order.to(states.device)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+    return states.gather(2, index)
 
 
 class States:

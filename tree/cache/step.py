@@ -244,12 +244,16 @@ def _new_slots(leaf: Live, new: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A forward pass of ``columns`` new columns; each row that is stored stands for ``copies`` rows of the batch."""
+    """A forward pass of ``columns`` new columns; each row that is stored stands for ``copies`` rows of the batch.
+
+    ``order``: the columns of each row with its tokens last, ``[batch, columns]``; None where they lie so.
+    """
 
     columns: int
     copies: int
     parts: tuple[Part, ...]
     moves: Sequence[Move]
+    order: torch.Tensor | None = None
 
     def whole(self, batch: int) -> bool:
         """Return whether there is one part, which is the batch."""
@@ -257,11 +261,24 @@ class Step:
         return len(self.parts) == 1 and first.new == self.columns and first.rows == tuple(range(batch))
 
 
-def make_step(columns: int, copies: int, leaves: Sequence[Live], new: Sequence[int], moves: Sequence[Move]) -> Step:
+def tokens_last(padding: torch.Tensor) -> torch.Tensor | None:
+    """Return an order of columns with each row's tokens last, ``[batch, columns]``; None where they lie so."""
+    order = padding.long().argsort(dim=1, stable=True)
+    return None if torch.equal(padding.gather(1, order), padding) else order
+
+
+def make_step(
+    columns: int,
+    copies: int,
+    leaves: Sequence[Live],
+    new: Sequence[int],
+    moves: Sequence[Move],
+    order: torch.Tensor | None = None,
+) -> Step:
     """Divide rows by the number of their new tokens; ``leaves`` and ``new`` are those of every copied row's first."""
     parts = []
     for count in sorted(set(new) - {0}):
         rows = [row for row, each in enumerate(new) if each == count]
-        order = [rows[index] for index in depth_first([leaves[row] for row in rows])]
-        parts.append(Part(tuple(row * copies for row in order), tuple(leaves[row] for row in order), count))
-    return Step(columns, copies, tuple(parts), moves)
+        rows = [rows[index] for index in depth_first([leaves[row] for row in rows])]
+        parts.append(Part(tuple(row * copies for row in rows), tuple(leaves[row] for row in rows), count))
+    return Step(columns, copies, tuple(parts), moves, order)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ _MOST = {
     "steps": MOST_STEPS,
     "cap": MOST_STEPS,
     "prompt": 1_000_000_000,
-    **dict.fromkeys(("branches", "beams", "size"), _MOST_SEGMENTS),
+    "tokens": 1_000_000_000,
+    **dict.fromkeys(("branches", "beams", "size", "nodes"), _MOST_SEGMENTS),
 }
 
 
@@ -92,6 +94,28 @@ def speculative(accepted: Sequence[int], size: int, prompt: int, cap: int) -> Tr
     return Tree(name, parent, tokens, birth, end, prompt, accepted=tuple(gained[1 : steps + 1]))
 
 
+def levels(nodes: Sequence[int], tokens: Sequence[int]) -> Tree:
+    """Return one step over a tree of levels: ``nodes`` and the tokens of each, level by level; every leaf is a query.
+
+    Child ``j`` of a level of n nodes continues node ``j * parents // n`` of the level above. Several nodes in the first
+    level are several roots, below a prompt of no tokens.
+    """
+    if len(nodes) != len(tokens) or not nodes:
+        raise UsageError(f"levels: {len(nodes)} numbers of nodes and {len(tokens)} of tokens: one of each for a level")
+    for node, token in zip(nodes, tokens, strict=True):
+        _require(nodes=node, tokens=token)
+    _require(nodes=sum(nodes))
+    counts, sizes = ([*nodes], [*tokens]) if nodes[0] == 1 else ([1, *nodes], [0, *tokens])
+    first = np.cumsum([0, *counts])
+    above = [
+        first[level - 1] + np.arange(count) * counts[level - 1] // count for level, count in enumerate(counts[1:], 1)
+    ]
+    parent, held = np.concatenate([[-1], *above]).astype(np.int64), np.repeat(np.array(sizes, np.int64), counts)
+    end = np.isin(np.arange(len(parent)), parent, invert=True).astype(np.int64)  # a leaf is decoded at step 1
+    name = f"levels: nodes {'/'.join(map(str, nodes))}, tokens {'/'.join(map(str, tokens))}"
+    return Tree(name, parent, held, end - held + 1, end, sizes[0])
+
+
 def refill(accepted: Sequence[int], cap: int) -> list[int]:
     """Return accepted lengths that add up to ``cap``.
 
@@ -155,16 +179,19 @@ _GENERATORS: dict[str, Callable[..., Tree]] = {
     "n-best": n_best,
     "beam": beam,
     "speculative": _replayed,
+    "levels": levels,
 }
+_Setting = int | str | Path | tuple[int, ...]
 
 
-def _value(name: str, key: str, text: str) -> int | str | Path:
+def _value(name: str, key: str, text: str) -> _Setting:
     if key in ("file", "dataset"):
         return Path(text) if key == "file" else text
     try:
-        return int(text)
+        return tuple(int(each) for each in text.split("/")) if name == "levels" else int(text)
     except ValueError as error:
-        raise UsageError(f"{name}: {key}={text} is not a whole number") from error
+        kind = "whole numbers, as 1/4/16" if name == "levels" else "a whole number"
+        raise UsageError(f"{name}: {key}={text} is not {kind}") from error
 
 
 def open_trees(source: str, *, limit: int | None = None) -> Forest:
@@ -182,9 +209,9 @@ def open_trees(source: str, *, limit: int | None = None) -> Forest:
     return read_trees(Path(source), limit=limit)
 
 
-def _arguments(name: str, settings: str) -> dict[str, int | str | Path]:
+def _arguments(name: str, settings: str) -> dict[str, Any]:
     parameters = signature(_GENERATORS[name]).parameters
-    given: dict[str, int | str | Path] = {}
+    given: dict[str, _Setting] = {}
     for setting in filter(None, settings.split(",")):
         key, _, value = setting.partition("=")
         if key not in parameters:

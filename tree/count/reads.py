@@ -249,7 +249,7 @@ def count_trees(
 
 def _generated(tree: Tree, steps: int) -> int:
     """Return tokens of a tree beside its prompt, with those that the last step has yet to append."""
-    held = (tree.end.clip(max=steps + 1) - tree.birth + 1).clip(0, tree.tokens)
+    held = (tree.end.clip(max=steps + 1) - tree.birth.clip(min=1) + 1).clip(0, tree.tokens)
     held[tree.root] = sum(tree.accepted[:steps])
     return int(held.sum())
 

@@ -1,0 +1,1 @@
+"""What is asked of a tree of prompts: continuations of all, or the likelihood of many continuations of one."""
