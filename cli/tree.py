@@ -96,7 +96,6 @@ def count(
 def _attention(model: str, revision: str | None) -> "Attention":
     """Return the attention of a model, whose FFN does not matter here."""
     from prefold.cli.plan_inputs import open_shape
-    from prefold.cli.show.show import note
     from prefold.tree import Attention, Uncountable
 
     shape = open_shape(model, revision, gated=False, parallel=False)
@@ -104,10 +103,9 @@ def _attention(model: str, revision: str | None) -> "Attention":
         raise Uncountable(
             f"{model}: its keys and values are stored compressed, for all heads; these formulas count heads"
         )
-    if shape.sliding_layers:
-        window = f"{shape.sliding_layers} of its layers see a window of {shape.sliding_window:,} tokens"
-        note(f"{model}: {window}: counted as if they saw the whole context")
-    return Attention(shape.num_layers, shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
+    heads = (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
+    windows = {"sliding_layers": shape.sliding_layers, "sliding_window": shape.sliding_window}
+    return Attention(shape.attention_layers, *heads, **windows)
 
 
 def _tell(forest: "Forest", model: str, counted: "Counted", plot: Path | None, *, as_json: bool) -> None:

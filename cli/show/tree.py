@@ -1,5 +1,6 @@
 """The tables of a tree: bytes by scheme."""
 
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
@@ -18,13 +19,7 @@ def tree_json(forest: Forest, model: str, counted: Counted) -> dict[str, Any]:
     return {
         "source": forest.name,
         "model": model,
-        "attention": {
-            "layers": attention.layers,
-            "heads": attention.heads,
-            "kv_heads": attention.kv_heads,
-            "head_dim": attention.head_dim,
-            "value_bytes": attention.value_bytes,
-        },
+        "attention": asdict(attention),
         "trees": len(forest.trees),
         "trees_complete": forest.complete,
         "trees_in_file": forest.records,
@@ -70,13 +65,18 @@ def _about(forest: Forest, model: str, counted: Counted) -> list[str]:
     return [
         f"{forest.name}{of}{'; figures are means per tree' if len(forest.trees) > 1 else ''}",
         f"{model}: {attention.layers} layers, {attention.heads} heads, {attention.kv_heads} of keys and values, each of"
-        f" {attention.head_dim} values of {attention.value_bytes} bytes",
+        f" {attention.head_dim} values of {attention.value_bytes} bytes{_windows(attention)}",
         f"prompt {prompt:,.6g} tokens{', the template + 1' if forest.template else ''}; {float(totals['steps']):,.6g}"
         f" steps, {float(counted.generated_tokens):,.8g} tokens generated",
         f"sharing factor {factor:.3f}: tokens of all paths to tokens of the tree"
         if factor
         else "no step is decoded: nothing is read",
     ]
+
+
+def _windows(attention: Attention) -> str:
+    window = f"; {attention.sliding_layers} layers see the last {attention.sliding_window:,} tokens of each branch"
+    return window if attention.sliding_layers else ""
 
 
 def _table(counted: Counted) -> Table:

@@ -22,6 +22,7 @@ class Ordered:
         segments: that an entry stands for: several where a chain of them is one.
         blocks: of each of these segments when it is whole.
         block: tokens of a block.
+        joins: chains become one entry.
     """
 
     birth: Integers
@@ -34,6 +35,7 @@ class Ordered:
     segments: Integers
     blocks: Integers
     block: int
+    joins: bool = True
 
     def within(self, first: int, last: int) -> "Ordered":
         """Return what is resident between two steps; chains in which nothing changes are one segment.
@@ -48,6 +50,7 @@ class Ordered:
         still = (self.end[at] < first) & (self.last[at] >= last)
         joins = np.zeros(len(at), np.bool_)
         joins[2:] = still[1:-1] & still[2:] & (above[2:] == np.arange(1, len(at) - 1)) & (sizes[1:-1] == sizes[2:] + 1)
+        joins &= self.joins
         if joins.any() or len(at) < len(kept):
             return self._joined(at, np.flatnonzero(~joins), sizes, above)
         return self
@@ -69,6 +72,7 @@ class Ordered:
             segments=np.add.reduceat(self.segments[at], heads),
             blocks=np.add.reduceat(self.blocks[at], heads),
             block=self.block,
+            joins=self.joins,
         )
 
 
@@ -77,8 +81,8 @@ def _counted(kept: NDArray[np.bool_]) -> Integers:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
 
 
-def order_tree(tree: Tree, block: int = BLOCK) -> Ordered:
-    """Return the columns of a whole tree; ``block`` tokens are a block."""
+def order_tree(tree: Tree, block: int = BLOCK, *, joins: bool = True) -> Ordered:
+    """Return the columns of a whole tree; ``block`` tokens are a block, and ``joins`` makes one entry of a chain."""
     order, sizes = depth_first(tree)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -93,4 +97,4 @@ def order_tree(tree: Tree, block: int = BLOCK) -> Ordered:
         last[parents[segment]] = max(last[parents[segment]], last[segment])
     made = [np.array(each, np.int64) for each in (last, tokens, before, above)]
     ones, blocks = np.ones_like(order), -(-made[1] // block)
-    return Ordered(tree.birth[order], end, made[0], made[1], made[2], made[3], sizes, ones, blocks, block)
+    return Ordered(tree.birth[order], end, made[0], made[1], made[2], made[3], sizes, ones, blocks, block, joins)

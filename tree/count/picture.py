@@ -60,14 +60,25 @@ def over_time(counted: Counted) -> OverTime:
     """Return the reads of each step."""
     steps = max(len(each.branches) for each in counted.trees)
     names = counted.trees[0].totals()
-    means = {name: _mean([getattr(each, name) for each in counted.trees], steps) for name in names}
-    reads = {}
-    for scheme in counted.schemes:
-        # Bytes are a sum of columns, each by a constant; what one of each column costs is that constant.
-        one = {name: {each: Fraction(each == name) for each in names} for name in names}
-        costs = {name: float(reads_of(scheme, counted.attention, one[name]).full) for name in names}
-        reads[scheme.name] = np.sum([costs[name] * means[name] for name in names], axis=0)
-    return OverTime(means["branches"], means["tree_tokens"], means["path_tokens"], reads)
+    parts = [
+        (attention, {name: _mean([getattr(each, name) for each in trees], steps) for name in names})
+        for attention, trees in counted.parts
+    ]
+    # Bytes are a sum of columns, each by a constant; what one of each column costs is that constant.
+    one = {name: {each: Fraction(each == name) for each in names} for name in names}
+    reads = {
+        scheme.name: np.sum(
+            [
+                float(reads_of(scheme, attention, one[name]).full) * means[name]
+                for attention, means in parts
+                for name in names
+            ],
+            axis=0,
+        )
+        for scheme in counted.schemes
+    }
+    seen = parts[0][1]
+    return OverTime(seen["branches"], seen["tree_tokens"], seen["path_tokens"], reads)
 
 
 def _mean(columns: list[NDArray[np.int64]], steps: int) -> Series:

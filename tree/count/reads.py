@@ -3,8 +3,8 @@
 DeFT, arXiv 2404.00242. Each step of a replay is counted in tokens, from which bytes follow by the sizes of a model.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from prefold.common.errors import UnknownName
 from prefold.tree.count.segments import Integers, Tree
 from prefold.tree.count.timeline import Rows, replay
+from prefold.tree.count.windows import within_window
 
 TILE = 32
 _PARTIAL = 4  # bytes of a value of a partial output, which are fp32
@@ -157,6 +158,7 @@ class Attention:
 
     Attributes:
         value_bytes: of a query, a key, a value or an output; the paper's are fp16.
+        sliding_layers: of the layers, those that attend to the last ``sliding_window`` tokens alone.
     """
 
     layers: int
@@ -164,6 +166,8 @@ class Attention:
     kv_heads: int
     head_dim: int
     value_bytes: int = 2
+    sliding_layers: int = 0
+    sliding_window: int = 0
 
     def kv_bytes(self, heads: int) -> int:
         """Return bytes of the keys and values of one token, of so many heads of each layer."""
@@ -202,18 +206,21 @@ class Reads:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """The counts of some trees at each step, and the tokens that they generate; figures are exact means per tree."""
+    """The counts of some trees at each step, and the tokens that they generate; figures are exact means per tree.
+
+    ``windows`` are the counts of layers with a sliding window; empty without such layers.
+    """
 
     attention: Attention
     trees: tuple[Counts, ...]
     generated: int
     schemes: tuple[Scheme, ...]
+    windows: tuple[Counts, ...] = ()
 
     @property
     def totals(self) -> dict[str, Fraction]:
         """The columns of ``Counts``, over all steps, and the number of ``steps``: means per tree."""
-        sums = [{**each.totals(), "steps": len(each.branches)} for each in self.trees]
-        return {name: Fraction(sum(each[name] for each in sums), len(sums)) for name in sums[0]}
+        return _means(self.trees)
 
     @property
     def generated_tokens(self) -> Fraction:
@@ -229,8 +236,25 @@ class Counted:
     @property
     def reads(self) -> dict[str, Reads]:
         """The bytes of each scheme, means per tree."""
-        totals = self.totals
-        return {scheme.name: reads_of(scheme, self.attention, totals) for scheme in self.schemes}
+        parts = [(attention, _means(trees)) for attention, trees in self.parts]
+        return {scheme.name: _sum([reads_of(scheme, *part) for part in parts]) for scheme in self.schemes}
+
+    @property
+    def parts(self) -> list[tuple[Attention, tuple[Counts, ...]]]:
+        """Layers that see all tokens, and those with a window, each with their counts."""
+        sliding = self.attention.sliding_layers if self.windows else 0
+        whole = replace(self.attention, layers=self.attention.layers - sliding)
+        windows = [(replace(self.attention, layers=sliding), self.windows)] if sliding else []
+        return [(whole, self.trees), *windows]
+
+
+def _means(trees: Sequence[Counts]) -> dict[str, Fraction]:
+    sums = [{**each.totals(), "steps": len(each.branches)} for each in trees]
+    return {name: Fraction(sum(each[name] for each in sums), len(sums)) for name in sums[0]}
+
+
+def _sum(parts: Sequence[Reads]) -> Reads:
+    return Reads(*(sum((getattr(part, each.name) for part in parts), Fraction(0)) for each in fields(Reads)))
 
 
 def count_trees(
@@ -244,7 +268,13 @@ def count_trees(
     found = tuple(find_schemes(schemes))
     counts = tuple(count_rows(replay(tree, cap)) for tree in trees)
     generated = sum(_generated(tree, tree.steps(cap)) for tree in trees)
-    return Counted(attention, counts, generated, found)
+    window = attention.sliding_window if attention.sliding_layers else 0
+    windows = tuple(count_rows(_seen(tree, cap, window)) for tree in trees) if window else ()
+    return Counted(attention, counts, generated, found, windows)
+
+
+def _seen(tree: Tree, cap: int | None, window: int) -> Iterator[Rows]:
+    return (within_window(rows, window) for rows in replay(tree, cap, joins=False))
 
 
 def _generated(tree: Tree, steps: int) -> int:

@@ -59,10 +59,13 @@ class _Pattern:
     decoded: NDArray[np.bool_]
 
 
-def replay(tree: Tree, cap: int | None = None, *, block: int = BLOCK) -> Iterator[Rows]:
-    """Yield the resident segments from step 1 to the last, some steps at a time; ``cap`` as in ``Tree.steps``."""
+def replay(tree: Tree, cap: int | None = None, *, block: int = BLOCK, joins: bool = True) -> Iterator[Rows]:
+    """Yield the resident segments from step 1 to the last, some steps at a time; ``cap`` as in ``Tree.steps``.
+
+    ``joins``: a row may stand for a chain.
+    """
     steps = tree.steps(cap)
-    ordered = order_tree(tree, block)
+    ordered = order_tree(tree, block, joins=joins)
     gained = np.zeros(steps, np.int64)
     gained[1:] = np.cumsum(tree.accepted)[: max(steps - 1, 0)] if tree.accepted else 0
     events = np.concatenate([ordered.birth, ordered.end + 1, ordered.last + 1, [1]])
