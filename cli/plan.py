@@ -104,7 +104,7 @@ def plan(
         ),
     ] = None,
     gated: Annotated[
-        bool | None, typer.Option("--gated/--not-gated", help="The FFN has a gate; where the config does not say.")
+        bool | None, typer.Option("--gated/--not-gated", help="The FFN has a gate; for configs that leave it open.")
     ] = None,
     parallel: Annotated[
         bool | None, typer.Option("--parallel/--serial", help="Attention and FFN read the same input, or do not.")
@@ -121,7 +121,7 @@ def plan(
     """Calculate where the time of a forward pass goes, which layout over chips to choose, and what would help.
 
     No weights are read. Ideal times are bounds from the chip's full rates; calibrated ones are fitted to published
-    measurements, where there are any; each figure says which it is. With --prompt, --new-tokens and --concurrency it is
+    measurements, where there are any; each figure is marked. With --prompt, --new-tokens and --concurrency it is
     serving that is planned: times to the first token and from token to token.
 
     Examples:

@@ -67,7 +67,7 @@ def _tried(model: str, revision: str | None) -> tuple[bool | None, int | None]:
     inspection = inspect_checkpoint(model, revision=revision)
     savings = inspection.savings
     if savings is None:
-        note(f"{model} {inspection.verdict}; what is told of it folded is of a table that it cannot have")
+        note(f"{model} {inspection.verdict}; figures of it folded are of a table that it cannot have")
         return None, None
     return (True if savings.merged_width else None), savings.checkpoint_before // savings.dtype.itemsize
 
