@@ -32,10 +32,11 @@ def commands(case: Case, positions: int | None = None) -> dict[str, str]:
     )
     tensorrt = (
         f"trtllm-serve {model} --tp_size {ranks} --max_batch_size {batch} --max_seq_len {length}"
-        f" --kv_cache_free_gpu_memory_fraction {_free_share(case):.2f}{needed or (online and '  # weights in fp8')}"
+        f" --kv_cache_free_gpu_memory_fraction {_free_share(case):.2f}{' --config kv.yaml' if narrow else ''}"
     )
-    if narrow:
-        tensorrt = f"{tensorrt.split('  #')[0]} --config kv.yaml  # kv_cache_config: {{dtype: fp8}}"
+    notes = ["kv.yaml has kv_cache_config: {dtype: fp8}"] if narrow else []
+    notes += [f"a checkpoint with weights in {workload.weights}"] if online or needed else []
+    tensorrt += f"  # {'; '.join(notes)}" if notes else ""
     return {"vllm": vllm, "sglang": sglang, "tensorrt-llm": tensorrt}
 
 
