@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prefold.tree.cache.passes import attend_by
     from prefold.tree.cache.sampling import Asked, Sampled, prefill, sample_plain, sample_tree
     from prefold.tree.cache.tree_cache import Memory, TreeCache
+    from prefold.tree.prompts.policies import sampler
     from prefold.tree.prompts.prefixes import share_prefixes
     from prefold.tree.prompts.score import Scored, score
 
@@ -58,6 +59,7 @@ __all__ = [
     "replay",
     "sample_plain",
     "sample_tree",
+    "sampler",
     "score",
     "share_prefixes",
     "speculative",
@@ -69,6 +71,7 @@ _RUNNING = {
     **dict.fromkeys(("Asked", "Sampled", "prefill", "sample_plain", "sample_tree"), "cache.sampling"),
     "attend_by": "cache.passes",
     **dict.fromkeys(("Memory", "TreeCache"), "cache.tree_cache"),
+    "sampler": "prompts.policies",
     "share_prefixes": "prompts.prefixes",
     **dict.fromkeys(("Scored", "score"), "prompts.score"),
 }
