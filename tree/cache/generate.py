@@ -119,21 +119,22 @@ class _Growth:
         live = self._running + self._held
         if not live:
             return False
-        logits = torch.stack([branch._logits for branch in live if branch._logits is not None])
+        logits = _logits_of(live)
         decisions = _read(policy(live, logits), len(live), logits.shape[-1])
-        names = [
-            self.cache.hold(row) if branch._held is None else branch._held  # by which the cache knows a branch
-            for row, branch in enumerate(live)
-        ]
+        names = self._names(live)
         going = [(at, tokens) for at, said in enumerate(decisions) for tokens in said or ()]
-        first = _log_probs(logits[[at for at, _ in going]], [tokens[0] for _, tokens in going])
-        grown = [self._grow(live[at], tokens, decisions[at], step) for at, tokens in going]
-        for branch, found in zip(grown, first, strict=True):
+        self._running = [self._grow(live[at], tokens, decisions[at], step) for at, tokens in going]
+        self._new = [tokens for _, tokens in going]
+        rows = [at for at, _ in going]
+        for branch, found in zip(self._running, _log_probs(logits[rows], [new[0] for new in self._new]), strict=True):
             branch.log_probs.append(found)
-        self.cache.branch([names[at] for at, _ in going])
+        self.cache.branch([names[at] for at in rows])
         self._keep(live, names, decisions)
-        self._running, self._new = grown, [tokens for _, tokens in going]
-        return bool(grown)
+        return bool(going)
+
+    def _names(self, live: Sequence[Branch]) -> list[int]:
+        """Return names by which the cache knows branches; the running ones, which are its rows, come first."""
+        return [self.cache.hold(row) if each._held is None else each._held for row, each in enumerate(live)]
 
     def _grow(self, branch: Branch, tokens: list[int], decision: _Read, step: int) -> Branch:
         if decision and len(decision) == 1 and branch.parent is not None:
@@ -164,6 +165,10 @@ class _Growth:
                 branch.log_probs += _log_probs(found[-len(new) : -1], new[1:])
 
 
+def _logits_of(live: Sequence[Branch]) -> torch.Tensor:
+    return torch.stack([branch._logits for branch in live if branch._logits is not None])
+
+
 def _log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
     ids = torch.tensor(tokens, dtype=torch.long, device=logits.device)
     found: list[float] = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0].tolist()
@@ -179,14 +184,17 @@ def _read(decisions: Any, branches: int, vocabulary: int) -> list[_Read]:
         raise CacheError(f"tree_generate: the policy returns no list with {kinds}: {one_line(error)}") from error
     if len(said) != branches:
         raise CacheError(f"tree_generate: the policy decided on {len(said)} of {branches} branches")
-    for tokens in (tokens for each in said for tokens in each or ()):
-        if not tokens:
-            raise CacheError(
-                "tree_generate: the policy appends a list without tokens; a branch ends by an empty decision"
-            )
-        if min(tokens) < 0 or max(tokens) >= vocabulary:
-            raise CacheError(f"tree_generate: the policy appends {tokens}, of a vocabulary of {vocabulary}")
+    for each in said:
+        for tokens in each or ():
+            _require_tokens(tokens, vocabulary)
     return said
+
+
+def _require_tokens(tokens: list[int], vocabulary: int) -> None:
+    if not tokens:
+        raise CacheError("tree_generate: the policy appends a list without tokens; a branch ends by an empty decision")
+    if min(tokens) < 0 or max(tokens) >= vocabulary:
+        raise CacheError(f"tree_generate: the policy appends {tokens}, of a vocabulary of {vocabulary}")
 
 
 def _tokens(said: Any) -> list[int]:
