@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prefold.tree.cache.sampling import Asked, Sampled, prefill, sample_plain, sample_tree
     from prefold.tree.cache.tree_cache import Memory, TreeCache
     from prefold.tree.prompts.policies import sampler
-    from prefold.tree.prompts.prefixes import share_prefixes
+    from prefold.tree.prompts.prefixes import read_prompts, share_prefixes
     from prefold.tree.prompts.score import Scored, score
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "open_trees",
     "prefill",
     "read_accepted",
+    "read_prompts",
     "read_trees",
     "replay",
     "sample_plain",
@@ -72,7 +73,7 @@ _RUNNING = {
     "attend_by": "cache.passes",
     **dict.fromkeys(("Memory", "TreeCache"), "cache.tree_cache"),
     "sampler": "prompts.policies",
-    "share_prefixes": "prompts.prefixes",
+    **dict.fromkeys(("read_prompts", "share_prefixes"), "prompts.prefixes"),
     **dict.fromkeys(("Scored", "score"), "prompts.score"),
 }
 
