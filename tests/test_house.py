@@ -30,7 +30,7 @@ MAY_IMPORT = {
 BY_MODULE = {"common", "runtime", "demo"}
 # Of a room, what every floor may import.
 GROUND = {"convert": {"errors", "options"}, "plan": {"errors"}, "tree": {"errors"}, "verify": {"checks", "page"}}
-# The deepest way within a folder: generate, sampling, tree_cache, step, live, pool.
+# The deepest way within a folder: generate, passes, tree_cache, step, live, pool.
 MOST_FILES, MOST_LINES, DEEPEST, MOST_COMPLEX = 16, 350, 6, 12
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from prefold.tree.cache.passes import attend_by
     from prefold.tree.cache.sampling import Asked, Sampled, prefill, sample_plain, sample_tree
     from prefold.tree.cache.tree_cache import Memory, TreeCache
-    from prefold.tree.prompts.prefixes import share_prefixes
+    from prefold.tree.prompts.policies import sampler
+    from prefold.tree.prompts.prefixes import read_prompts, share_prefixes
     from prefold.tree.prompts.score import Scored, score
 
 __all__ = [
@@ -54,10 +55,12 @@ __all__ = [
     "open_trees",
     "prefill",
     "read_accepted",
+    "read_prompts",
     "read_trees",
     "replay",
     "sample_plain",
     "sample_tree",
+    "sampler",
     "score",
     "share_prefixes",
     "speculative",
@@ -69,7 +72,8 @@ _RUNNING = {
     **dict.fromkeys(("Asked", "Sampled", "prefill", "sample_plain", "sample_tree"), "cache.sampling"),
     "attend_by": "cache.passes",
     **dict.fromkeys(("Memory", "TreeCache"), "cache.tree_cache"),
-    "share_prefixes": "prompts.prefixes",
+    "sampler": "prompts.policies",
+    **dict.fromkeys(("read_prompts", "share_prefixes"), "prompts.prefixes"),
     **dict.fromkeys(("Scored", "score"), "prompts.score"),
 }
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from prefold.tree import HOLD, Branch, CacheError, GeneratedTree, tree_generate
+from prefold.tree import HOLD, Branch, CacheError, GeneratedTree, sampler, tree_generate
 from prefold.tree.errors import OutOfPages, WrongAttention
 from tests.conftest import random_model, small_config, tokens
 from tests.tree.trees import NAME, alone, assert_close, model_of
@@ -148,9 +148,85 @@ def test_what_is_no_prompt_is_refused(llama: PreTrainedModel, prompt: Any) -> No
         tree_generate(llama, prompt, _greedy)
 
 
-def test_a_policy_that_forgets_a_branch_is_refused(llama: PreTrainedModel) -> None:
-    with pytest.raises(CacheError, match="0 of 1 branches"):
-        tree_generate(llama, tokens(1), lambda *_: [])
+@pytest.mark.parametrize(
+    ("returned", "why"),
+    [
+        ([], "0 of 1 branches"),
+        ([[], []], "2 of 1 branches"),
+        (None, "no list with tokens"),
+        ([3], "no list with tokens"),
+        ([[0.5]], "no list with tokens"),
+        ([["x"]], "no list with tokens"),
+        ([[[]]], "a list without tokens"),
+        ([[97]], r"appends \[97\], of a vocabulary of 97"),
+        ([[[3, -1]]], r"appends \[3, -1\]"),
+    ],
+)
+def test_a_policy_that_returns_no_decisions_is_refused(llama: PreTrainedModel, returned: Any, why: str) -> None:
+    with pytest.raises(CacheError, match=why) as refused:
+        tree_generate(llama, tokens(1), lambda *_: returned)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["own heads", "grouped heads", "windows in some layers"])
+def test_several_tokens_are_appended_at_once(kind: str) -> None:
+    model = _ready(model_of(kind))
+    script: list[Any] = [[[[5, 6, 7], 8, [9, 10]]], [[[11, 12]], HOLD, [13, [14, 15, 16]]], [[3], [4], [], [5]]]
+
+    def decide(branches: Sequence[Branch], logits: torch.Tensor) -> list[Any]:
+        said = script.pop(0) if script else []
+        return [said[at] if at < len(said) else [] for at in range(len(branches))]
+
+    recorder = _Recorder(decide)
+    grown = tree_generate(model, tokens(1, 9), recorder)
+    texts = [branch.text()[9:] for branch in grown.branches]
+    assert [5, 6, 7, 11, 12, 3] in texts
+    assert [9, 10, 14, 15, 16] in texts
+    assert grown.steps == 3
+    _assert_exact(model, recorder)
+    for branch in grown.branches[1:]:
+        _assert_likely(model, branch)
+    _ready(model)
+
+
+def _assert_likely(model: PreTrainedModel, branch: Branch) -> None:
+    text, count = branch.text(), len(branch.tokens)
+    expected = alone(model, text)[-count - 1 : -1].log_softmax(-1).gather(1, torch.tensor(branch.tokens)[:, None])[:, 0]
+    assert len(branch.log_probs) == count
+    assert (torch.tensor(branch.log_probs) - expected).abs().max() <= 1e-4
+
+
+def test_samples_end_and_have_their_likelihood(llama: PreTrainedModel) -> None:
+    policy = sampler(12, 10, temperature=2.0, end=range(3, 20), seed=1)
+    grown = tree_generate(llama, tokens(1, 9), policy)
+    samples = [branch.tokens for branch in grown.leaves()]
+    assert len(samples) == 12
+    assert {len(each) for each in samples} >= {1, 10}
+    assert all(each[-1] in range(3, 20) or len(each) == 10 for each in samples)
+    assert not any(token in range(3, 20) for each in samples for token in each[:-1])
+    for branch in grown.leaves():
+        _assert_likely(llama, branch)
+    _ready(llama)
+    again = tree_generate(llama, tokens(1, 9), sampler(12, 10, temperature=2.0, end=range(3, 20), seed=1))
+    assert [branch.tokens for branch in again.leaves()] == samples
+
+
+def test_a_sampler_draws_from_the_nucleus_alone(llama: PreTrainedModel) -> None:
+    seen: list[int] = []
+    policy = sampler(200, 1, temperature=1.0, top_p=0.6)
+    grown = tree_generate(llama, tokens(1, 9), policy)
+    shares = alone(llama, tokens(1, 9)[0].tolist())[-1].softmax(-1).sort(descending=True)
+    nucleus = int((shares.values.cumsum(0) < 0.6).sum()) + 1
+    seen = [branch.tokens[0] for branch in grown.leaves()]
+    assert set(seen) <= set(shares.indices[:nucleus].tolist())
+    assert len(set(seen)) > 1 or nucleus == 1
+    _ready(llama)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_p": 2}, {"branches": 0}, {"max_new_tokens": 0}])
+def test_a_sampler_that_cannot_draw_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(CacheError, match="sampler"):
+        sampler(**({"branches": 2, "max_new_tokens": 2} | options))
 
 
 def test_pages_that_run_out_are_said(llama: PreTrainedModel) -> None:

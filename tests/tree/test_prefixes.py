@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from prefold.tree import CacheError, share_prefixes
+from prefold.tree import CacheError, read_prompts, share_prefixes
 from prefold.tree.prompts import prefixes
 from prefold.tree.prompts.prefixes import Segment, make_prompt_tree
 from tests.conftest import tokens
@@ -51,6 +51,19 @@ def test_prompts_generate_what_they_do_alone(kind: str, way: str) -> None:
     options = {"max_new_tokens": 8, "pad_token_id": 0, "repetition_penalty": 1.5} | _WAYS[way]
     expected = _plain(model, _PROMPTS, **options)
     assert torch.equal(share_prefixes(model, _PROMPTS, **options), expected)
+
+
+def test_a_batch_is_read_with_more_padding_than_it_needs() -> None:
+    model, options = model_of("grouped heads"), {"max_new_tokens": 8, "pad_token_id": 0, "num_return_sequences": 2}
+    ids = torch.tensor([[0] * (20 - len(each)) + each for each in _PROMPTS])
+    mask = (ids != 0).long()
+    torch.manual_seed(0)
+    expected = model.generate(ids, attention_mask=mask, do_sample=True, **options)
+    model.set_attn_implementation(NAME)
+    cache = read_prompts(model, ids, mask, branches=2)
+    torch.manual_seed(0)
+    found = model.generate(ids, attention_mask=mask, past_key_values=cache, do_sample=True, **options)
+    assert torch.equal(found, expected)
 
 
 def test_every_segment_is_stored_and_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

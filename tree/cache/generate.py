@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from operator import index
+from typing import Any, Final
 
 import torch
 from transformers import PreTrainedModel
 
-from prefold.tree.cache.passes import require_tree_attention, run
+from prefold.common.errors import one_line
+from prefold.tree.cache.passes import advance, require_tree_attention
 from prefold.tree.cache.tree_cache import TreeCache
 from prefold.tree.errors import CacheError
 
@@ -28,6 +30,7 @@ class Branch:
     Attributes:
         birth: The step at which its first token was chosen; 0 for the root.
         end: The last step at which a token was added to it.
+        log_probs: The log-probability of each token after all before it, by the model's logits; none of the root's.
     """
 
     number: int
@@ -36,6 +39,7 @@ class Branch:
     birth: int
     end: int
     depth: int = 0
+    log_probs: list[float] = field(default_factory=list, repr=False)
     _logits: torch.Tensor | None = field(default=None, repr=False)
     _held: int | None = field(default=None, repr=False)
 
@@ -50,7 +54,8 @@ class Branch:
         return self._held is not None
 
 
-Decision = Sequence[int] | _Hold
+Decision = Sequence[int | Sequence[int]] | _Hold
+_Read = list[list[int]] | None
 Policy = Callable[[Sequence[Branch], torch.Tensor], Sequence[Decision]]
 
 
@@ -82,7 +87,8 @@ def tree_generate(
     The model is a causal language model with ``attn_implementation="prefold_tree"``, in evaluation mode. After every
     forward pass the policy gets the live branches, running and held ones, with their next tokens' logits, ``[branches,
     vocabulary]``. For each branch it returns the tokens to go on with: one continues it, several let it branch, none
-    ends it; or ``HOLD``, which lets it wait. Growing ends when no branch runs, or after ``max_steps`` passes.
+    ends it; or ``HOLD``, which lets it wait. A list of tokens in place of one token is appended at once, in one pass.
+    Growing ends when no branch runs, or after ``max_steps`` passes.
 
     Raises:
         CacheError: The prompt is none, or the policy returns anything but one decision for each branch.
@@ -104,42 +110,46 @@ class _Growth:
         self._model, self.cache = model, cache
         root = Branch(0, None, prompt[0].tolist(), 0, 0)
         self.branches, self._running, self._held = [root], [root], list[Branch]()
+        self._new: list[list[int]] = []  # tokens of the running branches that have yet to run
         cache.takes_positions = True
-        root._logits = run(model, cache, prompt, torch.ones_like(prompt))[0]
+        root._logits = advance(model, cache, [root.tokens])[0]
 
     def decide(self, policy: Policy, step: int) -> bool:
         """Apply the decisions of the policy to the rows of the next pass; returns whether there are any."""
         live = self._running + self._held
         if not live:
             return False
-        decisions = list(policy(live, torch.stack([branch._logits for branch in live if branch._logits is not None])))
-        if len(decisions) != len(live):
-            raise CacheError(f"tree_generate: the policy decided on {len(decisions)} of {len(live)} branches")
-        names = [
-            self.cache.hold(row) if branch._held is None else branch._held  # by which the cache knows a branch
-            for row, branch in enumerate(live)
-        ]
-        going = [(at, token) for at, said in enumerate(decisions) if not isinstance(said, _Hold) for token in said]
-        grown = [self._grow(live[at], int(token), len(decisions[at]), step) for at, token in going]  # type: ignore[arg-type]
-        self.cache.branch([names[at] for at, _ in going])
+        logits = _logits_of(live)
+        decisions = _read(policy(live, logits), len(live), logits.shape[-1])
+        names = self._names(live)
+        going = [(at, tokens) for at, said in enumerate(decisions) for tokens in said or ()]
+        self._running = [self._grow(live[at], tokens, decisions[at], step) for at, tokens in going]
+        self._new = [tokens for _, tokens in going]
+        rows = [at for at, _ in going]
+        for branch, found in zip(self._running, _log_probs(logits[rows], [new[0] for new in self._new]), strict=True):
+            branch.log_probs.append(found)
+        self.cache.branch([names[at] for at in rows])
         self._keep(live, names, decisions)
-        self._running = grown
-        return bool(grown)
+        return bool(going)
 
-    def _grow(self, branch: Branch, token: int, choices: int, step: int) -> Branch:
-        if choices == 1 and branch.parent is not None:
-            branch.tokens.append(token)
+    def _names(self, live: Sequence[Branch]) -> list[int]:
+        """Return names by which the cache knows branches; the running ones, which are its rows, come first."""
+        return [self.cache.hold(row) if each._held is None else each._held for row, each in enumerate(live)]
+
+    def _grow(self, branch: Branch, tokens: list[int], decision: _Read, step: int) -> Branch:
+        if decision and len(decision) == 1 and branch.parent is not None:
+            branch.tokens += tokens
             branch.end = step
             return branch
-        child = Branch(len(self.branches), branch, [token], step, step, branch.depth + 1)
+        child = Branch(len(self.branches), branch, [*tokens], step, step, branch.depth + 1)
         self.branches.append(child)
         return child
 
-    def _keep(self, live: Sequence[Branch], names: Sequence[int], decisions: Sequence[Decision]) -> None:
+    def _keep(self, live: Sequence[Branch], names: Sequence[int], decisions: Sequence[_Read]) -> None:
         """Hold the branches that wait, and let go of the rest, which live on in their rows."""
         self._held = []
         for branch, name, said in zip(live, names, decisions, strict=True):
-            if isinstance(said, _Hold):
+            if said is None:
                 branch._held = name
                 self._held.append(branch)
             else:
@@ -147,8 +157,48 @@ class _Growth:
                 self.cache.prune(name)
 
     def run(self) -> None:
-        device = self._model.device
-        ids = torch.tensor([[branch.tokens[-1]] for branch in self._running], device=device)
-        logits = run(self._model, self.cache, ids, self.cache.attention_mask(1, device))
-        for branch, found in zip(self._running, logits, strict=True):
-            branch._logits = found
+        several = max(map(len, self._new)) > 1
+        logits = advance(self._model, self.cache, self._new, every=several)
+        for branch, new, found in zip(self._running, self._new, logits, strict=True):
+            branch._logits = found[-1] if several else found
+            if len(new) > 1:
+                branch.log_probs += _log_probs(found[-len(new) : -1], new[1:])
+
+
+def _logits_of(live: Sequence[Branch]) -> torch.Tensor:
+    return torch.stack([branch._logits for branch in live if branch._logits is not None])
+
+
+def _log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
+    ids = torch.tensor(tokens, dtype=torch.long, device=logits.device)
+    found: list[float] = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0].tolist()
+    return found
+
+
+def _read(decisions: Any, branches: int, vocabulary: int) -> list[_Read]:
+    """Return continuations of each branch, None for one that waits; ``CacheError`` for anything else."""
+    try:
+        said = [None if isinstance(each, _Hold) else [_tokens(tokens) for tokens in each] for each in decisions]
+    except TypeError as error:
+        kinds = "tokens, or lists of tokens, for each branch, or HOLD"
+        raise CacheError(f"tree_generate: the policy returns no list with {kinds}: {one_line(error)}") from error
+    if len(said) != branches:
+        raise CacheError(f"tree_generate: the policy decided on {len(said)} of {branches} branches")
+    for each in said:
+        for tokens in each or ():
+            _require_tokens(tokens, vocabulary)
+    return said
+
+
+def _require_tokens(tokens: list[int], vocabulary: int) -> None:
+    if not tokens:
+        raise CacheError("tree_generate: the policy appends a list without tokens; a branch ends by an empty decision")
+    if min(tokens) < 0 or max(tokens) >= vocabulary:
+        raise CacheError(f"tree_generate: the policy appends {tokens}, of a vocabulary of {vocabulary}")
+
+
+def _tokens(said: Any) -> list[int]:
+    try:
+        return [index(said)]
+    except TypeError:
+        return [index(token) for token in said]

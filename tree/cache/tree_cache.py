@@ -315,9 +315,9 @@ class TreeCache(Refusals, Cache):
         longest = int(ends.max())
         return (torch.arange(longest + new, device=device) >= longest - ends[:, None]).long()
 
-    def align(self) -> None:
-        """Let rows of unequal length begin with padding, as the ids and the mask of ``generate`` do."""
-        self._columns = [max(leaf.end for leaf in self.live.rows)] * len(self.live.rows)
+    def align(self, columns: int) -> None:
+        """Let rows begin with padding up to so many columns, as the ids and the mask of ``generate`` do."""
+        self._columns = [columns] * len(self.live.rows)
 
     def memory(self) -> Memory:
         """Return the contents of the cache."""

@@ -72,15 +72,40 @@ def share_prefixes(
     rows = [torch.as_tensor(each).reshape(-1).tolist() for each in prompts]
     if not rows or not all(rows):
         raise CacheError("share_prefixes: one prompt at least, and one token at least in each")
-    cache = TreeCache(max_pages=max_pages)
-    if any(len(row) > 1 for row in rows):
-        _read(model, cache, [row[:-1] for row in rows])  # generate runs the last tokens
-        cache.align()
-    cache.branches = max(_option(model, options, name) for name in ("num_return_sequences", "num_beams"))
-    cache.batch_repeat_interleave(cache.branches)
     ids, mask = _padded(model, rows, options)
+    branches = max(_option(model, options, name) for name in ("num_return_sequences", "num_beams"))
+    cache = read_prompts(model, ids, mask, branches=branches, max_pages=max_pages)
     generator: Any = model
     return generator.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+
+
+@torch.no_grad()
+def read_prompts(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    branches: int = 1,
+    max_pages: int | None = None,
+) -> TreeCache:
+    """Read prompts but for their last tokens, and whatever they have in common once; returns a cache for ``generate``.
+
+    Arguments are those of ``prefill``: prompts, ``[prompts, tokens]``, are padded at the left, and ``generate`` makes
+    ``branches`` rows of each.
+
+    Raises:
+        WrongAttention: The model attends in another way.
+    """
+    require_tree_attention(model)
+    cache = TreeCache(max_pages=max_pages)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    rows = [ids[seen.bool()].tolist()[:-1] for ids, seen in zip(input_ids, mask, strict=True)]  # the last runs later
+    if any(rows):
+        _read(model, cache, rows)
+        cache.align(input_ids.shape[1] - 1)
+        cache.batch_repeat_interleave(branches)
+    cache.branches = branches
+    return cache
 
 
 def _option(model: PreTrainedModel, options: dict[str, Any], name: str) -> int:
