@@ -117,9 +117,10 @@ def _measure_source(origin: Source, folder: Path, dtype: torch.dtype, progress: 
     progress("exporting the source")
     model = load_decoder(origin.folder, dtype)
     vocabulary, most = model.config.get_text_config().vocab_size, context_of(model, None) - NEW_TOKENS
+    graph = trace_decoder(model)
     eager = run_eager(model, token_prompts(origin.folder, vocabulary, None, longest=min(_LONGEST, most)))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".source-") as own:
-        trace_decoder(model).save(Path(own), [])
+        graph.save(Path(own), [])
         return eager, run_artefact(Path(own), eager).distance(eager)
 
 

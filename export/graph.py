@@ -82,7 +82,7 @@ def _sample(model: Any) -> tuple[dict[str, Any], CacheShape]:
     """Return the inputs to trace with; every layer's cache keeps all tokens, also those behind a window."""
     past, new = torch.zeros(_BATCH, _PAST, dtype=torch.long), torch.zeros(_BATCH, _NEW, dtype=torch.long)
     with exporter_code("does not run with a cache of keys and values"), torch.no_grad():
-        kept = model(past, past_key_values=DynamicCache(), use_cache=True).past_key_values
+        kept = model(past, past_key_values=DynamicCache(), use_cache=True).get("past_key_values")
     positions = torch.arange(_PAST, _PAST + _NEW).repeat(_BATCH, 1)
     mask = torch.ones(_BATCH, _PAST + _NEW, dtype=torch.long)
     inputs = {"input_ids": new, "attention_mask": mask, "position_ids": positions, "past_key_values": kept}
@@ -90,8 +90,9 @@ def _sample(model: Any) -> tuple[dict[str, Any], CacheShape]:
 
 
 def _cache_shape(cache: Any) -> CacheShape:
-    shapes = {tuple(each.shape) for layer in cache.layers for each in (layer.keys, layer.values) if each is not None}
-    if len(shapes) != 1:
+    kept = [getattr(layer, part, None) for layer in getattr(cache, "layers", []) for part in ("keys", "values")]
+    shapes = {None if each is None else tuple(each.shape) for each in kept}
+    if len(shapes) != 1 or None in shapes:
         raise NotExported("its cache is not keys and values of one shape in every layer, which runtimes ask for")
     _, heads, _, width = shapes.pop()
     return CacheShape(len(cache.layers), heads, width)

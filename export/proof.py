@@ -1,6 +1,7 @@
 """Proof of an artefact in its runtime: it runs what eager runs, as near as the source's own artefact does."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ NEW_TOKENS = 16
 # The largest of many roundings is not twice the same number: the fold's may be twice that of the source's artefact.
 _MARGIN = 2
 _ROWS_AT_ONCE = 4096
+# What onnxruntime writes before the reason itself.
+_PREAMBLE = re.compile(r"^[\w.]*: \[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def run_artefact(folder: Path, like: Logits) -> Logits:
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or ["it was killed"])[-1]
-            raise NotExported(f"onnxruntime does not run it: {last[:300]}")
+            raise NotExported(f"onnxruntime does not run it: {_PREAMBLE.sub('', last)[:300]}")
         found = np.load(result)
         each = [found[str(number)] for number in range(len(like.prompts))]
         return Logits(like.prompts, like.continued, each, found["padded"], json.loads(str(found["process"])))
