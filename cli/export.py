@@ -16,6 +16,7 @@ class Target(StrEnum):
     """The runtimes that an artefact may be for."""
 
     onnx = "onnx"
+    executorch = "executorch"
 
 
 def export(

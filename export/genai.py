@@ -4,15 +4,14 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from prefold.export.graph import MODEL, DecoderGraph
+from prefold.export.sample import CacheShape
 
-FILE = "genai_config.json"
 # Of a generation config, what its search has by the same name.
 _SEARCH = ("do_sample", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty", "length_penalty")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def genai_config(model: Any, graph: DecoderGraph, context: int) -> dict[str, Any]:
+def genai_config(model: Any, inputs: list[str], cache: CacheShape, file: str, context: int) -> dict[str, Any]:
     """Return the content of ``genai_config.json`` for a decoder of any type, with room for ``context`` tokens."""
     config, generation = model.config.get_text_config(), model.generation_config or GenerationConfig()
     tokens = {name: _first_known(name, generation, config) for name in _TOKENS}
@@ -24,33 +23,26 @@ def genai_config(model: Any, graph: DecoderGraph, context: int) -> dict[str, Any
             "context_length": context,
             "vocab_size": config.vocab_size,
             **_given(tokens),
-            "decoder": _decoder(config, graph),
+            "decoder": _decoder(config, inputs, cache, file),
         },
         "search": _given(search) | {"max_length": context, "past_present_share_buffer": False},
     }
 
 
-def _decoder(config: Any, graph: DecoderGraph) -> dict[str, Any]:
-    cache = graph.cache
+def _decoder(config: Any, inputs: list[str], cache: CacheShape, file: str) -> dict[str, Any]:
     past = {"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
     present = {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
     return {
         "session_options": {"provider_options": []},
-        "filename": MODEL,
+        "filename": file,
         "head_size": cache.width,
         "hidden_size": config.hidden_size,
         "num_attention_heads": config.num_attention_heads,
         "num_hidden_layers": cache.layers,
         "num_key_value_heads": cache.heads,
-        "inputs": {name: name for name in graph.inputs} | past,
+        "inputs": {name: name for name in inputs} | past,
         "outputs": {"logits": "logits"} | present,
     }
-
-
-def context_of(model: Any, asked: int | None) -> int:
-    """Return the tokens that a text may have: as asked for, or as the model's config has them."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return asked or known or 2048
 
 
 def _first_known(name: str, *configs: Any) -> Any:

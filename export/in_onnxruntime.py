@@ -1,11 +1,6 @@
-"""Run an artefact's prompts in onnxruntime, in a process that has no torch: ``python -m`` this, FOLDER JOB RESULT.
+"""Run an artefact's prompts in onnxruntime, in a process that has no torch: ``python -m`` this, FOLDER JOB RESULT."""
 
-A job is JSON: ``prompts``, and ``continued``, the tokens behind each of them.
-"""
-
-import json
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,34 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Takes new tokens, a mask of all tokens so far, positions of the new ones and a cache; returns logits and a cache.
-Step = Callable[[NDArray[Any], NDArray[Any], NDArray[Any], Any], tuple[NDArray[Any], Any]]
-
-
-def run_prompt(step: Step, prompt: list[int], continued: list[int], count: int) -> tuple[NDArray[Any], list[int]]:
-    """Prefill a prompt and decode behind it, one token a step; returns logits, ``[tokens, vocabulary]``, and tokens.
-
-    Where ``continued`` is empty, the ``count`` best tokens are appended, each after the other.
-    """
-    logits, cache = step(np.array([prompt]), np.ones((1, len(prompt)), np.int64), np.arange(len(prompt))[None], None)
-    collected, tokens = [logits[0]], list[int]()
-    for at in range(count):
-        tokens.append(continued[at] if continued else int(collected[-1][-1].argmax()))
-        length = len(prompt) + at
-        mask, position = np.ones((1, length + 1), np.int64), np.array([[length]])
-        logits, cache = step(np.array([tokens[-1:]]), mask, position, cache)
-        collected.append(logits[0])
-    return np.concatenate(collected), tokens
-
-
-def run_padded(step: Step, prompts: list[list[int]]) -> NDArray[Any]:
-    """Prefill all prompts at once, padded on the left; returns logits where they are not padded, ``[tokens, ...]``."""
-    longest = max(map(len, prompts))
-    ids = np.array([[0] * (longest - len(each)) + each for each in prompts])
-    mask = np.array([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
-    logits, _ = step(ids, mask, np.maximum(mask.cumsum(1) - 1, 0), None)
-    kept: NDArray[Any] = logits[mask == 1]
-    return kept
+from prefold.export.steps import Step, run_job
 
 
 def _session(folder: Path) -> Any:
@@ -73,17 +41,14 @@ def _mapped(file: Path) -> bool | None:
 
 
 def main(folder: Path, job: Path, result: Path) -> None:
-    """Run a job and write logits of every prompt, of the padded batch, and what the process looked like."""
-    asked = json.loads(job.read_text())
+    """Run a job."""
     step = _step_of(_session(folder))
-    made = {
-        str(number): run_prompt(step, prompt, tokens, len(tokens))[0]
-        for number, (prompt, tokens) in enumerate(zip(asked["prompts"], asked["continued"], strict=True))
+    facts = {
+        "torch": "torch" in sys.modules,
+        "mapped": _mapped(folder / "table.data"),
+        "version": version("onnxruntime"),
     }
-    process: dict[str, Any] = {"torch": "torch" in sys.modules, "mapped": _mapped(folder / "table.data")}
-    process["version"] = version("onnxruntime")
-    made |= {"padded": run_padded(step, asked["prompts"]), "process": np.array(json.dumps(process))}
-    np.savez(result, **made)  # type: ignore[arg-type]
+    run_job(step, job, result, facts)
 
 
 if __name__ == "__main__":

@@ -61,3 +61,9 @@ def load_decoder(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
 
     with exporter_code("does not load"), quiet_loading():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options).eval()
+
+
+def context_of(model: Any, asked: int | None) -> int:
+    """Return the tokens that a text may have: as asked for, or as the model's config has them."""
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return asked or known or 2048

@@ -126,8 +126,8 @@ def test_a_fold_has_fewer_products(demo: Case):
 
 def test_a_changed_row_is_seen(small: Case, tmp_path: Path):
     from prefold.export.loading import load_decoder
-    from prefold.export.proof import check_rows
     from prefold.export.split_rows import split_tables
+    from prefold.export.to_onnx import check_rows
 
     tables = split_tables(load_decoder(small.folded, torch.float32, prefold_placement="disk"))
     for file in small.exported.out.glob("*.*"):
@@ -140,7 +140,9 @@ def test_a_changed_row_is_seen(small: Case, tmp_path: Path):
 
 
 def test_what_the_runtime_returns_otherwise_is_seen():
-    from prefold.export.proof import Logits, check_greedy, check_logits, check_process
+    from prefold.export.proof import check_greedy, check_logits
+    from prefold.export.target import Logits
+    from prefold.export.to_onnx import check_process
 
     eager = Logits([[1, 2]], [[3]], [np.eye(3, dtype=np.float32)], np.ones((2, 3), np.float32), {})
     process = {"torch": True, "mapped": False, "version": "1"}
@@ -156,11 +158,12 @@ def test_what_the_runtime_returns_otherwise_is_seen():
 
 def test_an_artefact_that_does_not_load_is_one_line(small: Case, tmp_path: Path):
     from prefold.export import NotExported
-    from prefold.export.proof import Logits, run_artefact
+    from prefold.export.proof import run_artefact
+    from prefold.export.target import Logits, target_of
 
     (tmp_path / "model.onnx").write_bytes((small.exported.out / "model.onnx").read_bytes())
     with pytest.raises(NotExported, match=r"^onnxruntime does not run it: .*External data"):
-        run_artefact(tmp_path, Logits([[1]], [[2]], [], np.zeros(1), {}))
+        run_artefact(target_of("onnx"), tmp_path, Logits([[1]], [[2]], [], np.zeros(1), {}))
 
 
 _GENERATE = """

@@ -41,7 +41,7 @@ def test_a_fold_of_another_type(checkpoint: Checkpoint, fold: Fold, tmp_path: Pa
 @installed
 def test_a_type_that_the_runtime_does_not_compute_in(tmp_path: Path):
     told = refusal(UsageError, tmp_path, tmp_path / "out", dtype="bfloat16")
-    assert told == "--dtype bfloat16: onnxruntime computes in float32 and float16"
+    assert told == "--dtype bfloat16: onnx computes in float32 and float16"
 
 
 @installed

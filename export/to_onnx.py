@@ -1,39 +1,31 @@
 """A decoder as an ONNX graph: traced by transformers' exporter, named as runtimes load it, weights in two files."""
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Collection, Iterator
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import torch
+from numpy.typing import NDArray
 from onnx_ir import external_data
-from transformers import DynamicCache
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
-from prefold.convert.fold import quiet_loading
-from prefold.convert.model import accepted
 from prefold.export.errors import NotExported, exporter_code
+from prefold.export.genai import genai_config
+from prefold.export.sample import CacheShape, dynamic, quiet, sample
+from prefold.export.split_rows import SplitRows
+from prefold.export.target import Logits, Target
+from prefold.verify import Outcome
 
 MODEL, WEIGHTS, TABLE = "model.onnx", "model.onnx.data", "table.data"
-# Two sequences, and lengths that differ from each other, so that no dimension is taken for another.
-_BATCH, _PAST, _NEW = 2, 5, 3
+_GENAI = "genai_config.json"
+_ROWS_AT_ONCE = 4096
 # Bytes: shapes and indices stay in the graph, where a runtime reads them to infer shapes.
 _SMALL = 512
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """The cache of a decoder: layers, and heads of keys and values and their width, alike in all layers."""
-
-    layers: int
-    heads: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -62,51 +54,30 @@ class DecoderGraph:
                 value.const_value = tensor
         onnx_ir.save(self.program, folder / MODEL)
 
+    def describe(self, folder: Path, model: Any, context: int) -> None:
+        """Write what ONNX Runtime GenAI reads beside a graph."""
+        content = genai_config(model, self.inputs, self.cache, MODEL, context)
+        (folder / _GENAI).write_text(json.dumps(content, indent=2) + "\n")
 
-def trace_decoder(model: Any) -> DecoderGraph:
+
+def trace_decoder(model: Any, _: int) -> DecoderGraph:
     """Trace a decoder with a cache: a pass over new tokens behind those in the cache, which may be none.
 
     Raises:
         NotExported: the exporter does not take it, or its cache is not keys and values of every layer.
     """
-    inputs, cache = _sample(model)
-    with exporter_code("transformers' exporter does not take it"), _quiet():
-        config = OnnxConfig(dynamic=True, dynamic_shapes=_dynamic(inputs, cache.layers))
+    inputs, cache = sample(model)
+    with exporter_code("transformers' exporter does not take it"), quiet():
+        config = OnnxConfig(dynamic=True, dynamic_shapes=dynamic(inputs, cache))
         program = OnnxExporter().export(model, inputs, config=config).program
     _name(program.graph, cache)
     _forget_this_machine(program)
     return DecoderGraph(program, cache)
 
 
-def _sample(model: Any) -> tuple[dict[str, Any], CacheShape]:
-    """Return the inputs to trace with; every layer's cache keeps all tokens, also those behind a window."""
-    past, new = torch.zeros(_BATCH, _PAST, dtype=torch.long), torch.zeros(_BATCH, _NEW, dtype=torch.long)
-    with exporter_code("does not run with a cache of keys and values"), torch.no_grad():
-        kept = model(past, past_key_values=DynamicCache(), use_cache=True).get("past_key_values")
-    positions = torch.arange(_PAST, _PAST + _NEW).repeat(_BATCH, 1)
-    mask = torch.ones(_BATCH, _PAST + _NEW, dtype=torch.long)
-    inputs = {"input_ids": new, "attention_mask": mask, "position_ids": positions, "past_key_values": kept}
-    return accepted(model, inputs), _cache_shape(kept)
-
-
-def _cache_shape(cache: Any) -> CacheShape:
-    kept = [getattr(layer, part, None) for layer in getattr(cache, "layers", []) for part in ("keys", "values")]
-    shapes = {None if each is None else tuple(each.shape) for each in kept}
-    if len(shapes) != 1 or None in shapes:
-        raise NotExported("its cache is not keys and values of one shape in every layer, which runtimes ask for")
-    _, heads, _, width = shapes.pop()
-    return CacheShape(len(cache.layers), heads, width)
-
-
-def _dynamic(inputs: dict[str, Any], layers: int) -> dict[str, Any]:
-    auto = torch.export.Dim.AUTO
-    flat: dict[str, Any] = {name: {0: auto, 1: auto} for name in inputs if name != "past_key_values"}
-    return flat | {"past_key_values": [{0: auto, 2: auto}] * (2 * layers)}
-
-
 def _name(graph: Any, cache: CacheShape) -> None:
     """Name inputs, outputs and their dimensions; other shapes, which runtimes infer, go."""
-    parts = [f"{layer}.{part}" for layer in range(cache.layers) for part in ("key", "value")]
+    parts = cache.names
     first = len(graph.inputs) - len(parts)
     if first < 1 or len(graph.outputs) != 1 + len(parts):
         raise NotExported("its graph has other inputs and outputs than tokens, logits and the cache")
@@ -145,13 +116,40 @@ def _forget_this_machine(program: Any) -> None:
     program.metadata_props.clear()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep exporters from printing: stdout is for data."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with quiet_loading(), warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+def check_process(run: Logits) -> Outcome:
+    """Require that the process which ran the artefact had no torch, and mapped the table's file."""
+    problems = ["the process imported torch"] if run.process["torch"] else []
+    problems += [f"{TABLE} is not mapped"] if run.process["mapped"] is False else []
+    version = run.process["version"]
+    return Outcome(not problems, f"onnxruntime {version}, without torch, {TABLE} mapped", run.process, problems)
+
+
+def check_rows(folder: Path, tables: dict[str, SplitRows]) -> Outcome:
+    """Compare every row of an artefact's table with the folded checkpoint's, byte for byte."""
+    stored = onnx_ir.load(folder / MODEL).graph.initializers
+    rows, wrong, size = 0, list[str](), (folder / TABLE).stat().st_size
+    for module, split in tables.items():
+        rows += len(split.table)
+        differ = np.zeros(len(split.table), bool)
+        for name, extents in split.extents.items():
+            tensor: Any = stored[f"{module}.{name}"].const_value
+            differ |= _rows_that_differ(folder / str(tensor.location), tensor.offset, split.table, extents)
+        wrong += [f"{module}: row {row} is not the checkpoint's" for row in np.flatnonzero(differ)[:3]]
+    summary = f"{rows:,} rows, byte for byte the checkpoint's; {size / 1e6:.2f} MB in {TABLE}"
+    return Outcome(not wrong, summary, {"rows": rows, "bytes": size}, wrong)
+
+
+def _rows_that_differ(file: Path, offset: int, table: torch.Tensor, extents: list[tuple[int, int]]) -> NDArray[Any]:
+    """Return, for every row, whether a tensor in a file has other bytes than the table has in ``extents``."""
+    width = sum(size for _, size in extents)
+    made = np.memmap(file, np.uint8, "r", offset, (len(table), width))
+    differ = np.empty(len(table), bool)
+    for first in range(0, len(table), _ROWS_AT_ONCE):
+        chunk = slice(first, first + _ROWS_AT_ONCE)
+        read = table[chunk].contiguous().view(torch.uint8).numpy()
+        wanted = np.concatenate([read[:, start : start + size] for start, size in extents], 1)
+        differ[chunk] = (made[chunk] != wanted).any(1)
+    return differ
+
+
+TARGET = Target("onnxruntime", "prefold.export.in_onnxruntime", True, trace_decoder, check_process, check_rows)
