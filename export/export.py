@@ -18,7 +18,7 @@ from prefold.export.errors import EXTRAS, require_runtime
 from prefold.export.loading import context_of, load_decoder, open_folded, open_source_of
 from prefold.export.proof import NEW_TOKENS, check_greedy, check_logits, run_artefact, run_eager
 from prefold.export.split_rows import split_tables
-from prefold.export.target import Logits, Target, target_of
+from prefold.export.target import Distance, Logits, Target, target_of
 from prefold.verify import Verification, VerificationFailed, token_prompts
 
 # Types that a runtime computes in on a CPU.
@@ -114,7 +114,7 @@ class _Export:
         }
         return Exported(out, self._judged(Verification(self.origin.name, str(out), checks)), context)
 
-    def _measure_source(self, target: Target) -> tuple[Logits, float]:
+    def _measure_source(self, target: Target) -> tuple[Logits, Distance]:
         """Return what the source says in eager, and how far its own artefact is from that."""
         self.progress("exporting the source")
         model = load_decoder(self.origin.folder, self.dtype)

@@ -51,7 +51,7 @@ def _cache_shape(cache: Any) -> CacheShape:
     if len(shapes) != 1 or None in shapes:
         raise NotExported("its cache is not keys and values of one shape in every layer, which runtimes ask for")
     heads, width = kept[0].shape[1], kept[0].shape[3]
-    return CacheShape(len(cache.layers), heads, width)
+    return CacheShape(len(kept) // 2, heads, width)
 
 
 def dynamic(inputs: dict[str, Any], cache: CacheShape, most: int | None = None) -> dict[str, Any]:

@@ -23,16 +23,23 @@ class Logits:
     padded: NDArray[Any]
     process: dict[str, Any]
 
-    def distance(self, other: "Logits") -> float:
-        """Return the largest difference of two logits; NaN where one is."""
+    def distance(self, other: "Logits") -> "Distance":
+        """Return the distance of two models' logits; NaN where one is."""
         pairs = [*zip(self.each, other.each, strict=True), (self.padded, other.padded)]
-        return max(
-            (float(np.abs(_wide(one) - _wide(two)).max()) for one, two in pairs), key=lambda each: (each != each, each)
-        )
+        apart = np.concatenate([(_wide(one) - _wide(two)).ravel() for one, two in pairs])
+        return Distance(float(np.sqrt(np.square(apart).mean())), float(np.abs(apart).max()))
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The differences of two models' logits: the root of their mean square, and the largest."""
+
+    mean: float
+    largest: float
 
 
 def _wide(logits: NDArray[Any]) -> NDArray[Any]:
-    return logits.astype(np.float32)
+    return logits.astype(np.float64)
 
 
 class Traced(Protocol):

@@ -141,18 +141,21 @@ def test_a_changed_row_is_seen(small: Case, tmp_path: Path):
 
 def test_what_the_runtime_returns_otherwise_is_seen():
     from prefold.export.proof import check_greedy, check_logits
-    from prefold.export.target import Logits
+    from prefold.export.target import Distance, Logits
     from prefold.export.to_onnx import check_process
 
     eager = Logits([[1, 2]], [[3]], [np.eye(3, dtype=np.float32)], np.ones((2, 3), np.float32), {})
     process = {"torch": True, "mapped": False, "version": "1"}
     worse = Logits([[1, 2]], [[3]], [np.eye(3, dtype=np.float32)[::-1]], eager.padded, process)
     broken = Logits([[1, 2]], [[3]], [eager.each[0] * np.nan], eager.padded, {})
-    assert check_logits(eager, eager, 0.0).passed
-    assert check_logits(worse, eager, 1e-5).problems == ["1 from eager, where 2 x 1e-05 are let pass"]
-    assert not check_logits(broken, eager, 1e-5).passed
-    assert check_greedy(worse, eager, 1e-5).problems == ["prompt 0, step 1: token 0 for 2, 1 apart"]
-    assert check_greedy(worse, eager, 1.0).figures == {"tokens": 2, "near_ties": 1}
+    assert check_logits(eager, eager, Distance(0, 0)).passed
+    assert check_logits(worse, eager, Distance(1e-6, 1e-5)).problems == [
+        "in the mean 5.16e-01 from eager, where 1.5 x 1.00e-06 are let pass",
+        "at most 1.00e+00 from eager, where 4 x 1.00e-05 are let pass",
+    ]
+    assert not check_logits(broken, eager, Distance(1, 1)).passed
+    assert check_greedy(worse, eager, Distance(1e-6, 1e-5)).problems == ["prompt 0, step 1: token 0 for 2, 1 apart"]
+    assert check_greedy(worse, eager, Distance(1, 1)).figures == {"tokens": 2, "near_ties": 1}
     assert check_process(worse).problems == ["the process imported torch", "table.data is not mapped"]
 
 
