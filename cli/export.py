@@ -28,7 +28,7 @@ def export(
     ] = None,
     dtype: Annotated[str, typer.Option(help="The type that the fold was made in: float32 or float16.")] = "float32",
     context: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Tokens that a text may have; the model's own if not given.")
+        int | None, typer.Option(min=32, metavar="N", help="Tokens that a text may have; the model's own if not given.")
     ] = None,
     as_json: Json = False,
 ) -> None:

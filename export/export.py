@@ -59,7 +59,7 @@ def export_checkpoint(
         VerificationFailed: the artefact does not return what the source does.
         OutputExists, StorageError: ``out`` exists, or cannot be written.
     """
-    _require_known(to, dtype)
+    _require_known(to, dtype, context)
     if out.exists():
         raise OutputExists(f"{out}: exists already")
     opened = open_folded(folded, dtype)
@@ -71,11 +71,13 @@ def export_checkpoint(
             raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
-def _require_known(to: str, dtype: str) -> None:
+def _require_known(to: str, dtype: str, context: int | None) -> None:
     if to not in DTYPES:
         raise UsageError(f"--to {to}: none of {', '.join(DTYPES)}")
     if dtype not in DTYPES[to]:
         raise UsageError(f"--dtype {dtype}: {to} computes in {' and '.join(DTYPES[to])}")
+    if context is not None and context < 2 * NEW_TOKENS:
+        raise UsageError(f"--context {context}: a proof takes {2 * NEW_TOKENS} tokens")
     require_runtime(to)
 
 

@@ -44,6 +44,10 @@ def test_a_type_that_the_runtime_does_not_compute_in(tmp_path: Path):
     assert told == "--dtype bfloat16: onnx computes in float32 and float16"
 
 
+def test_too_short_a_context(tmp_path: Path):
+    assert refusal(UsageError, tmp_path, tmp_path / "out", context=16) == "--context 16: a proof takes 32 tokens"
+
+
 @installed
 def test_what_is_no_fold_or_lies_elsewhere(checkpoint: Checkpoint, fold: Fold, tmp_path: Path):
     source = checkpoint()
