@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 SERVED := $(VLLM)/bin/pytest tests/vllm
-ROOMS := cli common convert demo plan runtime tree verify
+ROOMS := cli common convert demo export plan runtime tree verify
 SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/*/*.py))
 
 .PHONY: demo test test-full test-vllm test-vllm-full check bench gpu coverage docs clean

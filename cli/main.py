@@ -11,6 +11,7 @@ import typer
 
 from prefold.cli.convert import convert
 from prefold.cli.demo import demo
+from prefold.cli.export import export
 from prefold.cli.hardware import hardware
 from prefold.cli.inspect import inspect
 from prefold.cli.plan import plan
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(inspect)
 app.command()(convert)
 app.command()(verify)
+app.command()(export)
 app.command()(demo)
 app.command()(plan)
 app.command()(hardware)

@@ -5,9 +5,9 @@
   * ``UsageError``: 2, an argument, or a file that a user wrote
 
     * ``UnknownName``
-    * ``tree.CacheError``
+    * ``tree.CacheError``, ``export.MissingRuntime``
 
-  * ``UnsupportedModel``, ``plan.Infeasible``, ``tree.Uncountable``: 3
+  * ``UnsupportedModel``, ``plan.Infeasible``, ``tree.Uncountable``, ``export.NotExported``: 3
   * ``OutputExists``: 4
   * ``VerificationFailed``: 5
   * ``BrokenCheckpoint``, ``StorageError``, ``HubError``: 1

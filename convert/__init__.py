@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefold.convert.prepare import Prepared, prepare_source
     from prefold.convert.savings import FoldedSide, Savings
     from prefold.convert.study import Study
-    from prefold.convert.write import circumstances, folded_config, runtime_code
+    from prefold.convert.write import circumstances, folded_config, runtime_code, source_name
 
 __all__ = [
     "AUTO",
@@ -59,6 +59,7 @@ __all__ = [
     "remaining_adapter",
     "require_publishable",
     "runtime_code",
+    "source_name",
     "upload",
 ]
 
@@ -74,7 +75,7 @@ _SHOWN = {
     "prepare": ("Prepared", "prepare_source"),
     "study": ("Study",),
     "savings": ("FoldedSide", "Savings"),
-    "write": ("circumstances", "folded_config", "runtime_code"),
+    "write": ("circumstances", "folded_config", "runtime_code", "source_name"),
 }
 _MODULES = {name: module for module, names in _SHOWN.items() for name in names}
 

@@ -21,7 +21,7 @@ def _paragraphs(command: Any) -> list[str]:
 def _table(headings: tuple[str, str], rows: list[tuple[str, str]]) -> str:
     """Lay out two columns, the first as code; empty where there are no rows."""
     bar = r"\|"  # in a table's cell a bare bar would begin the next cell
-    lines = [f"| `{first}` | {second.replace('|', bar)} |" for first, second in rows]
+    lines = [f"| `{first.replace('|', bar)}` | {second.replace('|', bar)} |" for first, second in rows]
     return "\n".join([f"| {headings[0]} | {headings[1]} |", "|---|---|", *lines]) if lines else ""
 
 

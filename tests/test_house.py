@@ -15,10 +15,11 @@ from prefold.convert.checkpoint.files import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
-    "cli": {"cli", "common", "convert", "demo", "plan", "runtime", "tree", "verify"},
+    "cli": {"cli", "common", "convert", "demo", "export", "plan", "runtime", "tree", "verify"},
     "common": {"common"},
     "convert": {"common", "convert", "runtime"},
     "demo": {"demo"},
+    "export": {"common", "convert", "export", "runtime", "verify"},
     "plan": {"common", "plan"},
     "runtime": {"runtime"},
     "tree": {"common", "tree"},
@@ -78,7 +79,7 @@ def test_a_room_takes_from_another_what_that_shows(room: str):
             assert {repr(name) for name in names} <= shown, (file, module)
 
 
-@pytest.mark.parametrize("room", ["convert", "plan", "runtime", "tree", "verify"])
+@pytest.mark.parametrize("room", ["convert", "export", "plan", "runtime", "tree", "verify"])
 def test_what_a_room_shows_is_there(room: str):
     shown = import_module(f"prefold.{room}")
     assert [name for name in shown.__all__ if not hasattr(shown, name)] == []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefold.verify.checks import Outcome, Verification, VerificationFailed, write_report
     from prefold.verify.forking import shared_server
-    from prefold.verify.prompts import read_prompts
+    from prefold.verify.prompts import read_prompts, token_prompts
     from prefold.verify.verification import require_verified, verify_against, verify_checkpoint
 
 __all__ = [
@@ -16,12 +16,13 @@ __all__ = [
     "read_prompts",
     "require_verified",
     "shared_server",
+    "token_prompts",
     "verify_against",
     "verify_checkpoint",
     "write_report",
 ]
 
-_MODULES = {"shared_server": "forking", "read_prompts": "prompts"}
+_MODULES = {"shared_server": "forking", "read_prompts": "prompts", "token_prompts": "prompts"}
 _MODULES |= dict.fromkeys(("Outcome", "Verification", "VerificationFailed", "write_report"), "checks")
 
 

@@ -1,6 +1,18 @@
 """Files and bytes: a checkpoint that is read, and the folder that is written."""
 
-from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CARD, CONFIG, INDEX, REPORT, TABLE, all_files, own_file
+from prefold.convert.checkpoint.files import (
+    ADAPTER_FOLDER,
+    CARD,
+    CONFIG,
+    INDEX,
+    REPORT,
+    SOURCE_CARD,
+    TABLE,
+    all_files,
+    is_side_file,
+    own_file,
+)
+from prefold.convert.checkpoint.output import output_folder
 from prefold.convert.checkpoint.safetensors_file import DTYPES, Entry, Outgoing, cast, dtype_name, passed_through
 from prefold.convert.checkpoint.source import Source, open_config, open_folder, open_source
 
@@ -11,6 +23,7 @@ __all__ = [
     "DTYPES",
     "INDEX",
     "REPORT",
+    "SOURCE_CARD",
     "TABLE",
     "Entry",
     "Outgoing",
@@ -18,9 +31,11 @@ __all__ = [
     "all_files",
     "cast",
     "dtype_name",
+    "is_side_file",
     "open_config",
     "open_folder",
     "open_source",
+    "output_folder",
     "own_file",
     "passed_through",
 ]

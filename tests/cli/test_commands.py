@@ -13,7 +13,7 @@ from prefold.cli.main import main
 from tests.conftest import Checkpoint
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["convert"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["inspect"], ["convert"], ["verify"], ["export"], ["demo"]])
 def test_help_does_not_wait_for_torch(command: list[str]):
     look = (
         "import sys; sys.argv = ['prefold', *sys.argv[1:], '--help']\n"
