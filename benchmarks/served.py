@@ -1,4 +1,4 @@
-"""Fit what engines add to kernels, for ``serving.py``; kernels come first, by ``python -m benchmarks.kernels``.
+"""Fit what engines add to kernels, for ``serving.py``; kernels come first, by ``python -m benchmarks.kernel_times``.
 
 The rows are served workloads in steady state: ``model_path, system, backend, precision, isl, osl, concurrency, tp_size,
 attention_dp_size, moe_ep_size, ttft_ms, tpot_ms``. The result is the ``engines`` of ``plan/calibration.json`` and the

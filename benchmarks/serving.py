@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.kernels import VERSIONS, fit_kernels
+from benchmarks.kernel_times import VERSIONS, fit_kernels
 from benchmarks.page import table
 from benchmarks.plan_page import write_section
 from benchmarks.published import published_rows

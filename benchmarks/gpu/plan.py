@@ -25,7 +25,9 @@ def measure(device: str, *, quick: bool = False) -> Iterator[dict[str, Any]]:
         for batch in BATCHES:
             for name, fold in (("source", None), ("folded", Fold())):
                 workload = Workload("decode", batch, PROMPT)
-                chosen = plan_layouts(model, chip, mesh_of(chip, 1), workload, fold=fold, factors=factors).chosen
+                chosen = plan_layouts(
+                    model, chip, mesh_of(chip, 1), workload, fold=fold, calibrations=(factors,)
+                ).chosen
                 predicted = chosen.calibrated_seconds or chosen.ideal_seconds
                 yield {"kind": "step", "shape": shape.name, "batch": batch, "model": name, "predicted": predicted}
 

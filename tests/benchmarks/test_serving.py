@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import kernels as fits
+from benchmarks import kernel_times as fits
 from benchmarks.published import PUBLISHED, estimate_of
 from benchmarks.served import Checked, Fit, fit, fitting, held_out, ideal_share, parts_of, predicted, read_rows
 from prefold.plan.calibration import Engine, Kernel, engines, known_kernels

@@ -1,4 +1,4 @@
-"""Fit what a chip reaches in single kernels: ``python -m benchmarks.kernels MEASURED``.
+"""Fit what a chip reaches in single kernels: ``python -m benchmarks.kernel_times MEASURED``.
 
 MEASURED has ``gemm-CHIP.csv``, ``decode_attention-CHIP.csv``, ``prefill_attention-CHIP.csv`` and
 ``collectives-CHIP.csv``, with the columns that ``docs/plan-validation.md`` names. The result is the ``kernels`` of
@@ -30,9 +30,9 @@ _KINDS = ("gemm", "decode_attention", "collectives")
 _HEAD = ["chips", "kernel", "rows", "fitted", "median error", "nine in ten"]
 _TEXT = """## Kernels
 
-Written by `python -m benchmarks.kernels MEASURED`: what a chip reaches in single kernels, fitted to kernels of vLLM and
-NCCL that ai-dynamo/aiconfigurator measured (commit 095f58a51, Apache-2.0; SXM modules). `MEASURED` holds its rows as
-CSV: of products `dtype, m, n, k, latency_ms`; of attention `batch_size, isl, step, num_heads, num_key_value_heads,
+Written by `python -m benchmarks.kernel_times MEASURED`: what a chip reaches in single kernels, fitted to kernels of
+vLLM and NCCL that ai-dynamo/aiconfigurator measured (commit 095f58a51, Apache-2.0; SXM modules). `MEASURED` holds its
+rows as CSV: of products `dtype, m, n, k, latency_ms`; of attention `batch_size, isl, step, num_heads, num_key_value_heads,
 head_dim, kv_cache_dtype, window_size, latency_ms`; of collectives `op, gpus, values, latency_ms, by`.
 
 - **product**, **decode**, **prefill** (attention): seconds of each, shares of the memory's bandwidth and of peak
