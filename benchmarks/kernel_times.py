@@ -32,8 +32,9 @@ _TEXT = """## Kernels
 
 Written by `python -m benchmarks.kernel_times MEASURED`: what a chip reaches in single kernels, fitted to kernels of
 vLLM and NCCL that ai-dynamo/aiconfigurator measured (commit 095f58a51, Apache-2.0; SXM modules). `MEASURED` holds its
-rows as CSV: of products `dtype, m, n, k, latency_ms`; of attention `batch_size, isl, step, num_heads, num_key_value_heads,
-head_dim, kv_cache_dtype, window_size, latency_ms`; of collectives `op, gpus, values, latency_ms, by`.
+rows as CSV: of products `dtype, m, n, k, latency_ms`; of attention `batch_size, isl, step, num_heads,
+num_key_value_heads, head_dim, kv_cache_dtype, window_size, latency_ms`; of collectives `op, gpus, values, latency_ms,
+by`.
 
 - **product**, **decode**, **prefill** (attention): seconds of each, shares of the memory's bandwidth and of peak
   operations, p by which both overlap, and passes over the activations that rounding them takes, or adding up parts;
