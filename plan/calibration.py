@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from prefold.plan.chip.chips import catalogue
+from prefold.plan.chip.chips import NVIDIA, catalogue
 from prefold.plan.chip.hardware import Chip
 from prefold.plan.cost.case import Case
-from prefold.plan.cost.kernels import Matmul, all_reduces, attention, gathered_bytes, matmuls
+from prefold.plan.cost.kernels import Matmul, all_reduces, attention, matmuls
 from prefold.plan.cost.terms import Terms
 
 # Of one, or of an array of them.
@@ -38,6 +39,12 @@ class Calibration(Protocol):
 
     def pass_seconds(self, case: Case, terms: Terms) -> float:
         """Return the seconds that a pass can be expected to take."""
+
+
+def _overlapped(parts: NDArray[Any], overlap: float) -> Seconds:
+    """Return the p-norm over the first axis: the sum of parts at 1, and nearer to the largest as p grows."""
+    largest = parts.max(axis=0)
+    return largest * ((parts / largest) ** overlap).sum(axis=0) ** (1 / overlap)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Factors:
         largest = parts.max()
         if not largest or largest == np.inf:
             return float(largest)
-        overlapped = largest * float(((parts / largest) ** self.overlap).sum()) ** (1 / self.overlap)
+        overlapped = float(_overlapped(parts, self.overlap))
         calls = self.step + self.layer * terms.layers - self.call * terms.gone
         device = self.start * terms.phases + overlapped
         return float(max(calls, device) if self.ahead else calls + device)
@@ -126,10 +133,8 @@ class Kernel:
 
     def seconds(self, moved: Seconds, computed: Seconds, activations: Seconds = 0.0) -> Seconds:
         """Return the seconds of one, of those that its bytes, operations and activations take at full rates."""
-        moved, computed = moved / self.memory, computed / self.arithmetic
-        larger = np.maximum(moved, computed)
-        parts = (moved / larger) ** self.overlap + (computed / larger) ** self.overlap
-        return self.start + larger * parts ** (1 / self.overlap) + self.passes * activations
+        parts = np.array([moved / self.memory, computed / self.arithmetic])
+        return self.start + _overlapped(parts, self.overlap) + self.passes * activations
 
 
 @dataclass(frozen=True)
@@ -183,12 +188,12 @@ class Kernels:
         return f"fitted to {self.keys:,} cached tokens and fewer" if keys > self.keys else ""
 
     def pass_seconds(self, case: Case, terms: Terms) -> float:
-        """Return the seconds that a pass can be expected to take; rows from elsewhere come on top."""
+        """Return the seconds that a pass can be expected to take; rows of a table come on top."""
         count, amount = all_reduces(case)
         sent = count * self.all_reduce.seconds(case.mesh.chips, amount, case.chip) if count else 0
         products = sum(each.count * self._product(each, case.chip) for each in matmuls(case))
-        rows = gathered_bytes(case) / case.chip.memory_bandwidth
-        return products + self._attention(case) + sent + max(rows, terms.link_rows)
+        rows = terms.rows + terms.link_rows if case.fold else 0
+        return products + self._attention(case) + sent + rows
 
     def _product(self, matmul: Matmul, chip: Chip) -> float:
         kernel = self.products.get(matmul.compute, self.products["bf16"])
@@ -265,8 +270,7 @@ def calibrations_of(chip: Chip) -> tuple[Calibration, ...]:
 
 def nearest(chip: Chip, kernels: Mapping[str, Kernels]) -> Kernels | None:
     """Return the kernels of the generation nearest to a chip's, the newer one of two; None for other families."""
-    generations: list[str] = _known()["generations"]
-    if chip.generation not in generations:
+    if chip.generation not in NVIDIA:
         return None
-    place = generations.index(chip.generation)
-    return kernels[min(reversed([*kernels]), key=lambda name: abs(generations.index(name) - place))]
+    place = NVIDIA.index(chip.generation)
+    return kernels[min(reversed([*kernels]), key=lambda name: abs(NVIDIA.index(name) - place))]

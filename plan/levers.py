@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefold.plan.chip.hardware import mesh_of
 from prefold.plan.cost.attention import shardings
 from prefold.plan.cost.case import Case
 from prefold.plan.cost.fold import PLACEMENTS, Fold, table_for
 from prefold.plan.cost.workload import MOST, bytes_of
 from prefold.plan.errors import Infeasible
 from prefold.plan.estimate import Estimate, plan_layouts
+from prefold.plan.sweep import meshes
 
 _SMALLER = ("int8", "fp8", "int4")
 _DRAFTED = 3
@@ -57,13 +57,18 @@ def rank_levers(base: Estimate, acceptance: float | None = None) -> list[Lever]:
 
 
 def _lever(name: str, note: str, base: Estimate, other: Estimate) -> Lever:
-    """Compare calibrated times, or ideal ones where either case has no other."""
-    basis = base.basis if other.basis == base.basis else "ideal"
-    now, then = (each.seconds if basis == each.basis else each.ideal_seconds for each in (base, other))
+    basis, (now, then) = _compared(base, other)
     saved = now - then * base.case.workload.batch / other.case.workload.batch
     if not other.memory.fits:
         note = "; ".join(filter(None, [note, f"does not fit: {other.memory.excess}"]))
     return Lever(name, saved, saved / now, basis, note, other)
+
+
+def _compared(*estimates: Estimate) -> tuple[str, list[float]]:
+    """Return the basis that all have, and their seconds: calibrated ones, or ideal ones where one has no other."""
+    if all(each.calibration for each in estimates):
+        return "calibrated", [each.seconds for each in estimates]
+    return "ideal", [each.ideal_seconds for each in estimates]
 
 
 def _changes(base: Estimate) -> Iterator[tuple[str, str, Case]]:
@@ -104,16 +109,11 @@ def _types(case: Case) -> Iterator[tuple[str, str, Case]]:
 
 
 def _chips(case: Case) -> Iterator[tuple[str, str, Case]]:
-    counts = [1, *sorted(case.chip.axes)] if case.chip.axes else [1 << power for power in range(4)]
     now = case.mesh.chips
-    fewer, more = ([each for each in counts if each < now], [each for each in counts if each > now])
-    for count in (*fewer[-1:], *more[:1]):
-        if count <= case.chip.node or count == 1:
-            yield (
-                f"{count} chip{'s' if count > 1 else ''}",
-                f"instead of {now}",
-                replace(case, mesh=mesh_of(case.chip, count)),
-            )
+    within = [mesh for mesh in meshes(case.chip) if mesh.chips == 1 or mesh.chips <= case.chip.node]
+    fewer, more = [mesh for mesh in within if mesh.chips < now], [mesh for mesh in within if mesh.chips > now]
+    for mesh in (*fewer[-1:], *more[:1]):
+        yield f"{mesh.chips} chip{'s' if mesh.chips > 1 else ''}", f"instead of {now}", replace(case, mesh=mesh)
 
 
 def _draft(base: Estimate, acceptance: float) -> Lever:
@@ -124,8 +124,7 @@ def _draft(base: Estimate, acceptance: float) -> Lever:
     layer = replace(case.shape, num_layers=1, sliding_layers=0, experts=experts, state=None)
     drafted = Estimate(replace(case, shape=layer, fold=None), base.calibrations)
     tokens = sum(acceptance**count for count in range(_DRAFTED + 1))
-    basis = "calibrated" if all(each.calibration for each in (base, checked, drafted)) else "ideal"
-    now, then, more = (each.seconds if basis == each.basis else each.ideal_seconds for each in (base, checked, drafted))
+    basis, (now, then, more) = _compared(base, checked, drafted)
     saved = now - (then + _DRAFTED * more) / tokens
     note = f"{_DRAFTED} tokens by one more layer, each accepted at {acceptance:.0%}; for each token"
     return Lever("draft", saved, saved / now, basis, note, checked)

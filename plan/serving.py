@@ -82,9 +82,7 @@ class Serving:
 
 def require_positions(shape: Shape, service: Service) -> None:
     """Raise ``UsageError`` for requests that the model has too few positions for."""
-    most = shape.max_position_embeddings
-    if most and service.positions > most:
-        had = f"{shape.name} has {most:,} positions (max_position_embeddings)"
+    if had := shape.too_few_positions(service.positions):
         raise UsageError(f"{had}, and a request needs {service.positions:,}: its prompt and its new tokens")
 
 
@@ -107,16 +105,16 @@ def serve(decode: Estimate, service: Service) -> Serving:
         output = running * service.new_tokens / total
         ttft += (asked / running - 1) * total
     return Serving(
-        service.engine,
-        ttft,
-        tpot,
-        _ideal(step, prompt, prefills(service, max(1, running))),
-        output,
-        1 / tpot if tpot else None,
-        asked <= fitting,
-        fitting,
-        step.calibration.source if tpot and step.calibration else "",
-        unknown,
+        engine=service.engine,
+        ttft_seconds=ttft,
+        tpot_seconds=tpot,
+        ideal_tpot_seconds=_ideal(step, prompt, prefills(service, max(1, running))),
+        output_tokens_per_second=output,
+        tokens_per_second_per_user=1 / tpot if tpot else None,
+        fits=asked <= fitting,
+        concurrency_that_fits=fitting,
+        calibration=step.calibration.source if tpot and step.calibration else "",
+        uncalibrated=unknown,
     )
 
 
@@ -141,9 +139,9 @@ def _passes(decode: Estimate, service: Service, running: int) -> tuple[Estimate,
     return tuple(Estimate(replace(case, workload=each), decode.calibrations) for each in (step, prompt))  # type: ignore[return-value]
 
 
-def tpot_of(engine: Engine, decode: float, prefill: float, prefills: float) -> float:
-    """Return the seconds from token to token; ``prefills`` come with each step."""
-    return engine.kernels * (decode + prefills * prefill) + engine.step
+def tpot_of(engine: Engine, decode: float, prefill: float, carried: float) -> float:
+    """Return the seconds from token to token; each step carries so many prefills."""
+    return engine.kernels * (decode + carried * prefill) + engine.step
 
 
 def ttft_of(engine: Engine, prefill: float, running: int) -> float:
@@ -151,13 +149,13 @@ def ttft_of(engine: Engine, prefill: float, running: int) -> float:
     return engine.accept + (engine.kernels * prefill + engine.step) * (1 + engine.wait * running)
 
 
-def _ideal(step: Estimate, prompt: Estimate, prefills: float) -> float:
+def _ideal(step: Estimate, prompt: Estimate, carried: float) -> float:
     """Return the seconds that no engine beats: a prompt may share a step's reads of weights, and no operations."""
     each, more = step.terms, prompt.terms
     return max(
         each.least_memory,
-        each.arithmetic + prefills * more.arithmetic,
-        each.communication + prefills * more.communication,
+        each.arithmetic + carried * more.arithmetic,
+        each.communication + carried * more.communication,
     )
 
 

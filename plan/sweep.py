@@ -37,9 +37,8 @@ class Space:
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` for a context that the model has too few positions for."""
-        most, step = self.shape.max_position_embeddings, self.workload
-        if most and step.positions > most:
-            had = f"{self.shape.name} has {most:,} positions (max_position_embeddings)"
+        step = self.workload
+        if had := self.shape.too_few_positions(step.positions):
             raise UsageError(f"context {step.context:,}: {had}, and this {step.phase} needs {step.positions:,}")
 
     def points(self) -> list[Estimate]:
@@ -119,9 +118,8 @@ class Target:
         fitting = [each for each in options if each.fits]
         if not fitting:
             nearest = min(options, key=lambda each: each.estimate.memory.missing)
-            reason = (
-                f"is {nearest.estimate.memory.excess}" if nearest.estimate.memory.missing else "leaves requests waiting"
-            )
+            memory = nearest.estimate.memory
+            reason = f"is {memory.excess}" if memory.missing else "leaves requests waiting"
             raise Infeasible(f"nothing fits: the nearest, {nearest.where}, {reason}")
         within = [each for each in fitting if self._excess(each) <= 1]
         if not within:
@@ -181,7 +179,7 @@ def meshes(chip: Chip) -> tuple[Mesh, ...]:
     if not chip.link_bandwidth:
         return (mesh_of(chip, 1),)
     counts = sorted({1, *chip.axes}) if chip.axes else _BEHIND_A_SWITCH
-    return tuple(mesh_of(chip, count) for count in counts)
+    return tuple(mesh_of(chip, count) for count in counts if count == 1 or chip.joined_at(count))
 
 
 def fewest(shape: Shape, chip: Chip, workload: Workload) -> Mesh:

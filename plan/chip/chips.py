@@ -23,7 +23,8 @@ _NETWORK = "network_bandwidth"
 _SOURCED = (*_NEEDED, _NETWORK, "node", "axes")
 _KINDS = ("bf16", "fp8", "fp4", "int8")
 _MAY_BE_NOTHING = ("link_bandwidth", _NETWORK)
-GENERATIONS = ("", "turing", "ampere", "ada", "hopper", "blackwell", "cdna3", "tpu", "apple", "zen4", "snapdragon")
+NVIDIA = ("turing", "ampere", "ada", "hopper", "blackwell")  # the oldest first
+GENERATIONS = ("", *NVIDIA, "cdna3", "tpu", "apple", "zen4", "snapdragon")
 _NODE = 8  # chips that a server joins, where a file leaves it open
 
 

@@ -11,7 +11,6 @@ from math import ceil
 from prefold.plan.chip.hardware import Chip
 from prefold.plan.cost.attention import Ways, kv_bytes, score_flops
 from prefold.plan.cost.case import Case
-from prefold.plan.cost.fold import row_bytes
 from prefold.plan.cost.state import state_flops, state_traffic
 from prefold.plan.cost.workload import MULTIPLIED, bytes_of, layer_weight_bytes
 
@@ -132,8 +131,3 @@ def all_reduces(case: Case) -> tuple[int, float]:
     mixers = shape.attention_layers * (1 + shape.cross) + shape.state_layers
     count = mixers + (0 if shape.parallel else shape.ffn_layers)
     return count if case.mesh.chips > 1 else 0, workload.tokens * shape.hidden_size * bytes_of(workload.activations)
-
-
-def gathered_bytes(case: Case) -> float:
-    """Return the bytes of rows that a rank reads of a table; 0 without one."""
-    return case.workload.tokens * row_bytes(case.shape, case.fold) / case.mesh.chips if case.fold else 0

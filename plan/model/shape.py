@@ -117,6 +117,11 @@ class Shape:
     decodes: bool = True
     stored: str = "bf16"
 
+    def too_few_positions(self, needed: int) -> str:
+        """Return the positions that it has, where it needs more; empty where they suffice or are not known."""
+        most = self.max_position_embeddings
+        return f"{self.name} has {most:,} positions (max_position_embeddings)" if 0 < most < needed else ""
+
     @property
     def layers_by_window(self) -> list[tuple[int, int | None]]:
         """Numbers of layers with the tokens that they attend to; None for the whole context."""

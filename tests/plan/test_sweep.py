@@ -239,3 +239,8 @@ def test_every_model_gets_figures_that_json_can_hold(name: str, phase: str):
     advice = advise(Space(find_shape(name), H100, workload, (fewest(find_shape(name), H100, workload),), (8,)))
     told = json.dumps(advice.as_json(), allow_nan=False)
     assert json.loads(told)["model"] == name
+
+
+def test_no_more_chips_are_tried_than_anything_joins():
+    pair = replace(H100, node=2, network_bandwidth=0)
+    assert [mesh.chips for mesh in meshes(pair)] == [1, 2]
