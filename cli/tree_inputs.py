@@ -1,8 +1,9 @@
 """The inputs of commands that run a tree: a model, and files of text or token ids."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
@@ -29,13 +30,23 @@ def read_text(file: Path) -> str:
         raise UsageError(f"{file}: not text in UTF-8") from error
 
 
-def read_prompt(source: "Source", model: str, file: Path, *, trust_remote_code: bool) -> tuple[Any, list[int]]:
-    """Return the tokenizer, None for a file of token ids, and the prompt's tokens."""
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with its file's text; ``tokenizer`` is None for a file of token ids."""
+
+    file: Path
+    text: str
+    tokens: list[int]
+    tokenizer: Any
+
+
+def read_prompt(source: "Source", model: str, file: Path, *, trust_remote_code: bool) -> Prompt:
+    """Return the prompt in a file; ``UsageError`` where it is none."""
     content = read_text(file)
     if file.suffix == ".json":
-        return None, _read_tokens(content, file)
+        return Prompt(file, content, _read_tokens(content, file), None)
     tokenizer = _tokenizer(source, model, trust_remote_code=trust_remote_code)
-    return tokenizer, list(tokenizer(content)["input_ids"])
+    return Prompt(file, content, list(tokenizer(content)["input_ids"]), tokenizer)
 
 
 def read_json(content: str, file: Path) -> Any:
@@ -48,9 +59,14 @@ def read_json(content: str, file: Path) -> Any:
 
 def _read_tokens(content: str, file: Path) -> list[int]:
     found = read_json(content, file)
-    if not isinstance(found, list) or not all(isinstance(each, int) and not isinstance(each, bool) for each in found):
+    if not are_tokens(found):
         raise UsageError(f"{file}: not a JSON list of token ids")
     return found
+
+
+def are_tokens(found: Any) -> TypeGuard[list[int]]:
+    """Return whether something read from JSON is a list of whole numbers."""
+    return isinstance(found, list) and all(type(each) is int for each in found)
 
 
 def _tokenizer(source: "Source", model: str, *, trust_remote_code: bool) -> Any:

@@ -42,14 +42,14 @@ def run(
     from prefold.tree import Asked, sample_plain, sample_tree
 
     source = open_source(model, revision)
-    tokenizer, prompt = read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)
+    prompt = read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)
     loaded = load(source, wanted, trust_remote_code=trust_remote_code)
-    require_tokens(prompt, loaded, prompt_file)
-    asked = Asked(prompt, branches, max_new_tokens, temperature, seed, max_pages)
-    note(f"{model}: {branches} branches from a prompt of {len(prompt)} tokens")
+    require_tokens(prompt.tokens, loaded, prompt_file)
+    asked = Asked(prompt.tokens, branches, max_new_tokens, temperature, seed, max_pages)
+    note(f"{model}: {branches} branches from a prompt of {len(prompt.tokens)} tokens")
     tree = sample_tree(loaded, asked)
     plain = sample_plain(loaded, asked) if compare else None
-    texts = tokenizer.batch_decode(tree.continuations) if tokenizer else None
+    texts = prompt.tokenizer.batch_decode(tree.continuations) if prompt.tokenizer else None
     figures = _figures(model, asked, tree, plain, texts)
     if as_json:
         show_json(figures)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefold.cli.options import DType, Json, Revision, TrustRemoteCode, parse_dtype
-from prefold.cli.tree_inputs import PromptFile, load, read_json, read_prompt, read_text, require_tokens
+from prefold.cli.tree_inputs import (
+    Prompt,
+    PromptFile,
+    are_tokens,
+    load,
+    read_json,
+    read_prompt,
+    read_text,
+    require_tokens,
+)
 from prefold.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,15 +55,15 @@ def score(
     from prefold.tree import score as score_continuations
 
     source = open_source(model, revision)
-    tokenizer, prompt = read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)
-    rows = [_tokens_of(text, tokenizer, prompt_file, prompt, continuations) for text in texts]
+    prompt = read_prompt(source, model, prompt_file, trust_remote_code=trust_remote_code)
+    rows = [_tokens_of(text, prompt, continuations) for text in texts]
     loaded = load(source, wanted, trust_remote_code=trust_remote_code)
-    require_tokens(prompt, loaded, prompt_file)
+    require_tokens(prompt.tokens, loaded, prompt_file)
     for row in rows:
         require_tokens(row, loaded, continuations)
     attend_by(loaded, "prefold_tree")
-    note(f"{model}: {len(rows)} continuations of a prompt of {len(prompt)} tokens")
-    figures = _figures(model, prompt, texts, score_continuations(loaded, prompt, rows))
+    note(f"{model}: {len(rows)} continuations of a prompt of {len(prompt.tokens)} tokens")
+    figures = _figures(model, prompt.tokens, texts, score_continuations(loaded, prompt.tokens, rows))
     if as_json:
         show_json(figures)
     else:
@@ -69,17 +78,17 @@ def _read_continuations(file: Path) -> list[Any]:
     return found
 
 
-def _tokens_of(text: Any, tokenizer: Any, prompt_file: Path, prompt: list[int], file: Path) -> list[int]:
-    if isinstance(text, list) and all(type(each) is int for each in text):
+def _tokens_of(text: Any, prompt: Prompt, file: Path) -> list[int]:
+    if are_tokens(text):
         return text
     if not isinstance(text, str):
         raise UsageError(f"{file}: a continuation is a text, or a list of token ids")
-    if tokenizer is None:
-        raise UsageError(f"{file}: texts need a prompt that is text, and {prompt_file} has token ids")
-    whole = list(tokenizer(read_text(prompt_file) + text)["input_ids"])
-    if whole[: len(prompt)] == prompt:
-        return whole[len(prompt) :]
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if prompt.tokenizer is None:
+        raise UsageError(f"{file}: texts need a prompt that is text, and {prompt.file} has token ids")
+    whole = list(prompt.tokenizer(prompt.text + text)["input_ids"])
+    if whole[: len(prompt.tokens)] == prompt.tokens:
+        return whole[len(prompt.tokens) :]
+    return list(prompt.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _figures(model: str, prompt: list[int], texts: list[Any], scored: "list[Scored]") -> dict[str, Any]:

@@ -12,14 +12,6 @@ from tests.runtime.pairs import make_folded
 from tests.verify.tokenizer import save_tokenizer
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "llama"
-    random_model(small_config("llama")).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
-
 @pytest.fixture
 def prompt(tmp_path: Path) -> Path:
     file = tmp_path / "prompt.txt"

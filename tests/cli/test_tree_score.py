@@ -8,15 +8,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import random_model, small_config
-from tests.verify.tokenizer import save_tokenizer
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("score") / "llama"
-    random_model(small_config("llama")).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture
