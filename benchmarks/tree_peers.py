@@ -33,9 +33,9 @@ from prefold.tree import attend_by, prefill
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "tree.md"
 _LONGEST, _NEW = 4160, 16
-_SHAPE = SERIAL.changed("a Llama of 0.35 B", max_position_embeddings=_LONGEST)
+_SHAPE = SERIAL.changed("A Llama of 0.35 B", max_position_embeddings=_LONGEST)
 _SMALL = _SHAPE.changed("small", num_hidden_layers=2)
-_CASES = tuple((prompt, samples) for prompt in (64, 4000) for samples in (16, 64))
+_CASES = ((64, 16), (4000, 16), (4000, 64))
 _TREE = "prefold"
 # Continuous batching on a CPU attends to all samples' tokens by one dense mask: minutes for a step of 64,000 tokens.
 _MOST_BATCHED = 1 << 11
@@ -184,7 +184,7 @@ def _render(figures: list[dict[str, Any]], shape: Shape, rounds: int) -> str:
         for what, how in (("step", (1e3, 0)), ("first", (1, 2)))
     }
     kind = str(shape.dtype).removeprefix("torch.")
-    facts = {"shape": shape.name, "kind": kind, "vllm": vllm.__version__, "rounds": rounds, "new": _NEW}
+    facts = {"shape": shape.name, "kind": kind, "vllm": vllm.__version__, "rounds": rounds}
     text = _TEXT.format(**facts, setting=os.environ.get("MKL_CBWR", "not set"))
     tables = f"{table(['ms a step: ' + head[0], *head[1:]], rows['step'])}\n\n"
     return (
@@ -197,13 +197,16 @@ def _render(figures: list[dict[str, Any]], shape: Shape, rounds: int) -> str:
 
 _TEXT = """### Beside vLLM and transformers
 
-Written by `python -m benchmarks.tree_peers`. {shape} with random weights in {kind}: samples of one prompt by vLLM
-{vllm}, compiled and with prefix caching; by transformers' continuous batching, whose blocks a prompt's samples share,
-and by its `generate` with a cache that is computed once and repeated for every sample; and by `generate` with a
-`TreeCache`. In turn, {rounds} rounds, medians;
-a step is one token of every sample, of {new}. In brackets: how many times {tree}'s, above 1 where {tree} is faster.
-`MKL_CBWR`: {setting}. A dash: an expanded cache above 4 GB, or a step of minutes, since continuous batching on a CPU
-attends to every sample's tokens by one dense mask.
+Written by `python -m benchmarks.tree_peers`. {shape} with random weights in {kind}; samples of one prompt by
+
+- **vLLM** {vllm}, compiled and with prefix caching;
+- **continuous**: transformers' continuous batching, whose blocks a prompt's samples share;
+- **expanded**: transformers' `generate` with a cache that is computed once and repeated for every sample;
+- **{tree}**: `generate` with a `TreeCache`.
+
+In turn, {rounds} rounds, medians; a step is one token of every sample. In brackets: how many times {tree}'s, above 1
+where {tree} is faster. `MKL_CBWR`: {setting}. A dash: an expanded cache above 4 GB, or a step of minutes, since
+continuous batching on a CPU attends to every sample's tokens by one dense mask.
 
 """.replace("{tree}", _TREE)
 

@@ -135,9 +135,9 @@ def _run(setting: str, layers: int, samples: list[int]) -> list[dict[str, Any]]:
 
 _TEXT = """### A step, by parts
 
-Written by `python -m benchmarks.tree_step`. Milliseconds of a step in float32, of the same model as above, after a
-prompt of {prompt} tokens, so that nothing is gained by sharing it: linear layers, attention (a `TreeCache` stores there), all else of
-the model, and `generate` around it, which samples from {vocabulary:,} logits for each row.
+Written by `python -m benchmarks.tree_step`. Milliseconds of a step in float32, of the model above, after a prompt of
+{prompt} tokens, so that nothing is gained by sharing it: linear layers, attention (in which a `TreeCache` stores), all
+else of the model, and `generate` around it, which samples from {vocabulary:,} logits for each row.
 
 """
 
