@@ -177,7 +177,7 @@ def estimate_savings(
         exact=not any(cut.sum or cut.encoding for cut in study.cuts),
         table_dtype=next((cut.encoding.slices[-1].dtype for cut in study.cuts if cut.encoding), None),
         merged_width=study.mergeable_width,
-        is_merged=any(cut.merged for cut in study.cuts),
+        is_merged=any(cut.merges_residual for cut in study.cuts),
         checkpoint_before=census.total * itemsize,
         checkpoint_after=(census.total + census.made - census.gone) * itemsize,
         table_bytes=census.made * itemsize,
@@ -215,6 +215,8 @@ def _fate(cut: Cut, module: str) -> str:
         return "stays, and looks up what it adds to the columns"
     if module == cut.embedding:
         return "table"
+    if into := next((each.into for each in cut.merged if each.module == module), None):
+        return f"added to the column {into}" if into != cut.residual.module else "added to the residual"
     if module in cut.eliminated and module not in _names(cut.stored):
         return "dropped: nobody reads it any more"
     parent = next((name for name in cut.eliminated if f"{module}.".startswith(f"{name}.")), None)

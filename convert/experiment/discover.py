@@ -16,6 +16,7 @@ from prefold.convert.experiment.separable import Separable, find_separable
 from prefold.convert.experiment.token_pure import (
     Passes,
     TokenPureModule,
+    find_summed,
     find_unread_and_mergeable,
     pure_modules,
     run_passes,
@@ -36,6 +37,7 @@ class Discovery:
         dropped: modules whose output is unread once the columns are stored.
         routers: modules inside the columns that choose experts.
         mergeable: the column that may be added to the residual beforehand, if there is one.
+        summed: columns that the model only adds to another, by name: that one's. Their sum takes the place of both.
         separable: the fold behind a sum of look-ups; None where the columns see the token alone.
         padded_output: the first block's output with the tokens that ``padding_mask`` names as padding.
     """
@@ -45,6 +47,7 @@ class Discovery:
     dropped: list[TokenPureModule]
     routers: list[str]
     mergeable: str | None
+    summed: dict[str, str]
     separable: Separable | None
     seen: list[ModuleDependency]
     block_output: torch.Tensor | None
@@ -141,6 +144,7 @@ class _Experiment:
             dropped=[*dropped, *gone],
             routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
             mergeable=mergeable,
+            summed={} if separable else find_summed(self.model, self.side, self.first_block, self.ids, kept),
             separable=separable,
             seen=self.seen,
             block_output=self.passes.original.block_output,
