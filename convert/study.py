@@ -21,7 +21,7 @@ from prefold.convert.fold.check import (
     require_unmoved_by_masks,
 )
 from prefold.convert.fold.layout import Column, Cut, EmbeddingSite, lay_out_row
-from prefold.convert.fold.reads import ParameterReads, measure_parameter_reads
+from prefold.convert.fold.reads import ParameterReads, freed_by, measure_parameter_reads
 from prefold.convert.model.filling import ThinProducts
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
 from prefold.convert.model.load import kept_in_float32
@@ -105,11 +105,13 @@ def _study(
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
+    ties = find_ties(model, declared, [fold.cut.embedding for fold in folds], set(entries))
     cuts = _with_unused(model, [fold.cut for fold in folds], ties)
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
     width = sum(fold.found.mergeable_width for fold in folds)
-    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, float32, width)
+    census = replace(census, cuts=cuts, freed=freed_by(ties))
+    return Study(stacks, cuts, choices, unfolded, unreached, census, ties, float32, width)
 
 
 def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:
@@ -205,20 +207,25 @@ def _side(
     reentered = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
     found = discover(model, side, stack.first_block, ids, reentered)
     embedding = _embedding(model, side, entries)
-    if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
+    if not found[0].holds(embedding):
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
-    held = [name for name, _ in model.get_submodule(embedding).named_parameters(recurse=False)]
+    held = _held(model, embedding)
     if held != ["weight"]:
         raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
     rows = model.get_parameter(f"{embedding}.weight").shape[0]
-    place = EmbeddingSite(
-        side,
-        embedding,
-        rows,
-        _entered_before(embedding, entries),
-        _optional_embeddings(model, side, embedding, entries),
-    )
-    return [_Fold(stack.first_block, ids, each, laid_out(each, place)) for each in found]
+    folds = list[_Fold]()
+    for each in found:
+        own = embedding if each.holds(embedding) else each.columns[0].name
+        if _held(model, own) != ["weight"] or model.get_parameter(f"{own}.weight").shape[0] != rows:
+            continue  # other look-ups of the tokens have a row for each, too
+        unreachable = _optional_embeddings(model, side, own, entries)
+        place = EmbeddingSite(side, own, rows, _entered_before(own, entries), unreachable)
+        folds.append(_Fold(stack.first_block, ids, each, laid_out(each, place)))
+    return folds
+
+
+def _held(model: PreTrainedModel, module: str) -> list[str]:
+    return [name for name, _ in model.get_submodule(module).named_parameters(recurse=False)]
 
 
 def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: EmbeddingSite) -> Cut:

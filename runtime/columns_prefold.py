@@ -310,6 +310,14 @@ class PaddingMarker(Unread):
 class ZeroOutput(Unread):
     """Stands for a module that is part of another's slice already: adds nothing."""
 
+    def __init__(self, name: str, shape: list[int], row: Row | None = None) -> None:
+        """``row`` is the one that this reads last, where there is no column."""
+        super().__init__(name, shape)
+        self.row = row
+
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Return zeros, ``[batch, seq, *shape]``: memory of their own, for blocks that add to them in place."""
+        if self.row is not None:
+            self.row.read()
+            self.row.clear()
         return hidden_states.new_zeros(*hidden_states.shape[:2], *self.shape)

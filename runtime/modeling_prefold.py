@@ -71,8 +71,10 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         name, last = column["module"], column is columns[-1] and not fold["sum"]
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
     dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
-    for stand_in_class, entries in ((dropped, unread_of(fold)), (ZeroOutput, fold["merged"])):
-        stand_ins |= {entry["module"]: stand_in_class(entry["module"], entry["shape"]) for entry in entries}
+    stand_ins |= {entry["module"]: dropped(entry["module"], entry["shape"]) for entry in unread_of(fold)}
+    for entry in fold["merged"]:
+        is_last = not columns and not fold["sum"]  # a single one: the table has its slice, and no other
+        stand_ins[entry["module"]] = ZeroOutput(entry["module"], entry["shape"], row if is_last else None)
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
     for name, stand_in in stand_ins.items():

@@ -4,7 +4,7 @@ The same tokens are run in another order and at other positions. A module whose 
 tokens is token-pure. Nothing here knows the name of an architecture.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,7 +32,7 @@ class Discovery:
     """One cut that the experiment found.
 
     Attributes:
-        name: ``deepest``, or the module that this cut stores and a deeper one drops.
+        name: ``deepest``, or the module that this cut stores and a deeper one drops, or stores beside the embedding.
         columns: token-pure modules to store, in the order in which a pass enters them; the first is the residual.
         dropped: modules whose output is unread once the columns are stored.
         routers: modules inside the columns that choose experts.
@@ -52,6 +52,10 @@ class Discovery:
     seen: list[ModuleDependency]
     block_output: torch.Tensor | None
     padded_output: torch.Tensor | None
+
+    def holds(self, module: str) -> bool:
+        """Return whether a module is stored or dropped."""
+        return module in _names([*self.columns, *self.dropped])
 
     @property
     def mergeable_width(self) -> int:
@@ -82,7 +86,9 @@ def discover(
             raise UnsupportedModel(reasons(model, first_block, passes, reentered))
     experiment = _Experiment(model, side, first_block, ids, passes, explain(model, first_block, passes))
     deepest = experiment.split_read_from_unread(DEEPEST, pure, separable)
-    return [deepest, *([] if separable else _shallower(experiment, pure, deepest))]
+    if separable:
+        return [deepest]
+    return [deepest, *_shallower(experiment, pure, deepest), *_beside(experiment, pure, deepest)]
 
 
 def _shallower(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Discovery) -> list[Discovery]:
@@ -96,6 +102,24 @@ def _shallower(experiment: "_Experiment", pure: list[TokenPureModule], deepest: 
         if len(shallow.columns) > 1 and {column.name for column in shallow.columns} not in known:
             found.append(shallow)
     return found[1:]
+
+
+def _beside(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Discovery) -> Iterator[Discovery]:
+    """Yield the cuts that leave the embedding as it is: another look-up of the tokens becomes a sum with it."""
+    for name, into in deepest.summed.items():
+        taken = experiment.passes.original.calls[into][0].taken
+        if taken is None or not torch.equal(taken, experiment.ids):
+            continue
+        gone = [each.name for each in deepest.dropped if experiment.behind(each, pure) - {*_names(deepest.dropped)} == {name}]
+        columns = [each for each in deepest.columns if each.name in (name, into)]
+        dropped = [each for each in deepest.dropped if each.name in gone]
+        yield replace(
+            deepest, name=into, columns=columns, dropped=dropped, mergeable=None, summed={name: into}
+        )
+
+
+def _names(modules: list[TokenPureModule]) -> list[str]:
+    return [module.name for module in modules]
 
 
 @dataclass(frozen=True)

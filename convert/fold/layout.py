@@ -115,7 +115,7 @@ class Table:
     """The tensor that holds a row of ``row_width`` values for each token.
 
     Attributes:
-        module: the input embedding, which it replaces.
+        module: the input embedding, or another look-up of the tokens, which it replaces.
         tensor: its name in the files.
         rows: vocabulary size.
         width: values that the embedding returns for a token.
@@ -137,7 +137,7 @@ class Cut:
     An entry of ``folds`` in a folded ``config.json`` has these fields.
 
     Attributes:
-        name: ``deepest``, or the module that this cut stores and a deeper one drops.
+        name: ``deepest``, or the module that this cut stores and a deeper one drops, or stores beside the embedding.
         side: where the tokens enter.
         residual: the first slice of a row, which runs on beside the columns: the embedding, or a norm of it.
         columns: the token-pure modules that are folded, in the order in which a pass reads them.

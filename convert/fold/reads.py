@@ -319,7 +319,12 @@ def measure_parameter_reads(
     looked_up = {
         name: (float(rows_of_two[name] - n), float(2 * n - rows_of_two[name])) for name, n in rows_of_one.items()
     }
-    return ParameterReads(parameters, cuts, routers, looked_up, [] if ties.remaining_owners else ties.shared)
+    return ParameterReads(parameters, cuts, routers, looked_up, freed_by(ties))
+
+
+def freed_by(ties: Ties) -> list[str]:
+    """Return the names of the embeddings' own weights, if those are needed no more."""
+    return [] if ties.remaining_owners else ties.shared
 
 
 def _twin(name: str, stacks: list[Stack]) -> str:
