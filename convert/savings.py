@@ -215,15 +215,19 @@ def _fate(cut: Cut, module: str) -> str:
         return "stays, and looks up what it adds to the columns"
     if module == cut.embedding:
         return "table"
-    if into := next((each.into for each in cut.merged if each.module == module), None):
-        return f"added to the column {into}" if into != cut.residual.module else "added to the residual"
     if module in cut.eliminated and module not in _names(cut.stored):
-        return "dropped: nobody reads it any more"
+        return _fate_beside(cut, module)
     parent = next((name for name in cut.eliminated if f"{module}.".startswith(f"{name}.")), None)
     if parent is None:
         return "stays"
     kind = "column of a sum" if parent in _names(cut.sum.columns if cut.sum else []) else "column"
     return kind if parent == module else f"part of the {kind} {parent}"
+
+
+def _fate_beside(cut: Cut, module: str) -> str:
+    """Return the fate of a module that goes and has no slice of its own."""
+    into = next((each.into for each in cut.merged if each.module == module), None)
+    return f"added to {into}" if into else "dropped: nobody reads it any more"
 
 
 def _step(study: Study, resolved: ResolvedModel) -> str:

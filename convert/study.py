@@ -98,14 +98,14 @@ def _study(
     entries = _entries(model)
     sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
     found = [fold for side in sides for fold in side]
-    ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries))
+    ties = _ties(model, declared, [side[0] for side in sides], entries)
     routers = [router for side in sides for router in side[0].found.routers]
     units = dict.fromkeys(float32, torch.float32.itemsize / dtype.itemsize)
     census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties, units)
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
-    ties = find_ties(model, declared, [fold.cut.embedding for fold in folds], set(entries))
+    ties = _ties(model, declared, folds, entries)
     cuts = _with_unused(model, [fold.cut for fold in folds], ties)
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
@@ -143,6 +143,12 @@ class _Fold:
     ids: torch.Tensor
     found: Discovery
     cut: Cut
+
+
+def _ties(
+    model: PreTrainedModel, declared: dict[str, str], folds: list[_Fold], entries: dict[str, list[int]]
+) -> Ties:
+    return find_ties(model, declared, [fold.cut.embedding for fold in folds], set(entries))
 
 
 def _choices(census: ParameterReads, found: list[_Fold]) -> list[Choice]:
@@ -212,16 +218,19 @@ def _side(
     held = _held(model, embedding)
     if held != ["weight"]:
         raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
-    rows = model.get_parameter(f"{embedding}.weight").shape[0]
-    folds = list[_Fold]()
-    for each in found:
-        own = embedding if each.holds(embedding) else each.columns[0].name
-        if _held(model, own) != ["weight"] or model.get_parameter(f"{own}.weight").shape[0] != rows:
-            continue  # other look-ups of the tokens have a row for each, too
-        unreachable = _optional_embeddings(model, side, own, entries)
-        place = EmbeddingSite(side, own, rows, _entered_before(own, entries), unreachable)
-        folds.append(_Fold(stack.first_block, ids, each, laid_out(each, place)))
-    return folds
+    sites = [_site(model, side, each, embedding, entries) for each in found]
+    whole = [(each, site) for each, site in zip(found, sites, strict=True) if site.rows == sites[0].rows]
+    return [_Fold(stack.first_block, ids, each, laid_out(each, site)) for each, site in whole]
+
+
+def _site(
+    model: PreTrainedModel, side: Side, found: Discovery, embedding: str, entries: dict[str, list[int]]
+) -> EmbeddingSite:
+    """Return the place of the look-up that becomes the table; one that holds more than rows has none."""
+    look_up = embedding if found.holds(embedding) else found.columns[0].name
+    rows = model.get_parameter(f"{look_up}.weight").shape[0] if _held(model, look_up) == ["weight"] else 0
+    unreachable = _optional_embeddings(model, side, look_up, entries) if rows else []
+    return EmbeddingSite(side, look_up, rows, _entered_before(look_up, entries), unreachable)
 
 
 def _held(model: PreTrainedModel, module: str) -> list[str]:

@@ -182,7 +182,8 @@ class Table(Folded):
         """
         if self.rows is None and not self.is_on_device:
             raise TableError(f"{self.name}: its table was not loaded: load the checkpoint by from_pretrained")
-        return self._parameters["weight"] if self.rows is None else self.rows.table  # type: ignore[return-value]  # set
+        held: torch.Tensor = self._parameters["weight"] if self.rows is None else self.rows.table  # type: ignore[assignment]
+        return held
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Look up ``[batch, seq]`` ids; returns ``[batch, seq, width]``."""

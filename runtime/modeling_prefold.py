@@ -72,9 +72,7 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
     dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
     stand_ins |= {entry["module"]: dropped(entry["module"], entry["shape"]) for entry in unread_of(fold)}
-    for entry in fold["merged"]:
-        is_last = not columns and not fold["sum"]  # a single one: the table has its slice, and no other
-        stand_ins[entry["module"]] = ZeroOutput(entry["module"], entry["shape"], row if is_last else None)
+    stand_ins |= _merged_modules(fold, row)
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
     for name, stand_in in stand_ins.items():
@@ -85,6 +83,12 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
+
+
+def _merged_modules(fold: dict[str, Any], row: Row) -> dict[str, nn.Module]:
+    """Return stand-ins for what is a part of another slice; where no column reads the row, one of these does."""
+    read = None if columns_of(fold) or fold["sum"] else row
+    return {entry["module"]: ZeroOutput(entry["module"], entry["shape"], read) for entry in fold["merged"]}
 
 
 def _refuse_look_up(*_: Any) -> None:

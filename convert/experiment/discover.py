@@ -110,12 +110,10 @@ def _beside(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Dis
         taken = experiment.passes.original.calls[into][0].taken
         if taken is None or not torch.equal(taken, experiment.ids):
             continue
-        gone = [each.name for each in deepest.dropped if experiment.behind(each, pure) - {*_names(deepest.dropped)} == {name}]
+        gone = {*_names(deepest.dropped)}
+        dropped = [each for each in deepest.dropped if experiment.behind(each, pure) - gone == {name}]
         columns = [each for each in deepest.columns if each.name in (name, into)]
-        dropped = [each for each in deepest.dropped if each.name in gone]
-        yield replace(
-            deepest, name=into, columns=columns, dropped=dropped, mergeable=None, summed={name: into}
-        )
+        yield replace(deepest, name=into, columns=columns, dropped=dropped, mergeable=None, summed={name: into})
 
 
 def _names(modules: list[TokenPureModule]) -> list[str]:

@@ -262,8 +262,13 @@ def find_unread_and_mergeable(
 
 def _merged(modules: list[TokenPureModule]) -> list[_Hypothesis]:
     """Return the hypotheses that add a module to one that runs before it."""
+    return [_Hypothesis(module, into) for module, into in _pairs(modules)]
+
+
+def _pairs(modules: list[TokenPureModule]) -> list[tuple[TokenPureModule, TokenPureModule]]:
+    """Return every module with each one before it that is as wide."""
     pairs = [(module, into) for module in modules for into in modules if into.order < module.order]
-    return [_Hypothesis(module, into) for module, into in pairs if into.width == module.width]
+    return [(module, into) for module, into in pairs if into.width == module.width]
 
 
 def find_summed(
@@ -271,16 +276,20 @@ def find_summed(
 ) -> dict[str, str]:
     """Map modules to those before them, the residual aside, that every block only adds them to, to the bit."""
     summed = dict[str, str]()
-    for each in _merged([module for module in modules[1:] if not module.masked]):
-        name, into = each.module.name, each.merged_into.name  # type: ignore[union-attr]  # it is merged
-        is_free = not {name, into} & {*summed, *summed.values()}
-        if is_free and _adds_up(model, side, first_block, ids, each.module, each.merged_into):
-            summed[name] = into
+    for one, other in _pairs([module for module in modules[1:] if not module.masked]):
+        is_free = not {one.name, other.name} & {*summed, *summed.values()}
+        if is_free and _adds_up(model, side, first_block, ids, one, other):
+            summed[one.name] = other.name
     return summed
 
 
 def _adds_up(
-    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, one: TokenPureModule, other: TokenPureModule
+    model: PreTrainedModel,
+    side: Side,
+    first_block: str,
+    ids: torch.Tensor,
+    one: TokenPureModule,
+    other: TokenPureModule,
 ) -> bool:
     """Return whether blocks return the same of a sum and zeros as of its parts, and something else without a part.
 

@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from prefold.common.schema import from_json
 from prefold.convert.errors import BrokenCheckpoint
@@ -14,6 +15,9 @@ from prefold.convert.experiment.token_pure import TokenPureModule
 from prefold.convert.fold.encoding import Encoding, encoding_of
 from prefold.convert.model.inputs import Side
 from prefold.convert.options import FoldOptions
+
+# Zeros behind a row without columns: as long as the source's own, it would load as that where folds are unknown.
+_APART = 8
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ class Cut:
     @property
     def computed(self) -> list[str]:
         """Names of the modules that the token-pure slices of a row are made of."""
-        return [each.module for each in (self.residual, *self.columns, *self.merged)]
+        return [*(each.module for each in (self.residual, *self.columns)), *(each.module for each in self.merged)]
 
     def rows_of(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Lay out the token-pure slices of rows: ``[..., width]`` of each computed module in, of all of them out."""
@@ -212,7 +216,8 @@ class Cut:
         for column in (self.residual, *self.columns):
             added = (outputs[each.module] for each in self.merged if each.into == column.module)
             slices.append(sum(added, outputs[column.module]))
-        return torch.cat(slices, -1)
+        is_plain = self.sum is None and self.encoding is None
+        return functional.pad(torch.cat(slices, -1), (0, _padding(self.columns) if is_plain else 0))
 
     @property
     def merges_residual(self) -> bool:
@@ -258,6 +263,11 @@ def read_cuts(config: dict[str, Any]) -> list[Cut]:
         raise BrokenCheckpoint(f"config.json: its prefold section is malformed: {error}") from error
 
 
+def _padding(columns: list[Column]) -> int:
+    """Return how many zeros a row has behind its token-pure slices."""
+    return 0 if columns else _APART
+
+
 def _columns(modules: list[TokenPureModule], start: int = 0) -> list[Column]:
     """Put modules one behind the other, and return their columns."""
     starts = accumulate((module.width for module in modules), initial=start)
@@ -279,7 +289,7 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
     found = {module.name: module for module in [*discovery.columns, *discovery.dropped]}
     pure_width, width = sum(module.width for module in stored), found[place.embedding].width
     behind_sum = _sum(discovery, pure_width)
-    row_width = pure_width + (behind_sum.width if behind_sum else 0)
+    row_width = pure_width + (behind_sum.width if behind_sum else _padding(columns))
     return Cut(
         name=discovery.name,
         side=place.side,
