@@ -145,9 +145,7 @@ class _Fold:
     cut: Cut
 
 
-def _ties(
-    model: PreTrainedModel, declared: dict[str, str], folds: list[_Fold], entries: dict[str, list[int]]
-) -> Ties:
+def _ties(model: PreTrainedModel, declared: dict[str, str], folds: list[_Fold], entries: dict[str, list[int]]) -> Ties:
     return find_ties(model, declared, [fold.cut.embedding for fold in folds], set(entries))
 
 
@@ -218,9 +216,16 @@ def _side(
     held = _held(model, embedding)
     if held != ["weight"]:
         raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
-    sites = [_site(model, side, each, embedding, entries) for each in found]
-    whole = [(each, site) for each, site in zip(found, sites, strict=True) if site.rows == sites[0].rows]
+    whole = _sites(model, side, found, embedding, entries)
     return [_Fold(stack.first_block, ids, each, laid_out(each, site)) for each, site in whole]
+
+
+def _sites(
+    model: PreTrainedModel, side: Side, found: list[Discovery], embedding: str, entries: dict[str, list[int]]
+) -> list[tuple[Discovery, EmbeddingSite]]:
+    """Return the cuts with the places of their tables, but those whose look-up has no row for every token."""
+    sites = [_site(model, side, each, embedding, entries) for each in found]
+    return [(each, site) for each, site in zip(found, sites, strict=True) if site.rows == sites[0].rows]
 
 
 def _site(
