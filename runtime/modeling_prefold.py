@@ -9,6 +9,7 @@ import copy
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from .columns_prefold import (
 from .ranks_prefold import distributor_of
 from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
 
-FORMAT = 5
+FORMAT = 6
 # The first and last versions of transformers that this module was tried with.
 TESTED = "5.0", "5.24"
 # Since this version a table that is no parameter can be loaded.
@@ -76,6 +77,9 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         stand_ins |= {entry["module"]: stand_in_class(entry["module"], entry["shape"]) for entry in entries}
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
+    for entry in fold["forms"]:
+        if entry["module"] in stand_ins:
+            _take_form(stand_ins[entry["module"]], **entry["form"])
     for name, stand_in in stand_ins.items():
         _name_parts(stand_in, name, model.get_submodule(name))
         model.set_submodule(name, stand_in.train(model.training))
@@ -84,6 +88,27 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
+
+
+def _take_form(stand_in: nn.Module, swapped: list[int], length: int) -> None:
+    """Let a stand-in take and return rows in the form of the module in whose place it is."""
+    if swapped:
+        stand_in.register_forward_pre_hook(partial(_swap_taken, swapped))
+        stand_in.register_forward_hook(partial(_swap, swapped))
+    if length:
+        stand_in.register_forward_hook(partial(_in_tuple, length))
+
+
+def _swap_taken(swapped: list[int], _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].transpose(*swapped), *args[1:]) if args else args
+
+
+def _swap(swapped: list[int], _: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.transpose(*swapped).contiguous()
+
+
+def _in_tuple(length: int, _: nn.Module, __: Any, output: torch.Tensor) -> tuple[Any, ...]:
+    return (output, *[None] * (length - 1))
 
 
 def _refuse_look_up(*_: Any) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from prefold.convert.errors import UnsupportedModel
 from prefold.convert.experiment.explain import ModuleDependency, explain, reasons
+from prefold.convert.experiment.forms import PLAIN, Form
 from prefold.convert.experiment.separable import Separable, find_separable
 from prefold.convert.experiment.token_pure import (
     Passes,
@@ -37,6 +38,7 @@ class Discovery:
         routers: modules inside the columns that choose experts.
         mergeable: the column that may be added to the residual beforehand, if there is one.
         separable: the fold behind a sum of look-ups; None where the columns see the token alone.
+        forms: by module, the form in which it returns rows, where that is not the rows themselves.
         padded_output: the first block's output with the tokens that ``padding_mask`` names as padding.
     """
 
@@ -46,6 +48,7 @@ class Discovery:
     routers: list[str]
     mergeable: str | None
     separable: Separable | None
+    forms: dict[str, Form]
     seen: list[ModuleDependency]
     block_output: torch.Tensor | None
     padded_output: torch.Tensor | None
@@ -142,6 +145,7 @@ class _Experiment:
             routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
             mergeable=mergeable,
             separable=separable,
+            forms={name: each[0].form for name, each in calls.items() if each[0].form != PLAIN},
             seen=self.seen,
             block_output=self.passes.original.block_output,
             padded_output=self.passes.padded.block_output,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prefold.convert.errors import ModelFailed, model_code
+from prefold.convert.experiment.forms import form_of
 from prefold.convert.experiment.tokens import follows_tokens, same_rows
 from prefold.convert.experiment.trace import Call, Trace
 
@@ -113,9 +114,10 @@ def _answer(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
     """Run a module on a tensor, and require an output of the same shape."""
     with model_code():
         output = module(values)
-    if not isinstance(output, torch.Tensor) or output.shape != values.shape:
+    form = form_of(output, *values.shape[:2])
+    if form is None or form.rows(output).shape != values.shape:
         raise ModelFailed("it does not return a tensor of the shape that it takes")
-    return output
+    return form.rows(output)
 
 
 def find_norm(module: nn.Module, name: str, call: Call) -> Norm | None:
@@ -124,7 +126,7 @@ def find_norm(module: nn.Module, name: str, call: Call) -> Norm | None:
     ``eps`` is the one among the module's own numbers with which small values come out as they do.
     """
     taken, output = call.taken, call.output
-    if taken is None or output is None or output.shape != taken.shape or any(True for _ in module.children()):
+    if taken is None or output is None or output.shape != taken.shape or call.form.swapped or _has_parts(module):
         return None
     numbers = {value for value in vars(module).values() if isinstance(value, float)}
     for centred in (True, False):
@@ -133,6 +135,10 @@ def find_norm(module: nn.Module, name: str, call: Call) -> Norm | None:
             if _explains(norm, module, taken, output):
                 return norm
     return None
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return any(next(child.parameters(), None) is not None for child in module.children())
 
 
 @torch.no_grad()

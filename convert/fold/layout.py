@@ -9,6 +9,7 @@ import torch
 from prefold.common.schema import from_json
 from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.experiment.discover import Discovery
+from prefold.convert.experiment.forms import PLAIN, Form
 from prefold.convert.experiment.look_ups import LookUp, Norm
 from prefold.convert.experiment.token_pure import TokenPureModule
 from prefold.convert.fold.encoding import Encoding, encoding_of
@@ -80,6 +81,14 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class ModuleForm:
+    """The form in which a module returns rows."""
+
+    module: str
+    form: Form
+
+
+@dataclass(frozen=True)
 class EmbeddingSite:
     """The place where the tokens of a side are looked up.
 
@@ -132,6 +141,7 @@ class Cut:
         sum: the columns that see a sum of look-ups, or None.
         entered_before: modules that a pass enters before the embedding, and around it.
         unreachable: embeddings that a call with ``input_ids`` alone never uses.
+        forms: in which modules return rows, of those that do not return the rows themselves.
     """
 
     name: str
@@ -144,6 +154,7 @@ class Cut:
     sum: Sum | None
     entered_before: list[str]
     unreachable: list[str]
+    forms: list[ModuleForm]
 
     @property
     def embedding(self) -> str:
@@ -211,6 +222,10 @@ class Cut:
         tables = {f"{each.module}.prefold.{each.weight}": [each.rows, self.sum.width] for each in self.sum.look_ups}
         return tables | {f"{column.module}.bias": [self.sum.steps, column.width] for column in self.sum.columns}
 
+    def form_of(self, module: str) -> Form:
+        """Return the form in which a module returns rows."""
+        return next((each.form for each in self.forms if each.module == module), PLAIN)
+
     def as_json(self, tensor: str) -> dict[str, Any]:
         """Return the entry of ``config.json``; ``tensor`` is the table's name in the files."""
         return asdict(replace(self, table=replace(self.table, tensor=tensor)))
@@ -263,7 +278,15 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
         sum=behind_sum,
         entered_before=place.entered_before,
         unreachable=place.unreachable,
+        forms=[ModuleForm(name, form) for name, form in discovery.forms.items() if name in _named(discovery)],
     )
+
+
+def _named(discovery: Discovery) -> set[str]:
+    """Name the modules that a fold replaces, or takes rows from."""
+    found = discovery.separable
+    behind = [*(norm.module for norm in found.norms), *(column.name for column in found.columns)] if found else []
+    return {module.name for module in [*discovery.columns, *discovery.dropped]} | {*behind}
 
 
 def _sum(discovery: Discovery, start: int) -> Sum | None:
