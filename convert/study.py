@@ -204,7 +204,7 @@ def _side(
         raise UnsupportedModel(["its tokens reach no stack of blocks"])
     reentered = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
     found = discover(model, side, stack.first_block, ids, reentered)
-    embedding = _embedding(model, side, entries)
+    embedding = _embedding(model, side, entries, found[0])
     if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
     held = [name for name, _ in model.get_submodule(embedding).named_parameters(recurse=False)]
@@ -234,13 +234,20 @@ def _with_unused(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cu
     return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *unused])]
 
 
-def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]) -> str:
-    """Name the input embedding as the side calls it, or the one with its weight that a pass enters."""
+def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]], found: Discovery) -> str:
+    """Name the input embedding as the side calls it, or the one with its weight that a pass enters.
+
+    Of a side that calls none so, it is the only embedding among the modules that follow the tokens.
+    """
     holder: Any = model.get_submodule(side.name)
     try:
         with model_code():
             embedding = holder.get_input_embeddings()
     except ModelFailed as failure:
+        pure = [each.name for each in [*found.columns, *found.dropped]]
+        only = [name for name in pure if isinstance(model.get_submodule(name), nn.Embedding)]
+        if len(only) == 1:
+            return only[0]
         raise UnsupportedModel(["it names no input embedding: several may make up a token's"]) from failure
     modules = [(str(name), module) for name, module in model.named_modules(remove_duplicate=False)]
     inside = [name for name, module in modules if module is embedding and name.startswith(side.name)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from prefold.convert.errors import ModelFailed, model_code
 from prefold.convert.experiment.forms import form_of
@@ -35,23 +36,25 @@ def find_look_ups(model: nn.Module, here: Trace, there: Trace) -> list[LookUp]:
     found = []
     for name, module in model.named_modules():
         calls, moved = here.calls.get(name, []), there.calls.get(name, [])
-        table = _only_table(module)
-        if not calls or len(calls) != len(moved) or table is None:
+        if not calls or len(calls) != len(moved) or any(call.form.swapped for call in calls):
             continue
-        weight, values = table
-        if all(_returns_rows(values, one.tensor, other.tensor) for one, other in zip(calls, moved, strict=True)):
-            found.append(LookUp(name, weight, *values.shape))
+        for weight, values in _tables(module):
+            if all(_returns_rows(values, one.tensor, other.tensor) for one, other in zip(calls, moved, strict=True)):
+                found.append(LookUp(name, weight, *values.shape))
     return found
 
 
-def _only_table(module: nn.Module) -> tuple[str, torch.Tensor] | None:
-    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    tables = [(name, values) for name, values in held if values.dim() == 2 and values.is_floating_point()]
-    return tables[0] if len(tables) == 1 else None
+def _tables(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return what may be a module's table: its only parameter of two dimensions, or, without any, its only buffer."""
+    for held in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+        tables = [(name, values) for name, values in held if values.dim() == 2 and values.is_floating_point()]
+        if tables:
+            return tables if len(tables) == 1 else []
+    return []
 
 
 def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torch.Tensor | None) -> bool:
-    """Return whether an output is made of rows of ``values`` that do not follow the tokens."""
+    """Return whether an output is made of rows of ``values``, times one number, that do not follow the tokens."""
     if (
         output is None
         or not output.is_floating_point()
@@ -62,13 +65,9 @@ def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torc
         return False
     if follows_tokens(output, moved):  # as the tokens' own embedding does, which is large
         return False
-    return all(_holds(values, row) for row in output.flatten(0, -2).unique(dim=0))
-
-
-def _holds(values: torch.Tensor, row: torch.Tensor) -> bool:
-    """Return whether a row is among ``values``; only those with its first value are compared whole."""
-    candidates = values[values[:, 0] == row[0]]
-    return bool((candidates == row).all(1).any())
+    rows = output.flatten(0, -2).unique(dim=0)
+    nearest = values[(functional.normalize(rows) @ functional.normalize(values).T).argmax(1)]
+    return same_rows(rows, nearest * ((rows * nearest).sum() / nearest.square().sum()))
 
 
 @dataclass(frozen=True)

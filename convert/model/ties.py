@@ -40,7 +40,7 @@ def tied_modules(model: PreTrainedModel) -> set[str]:
 
     Their output may be stored, but their weights would be read all the same.
     """
-    looked_up = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    looked_up = {id(held) for each in model.modules() if isinstance(each, nn.Embedding) for held in each.parameters()}
     holders = dict[int, list[str]]()
     for name, weight in model.named_parameters(remove_duplicate=False):
         if id(weight) not in looked_up:
