@@ -26,7 +26,16 @@ from prefold.convert.model.filling import ThinProducts
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
 from prefold.convert.model.load import kept_in_float32
 from prefold.convert.model.running import hooks, run_side
-from prefold.convert.model.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
+from prefold.convert.model.skeleton import (
+    CalledAlone,
+    Stack,
+    build_on_meta,
+    call_with_hooks,
+    find_stacks,
+    first_to_run,
+    materialize,
+    prune,
+)
 from prefold.convert.model.ties import Ties, find_ties, tied_modules
 from prefold.convert.options import AUTO, FoldOptions
 
@@ -95,7 +104,7 @@ def _study(
     declared, float32 = dict(model.all_tied_weights_keys), kept_in_float32(model, dtype)
     stacks = _pruned(model, config)
     materialize(model, _ROWS)
-    entries = _entries(model)
+    entries = _entries(model, stacks)
     sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
     found = [fold for side in sides for fold in side]
     ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries))
@@ -257,10 +266,14 @@ def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]
     return next((name for name in [*inside, *tied] if name in entries), inside[0])
 
 
-def _entries(model: PreTrainedModel) -> dict[str, list[int]]:
+def _entries(model: PreTrainedModel, stacks: list[Stack]) -> dict[str, list[int]]:
     """Record the entries of a pass over one token, as a table's are run; refuse a model that runs only several."""
     ids = experiment_tokens(model.config)
     try:
+        return record_entries(model, ids[:1, :1])
+    except CalledAlone:
+        for stack in stacks:
+            call_with_hooks(model, stack)
         return record_entries(model, ids[:1, :1])
     except ModelFailed as failure:
         record_entries(model, ids)

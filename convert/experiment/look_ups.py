@@ -66,7 +66,8 @@ def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torc
     if follows_tokens(output, moved):  # as the tokens' own embedding does, which is large
         return False
     rows = output.flatten(0, -2).unique(dim=0)
-    nearest = values[(functional.normalize(rows) @ functional.normalize(values).T).argmax(1)]
+    known = functional.normalize(values).nan_to_num()  # rows that a skeleton left as they were may hold anything
+    nearest = values[(functional.normalize(rows) @ known.T).argmax(1)]
     return same_rows(rows, nearest * ((rows * nearest).sum() / nearest.square().sum()))
 
 

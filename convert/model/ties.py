@@ -40,7 +40,9 @@ def tied_modules(model: PreTrainedModel) -> set[str]:
 
     Their output may be stored, but their weights would be read all the same.
     """
-    looked_up = {id(held) for each in model.modules() if isinstance(each, nn.Embedding) for held in each.parameters()}
+    head = model.get_output_embeddings()
+    aside = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is head]
+    looked_up = {id(held) for each in aside for held in each.parameters(recurse=False)}
     holders = dict[int, list[str]]()
     for name, weight in model.named_parameters(remove_duplicate=False):
         if id(weight) not in looked_up:
