@@ -139,6 +139,8 @@ def _look_up_beside(module: nn.Module, look_up: dict[str, Any], row: Row, width:
     twin: Any = copy.deepcopy(module)
     delattr(twin, look_up["weight"])
     twin.register_parameter(look_up["weight"], nn.Parameter(torch.empty(look_up["rows"], width), requires_grad=False))
+    for name, held in [*twin.named_buffers(recurse=False)]:
+        twin.register_buffer(name, held, persistent=False)  # they are in the checkpoint once
     twin.row = row
     module.add_module("prefold", twin)
     module.register_forward_hook(_look_beside, with_kwargs=True)
