@@ -216,9 +216,7 @@ def _side(
     embedding = _embedding(model, side, entries, found[0])
     if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
-    held = [name for name, _ in model.get_submodule(embedding).named_parameters(recurse=False)]
-    if held != ["weight"]:
-        raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
+    _require_own(model, embedding)
     rows = model.get_parameter(f"{embedding}.weight").shape[0]
     place = EmbeddingSite(
         side,
@@ -228,6 +226,17 @@ def _side(
         _optional_embeddings(model, side, embedding, entries),
     )
     return [_Fold(stack.first_block, ids, each, laid_out(each, place)) for each in found]
+
+
+def _require_own(model: PreTrainedModel, embedding: str) -> None:
+    """Require that an embedding's parts beside its weight, as one token's own row, are no other module's."""
+    held = dict(model.get_submodule(embedding).named_parameters(recurse=False))
+    others = {id(part) for name, part in held.items() if name != "weight"}
+    if "weight" not in held:
+        raise UnsupportedModel([f"its embedding, {embedding}, holds no row for each token: {', '.join(held)}"])
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding) and others & {id(each) for each in module.parameters(recurse=False)}:
+            raise UnsupportedModel([f"its embedding, {embedding}, shares what it adds to its rows with {name}"])
 
 
 def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: EmbeddingSite) -> Cut:

@@ -169,13 +169,17 @@ def _refuse_inputs(model: Any, _: tuple[Any, ...], kwargs: dict[str, Any]) -> No
             raise FoldedInputError(f"{name}: this model was folded for token ids alone (--text-only)")
 
 
-def _untie(model: PreTrainedModel, tables: list[str]) -> None:
-    """Forget ties with an embedding that is a table now."""
+def _weights_of(model: nn.Module, module: str) -> list[str]:
+    return [f"{module}.{name}" for name, _ in model.get_submodule(module).named_parameters()]
+
+
+def _untie(model: PreTrainedModel, weights: list[str]) -> None:
+    """Forget ties with weights of an embedding that is a table now."""
     for name, part in model.named_modules():
         if not isinstance(part, PreTrainedModel) or not part._tied_weights_keys:
             continue
         prefix = f"{name}." if name else ""
-        gone = [table.removeprefix(prefix) + ".weight" for table in tables if table.startswith(prefix)]
+        gone = [weight.removeprefix(prefix) for weight in weights if weight.startswith(prefix)]
         for name in ("_tied_weights_keys", "all_tied_weights_keys"):
             if isinstance(ties := getattr(part, name, None), dict):  # before transformers 5 the config alone decides
                 kept = {one: other for one, other in ties.items() if not _names_any(gone, one, other)}
@@ -301,10 +305,10 @@ def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
         self._auto_class = _auto_class(type(self), config)
         self.prefold_placement = _placement(prefold_placement, config)
         self.prefold_folds = _folds_of(self)
+        gone = [name for fold in self.prefold_folds for name in _weights_of(self, fold["table"]["module"])]
         self.prefold_rows = [fold_modules(self, fold, self.prefold_placement) for fold in self.prefold_folds]
         self.register_forward_pre_hook(_refuse_inputs, with_kwargs=True)
-        tables = [fold["table"]["module"] for fold in self.prefold_folds]
-        _untie(self, tables)
+        _untie(self, gone)
         self.post_init()
         if self.prefold_placement != "device":
             names = [name for fold in self.prefold_folds for name in _tensor_names(fold["table"])]
