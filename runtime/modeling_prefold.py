@@ -77,9 +77,7 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         stand_ins |= {entry["module"]: stand_in_class(entry["module"], entry["shape"]) for entry in entries}
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
-    for entry in fold["forms"]:
-        if entry["module"] in stand_ins:
-            _take_form(stand_ins[entry["module"]], **entry["form"])
+    _take_forms(stand_ins, fold["forms"])
     for name, stand_in in stand_ins.items():
         _name_parts(stand_in, name, model.get_submodule(name))
         model.set_submodule(name, stand_in.train(model.training))
@@ -90,13 +88,18 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     return row
 
 
-def _take_form(stand_in: nn.Module, swapped: list[int], length: int) -> None:
-    """Let a stand-in take and return rows in the form of the module in whose place it is."""
-    if swapped:
-        stand_in.register_forward_pre_hook(partial(_swap_taken, swapped))
-        stand_in.register_forward_hook(partial(_swap, swapped))
-    if length:
-        stand_in.register_forward_hook(partial(_in_tuple, length))
+def _take_forms(stand_ins: dict[str, nn.Module], forms: list[dict[str, Any]]) -> None:
+    """Let stand-ins take and return rows in the forms of the modules in whose place they are; norms that stay do so."""
+    for entry in forms:
+        stand_in, (swapped, length) = (
+            stand_ins.get(entry["module"]),
+            (entry["form"]["swapped"], entry["form"]["length"]),
+        )
+        if stand_in is not None and swapped:
+            stand_in.register_forward_pre_hook(partial(_swap_taken, swapped))
+            stand_in.register_forward_hook(partial(_swap, swapped))
+        if stand_in is not None and length:
+            stand_in.register_forward_hook(partial(_in_tuple, length))
 
 
 def _swap_taken(swapped: list[int], _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
