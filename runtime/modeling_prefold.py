@@ -9,7 +9,6 @@ import copy
 import os
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from .columns_prefold import (
     columns_of,
     merged_of,
     residual_start,
+    take_forms,
     unread_of,
     without,
 )
@@ -77,7 +77,7 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         stand_ins |= {entry["module"]: stand_in_class(entry["module"], entry["shape"]) for entry in entries}
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
-    _take_forms(stand_ins, fold["forms"])
+    take_forms(stand_ins, fold["forms"])
     for name, stand_in in stand_ins.items():
         _name_parts(stand_in, name, model.get_submodule(name))
         model.set_submodule(name, stand_in.train(model.training))
@@ -86,32 +86,6 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
-
-
-def _take_forms(stand_ins: dict[str, nn.Module], forms: list[dict[str, Any]]) -> None:
-    """Let stand-ins take and return rows in the forms of the modules in whose place they are; norms that stay do so."""
-    for entry in forms:
-        stand_in, (swapped, length) = (
-            stand_ins.get(entry["module"]),
-            (entry["form"]["swapped"], entry["form"]["length"]),
-        )
-        if stand_in is not None and swapped:
-            stand_in.register_forward_pre_hook(partial(_swap_taken, swapped))
-            stand_in.register_forward_hook(partial(_swap, swapped))
-        if stand_in is not None and length:
-            stand_in.register_forward_hook(partial(_in_tuple, length))
-
-
-def _swap_taken(swapped: list[int], _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0].transpose(*swapped), *args[1:]) if args else args
-
-
-def _swap(swapped: list[int], _: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.transpose(*swapped).contiguous()
-
-
-def _in_tuple(length: int, _: nn.Module, __: Any, output: torch.Tensor) -> tuple[Any, ...]:
-    return (output, *[None] * (length - 1))
 
 
 def _refuse_look_up(*_: Any) -> None:
