@@ -253,26 +253,28 @@ def _with_unused(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cu
 
 
 def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]], found: Discovery) -> str:
-    """Name the input embedding as the side calls it, or the one with its weight that a pass enters.
-
-    Of a side that calls none so, it is the only embedding among the modules that follow the tokens.
-    """
+    """Name the input embedding as the side calls it, or the one with its weight that a pass enters."""
     holder: Any = model.get_submodule(side.name)
     try:
         with model_code():
             embedding = holder.get_input_embeddings()
-    except ModelFailed as failure:
-        pure = [each.name for each in [*found.columns, *found.dropped]]
-        only = [name for name in pure if isinstance(model.get_submodule(name), nn.Embedding)]
-        if len(only) == 1:
-            return only[0]
-        raise UnsupportedModel(["it names no input embedding: several may make up a token's"]) from failure
+    except ModelFailed:
+        return _only_embedding(model, found)
     modules = [(str(name), module) for name, module in model.named_modules(remove_duplicate=False)]
     inside = [name for name, module in modules if module is embedding and name.startswith(side.name)]
     if not inside:
         raise UnsupportedModel(["what it names as its input embedding is no module that its tokens go through"])
     tied = [name for name, each in modules if isinstance(each, nn.Embedding) and each.weight is embedding.weight]
     return next((name for name in [*inside, *tied] if name in entries), inside[0])
+
+
+def _only_embedding(model: PreTrainedModel, found: Discovery) -> str:
+    """Name the embedding of a side that calls none its input's: the only one among what follows the tokens."""
+    pure = [each.name for each in [*found.columns, *found.dropped]]
+    names = [name for name in pure if isinstance(model.get_submodule(name), nn.Embedding)]
+    if len(names) != 1:
+        raise UnsupportedModel(["it names no input embedding: several may make up a token's"])
+    return names[0]
 
 
 def _entries(model: PreTrainedModel, stacks: list[Stack]) -> dict[str, list[int]]:
