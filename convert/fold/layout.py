@@ -278,15 +278,16 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
         sum=behind_sum,
         entered_before=place.entered_before,
         unreachable=place.unreachable,
-        forms=[ModuleForm(name, form) for name, form in discovery.forms.items() if name in _named(discovery)],
+        forms=_forms(discovery),
     )
 
 
-def _named(discovery: Discovery) -> set[str]:
-    """Name the modules that a fold replaces, or takes rows from."""
+def _forms(discovery: Discovery) -> list[ModuleForm]:
+    """Return the forms of the modules that a fold replaces, or takes rows from."""
     found = discovery.separable
     behind = [*(norm.module for norm in found.norms), *(column.name for column in found.columns)] if found else []
-    return {module.name for module in [*discovery.columns, *discovery.dropped]} | {*behind}
+    names = {*(module.name for module in [*discovery.columns, *discovery.dropped]), *behind}
+    return [ModuleForm(name, form) for name, form in discovery.forms.items() if name in names]
 
 
 def _sum(discovery: Discovery, start: int) -> Sum | None:

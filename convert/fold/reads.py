@@ -277,10 +277,10 @@ def _saves(census: ParameterReads, batch: int) -> bool:
 
 
 @torch.no_grad()
-def _step(
-    model: PreTrainedModel, batch: int, look_ups: list[str], embeddings: list[str]
-) -> tuple[Meter, dict[str, int]]:
+def _step(model: PreTrainedModel, batch: int, cuts: list[Cut]) -> tuple[Meter, dict[str, int]]:
     """Run one step; returns its reads, and the number of rows that each look-up returned, embeddings at first."""
+    embeddings = [cut.embedding for cut in cuts]
+    names = [*embeddings, *(each.module for cut in cuts if cut.sum for each in cut.sum.look_ups)]
     rows = dict[str, int]()
 
     def count(name: str) -> Any:
@@ -292,11 +292,7 @@ def _step(
         return hook
 
     ids = torch.arange(batch).view(batch, 1)
-    with (
-        hooks(model, {}, {name: count(name) for name in [*look_ups, *embeddings]}),
-        metered(model) as meter,
-        model_code(),
-    ):
+    with hooks(model, {}, {name: count(name) for name in names}), metered(model) as meter, model_code():
         model(**whole_inputs(model, ids))
     return meter, rows
 
@@ -315,9 +311,7 @@ def measure_parameter_reads(
     ``shapes`` are the whole model's; the skeleton has one block of each kind of the ``stacks``. ``units`` are those of
     parameters that have another type than the model.
     """
-    look_ups = [each.module for cut in cuts if cut.sum for each in cut.sum.look_ups]
-    embeddings = [cut.embedding for cut in cuts]
-    (one, rows_of_one), (two, rows_of_two) = (_step(skeleton, batch, look_ups, embeddings) for batch in (1, 2))
+    (one, rows_of_one), (two, rows_of_two) = (_step(skeleton, batch, cuts) for batch in (1, 2))
     itemsize = skeleton.dtype.itemsize
     parameters: dict[str, Parameter] = {}
     for name, shape in shapes.items():
