@@ -71,10 +71,7 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     for column in columns:
         name, last = column["module"], column is columns[-1] and not fold["sum"]
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
-    dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
-    stand_ins |= {entry["module"]: dropped(entry["module"], entry["shape"]) for entry in unread_of(fold)}
-    read = None if columns or fold["sum"] else row  # without a column, a part of another slice reads the row
-    stand_ins |= {each["module"]: ZeroOutput(each["module"], each["shape"], read) for each in fold["merged"]}
+    stand_ins |= _without_slice(fold, row)
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
     take_forms(stand_ins, fold["forms"])
@@ -86,6 +83,15 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
+
+
+def _without_slice(fold: dict[str, Any], row: Row) -> dict[str, nn.Module]:
+    """Return stand-ins for modules that are unread, or a part of another slice: without columns these read the row."""
+    columns, merged = columns_of(fold), [(each["module"], each["shape"]) for each in fold["merged"]]
+    dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
+    read = None if columns or fold["sum"] else row
+    unread = {each["module"]: dropped(each["module"], each["shape"]) for each in unread_of(fold)}
+    return unread | {name: ZeroOutput(name, shape, read) for name, shape in merged}
 
 
 def _refuse_look_up(*_: Any) -> None:
@@ -144,10 +150,6 @@ def _refuse_inputs(model: Any, _: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     for name in model.config.prefold["refused_inputs"]:
         if kwargs.get(name) is not None:
             raise FoldedInputError(f"{name}: this model was folded for token ids alone (--text-only)")
-
-
-def _weights_of(model: nn.Module, module: str) -> list[str]:
-    return [f"{module}.{name}" for name, _ in model.get_submodule(module).named_parameters()]
 
 
 def _untie(model: PreTrainedModel, weights: list[str]) -> None:
@@ -244,9 +246,8 @@ def _saver_of(source: type[PreTrainedModel]) -> Any:
                 table.rows.require_elsewhere(save_directory)
         there = [table for table in _tables(self) if not table.values.is_meta]  # else as it was loaded, by accelerate
         made = {table.entry["tensor"]: hash_of(table.values) for table in there}
-        self.config.prefold = self.config.prefold | {
-            "tensor_sha256": self.config.prefold.get("tensor_sha256", {}) | made
-        }
+        hashes = self.config.prefold.get("tensor_sha256", {}) | made
+        self.config.prefold = self.config.prefold | {"tensor_sha256": hashes}
         source.save_pretrained(self, save_directory, *args, **kwargs)
 
     return save_pretrained
@@ -258,9 +259,8 @@ def _auto_class(folded: type[PreTrainedModel], config: Any) -> str:
     for auto, name in classes.items():
         if name == folded.__name__:
             return auto
-    raise ValueError(
-        f"folded as {', '.join(dict.fromkeys(classes.values()))}: it cannot be loaded as {folded.__name__}"
-    )
+    known = ", ".join(dict.fromkeys(classes.values()))
+    raise ValueError(f"folded as {known}: it cannot be loaded as {folded.__name__}")
 
 
 def _folds_of(model: PreTrainedModel) -> list[dict[str, Any]]:
@@ -282,7 +282,8 @@ def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
         self._auto_class = _auto_class(type(self), config)
         self.prefold_placement = _placement(prefold_placement, config)
         self.prefold_folds = _folds_of(self)
-        gone = [name for fold in self.prefold_folds for name in _weights_of(self, fold["table"]["module"])]
+        tables = [fold["table"]["module"] for fold in self.prefold_folds]
+        gone = [f"{name}.{own}" for name in tables for own, _ in self.get_submodule(name).named_parameters()]
         self.prefold_rows = [fold_modules(self, fold, self.prefold_placement) for fold in self.prefold_folds]
         self.register_forward_pre_hook(_refuse_inputs, with_kwargs=True)
         _untie(self, gone)
