@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 from onnx_ir import external_data
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from transformers.exporters.exporter_onnx import OnnxExporter
 
 from prefold.export.errors import NotExported
@@ -30,7 +31,7 @@ def _write(model: Any, folder: Path, table: Collection[str], context: int) -> No
     """
     traced = trace(OnnxExporter, model)
     _name(traced.program.graph, traced.cache)
-    _forget_this_machine(traced.program)
+    ClearMetadataAndDocStringPass()(traced.program)  # where on this machine every node comes from
     _save(traced.program, folder, set(table))
     content = genai_config(model, traced.inputs, traced.cache, _MODEL, context)
     (folder / _GENAI).write_text(json.dumps(content, indent=2) + "\n")
@@ -69,23 +70,6 @@ def _name(graph: Any, cache: CacheShape) -> None:
         for value, part in zip(values, parts, strict=True):
             value.name = f"{name}.{part}"
             value.shape = onnx_ir.Shape(["batch_size", cache.heads, f"{length}_sequence_length", cache.width])
-
-
-def _forget_this_machine(program: Any) -> None:
-    """Take out where in which source file every node comes from."""
-    for graph in program.graphs():
-        for node in graph:
-            node.metadata_props.clear()
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in [*graph.inputs, *graph.initializers.values()]:
-            value.metadata_props.clear()
-        graph.metadata_props.clear()
-    for function in program.functions.values():
-        function.metadata_props.clear()
-        for node in function.all_nodes():
-            node.metadata_props.clear()
-    program.metadata_props.clear()
 
 
 def _stored(folder: Path, names: Collection[str]) -> dict[str, NDArray[np.uint8]]:
