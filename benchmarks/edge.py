@@ -113,9 +113,9 @@ def _times(speed: dict[str, float] | None) -> list[str]:
 _TEXT = """## Edge
 
 Artefacts of `prefold export`, and of the source by the same exporter, in their runtimes, which choose the number of
-threads themselves. **token ms**: the median time of a step of one token behind a prompt of 32. **source / it**: how many
-times as fast as the source's artefact, the median of ratios of rounds in turn, and the middle half of the rounds; below
-1 the fold is slower. Memory is what only that process holds beyond its libraries, pages of mapped files among it:
+threads themselves. **token ms**: the median time of a step of one token behind a prompt of 32. **source / it**: how
+many times as fast as the source's artefact, the median of ratios of rounds in turn, and the middle half of the rounds;
+below 1 the fold is slower. Memory is what only that process holds beyond its libraries, pages of mapped files among it:
 **loaded**, and **after a text** of 16 tokens read and 16 more. The table is mapped from its file, but in a graph with
 all tensors in one file, which is read whole. ExecuTorch's reader for Python asks the system to lock the pages of what
 it maps, and so holds the whole table where that is allowed, as for root.

@@ -1,4 +1,4 @@
-"""Load one artefact and report this process's memory, without torch: ``python edge_memory.py TARGET FOLDER VOCABULARY``."""
+"""Report the memory of a process that loads an artefact: ``python edge_memory.py TARGET FOLDER VOCABULARY``."""
 
 import json
 import re

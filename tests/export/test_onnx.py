@@ -90,9 +90,7 @@ def test_the_table_and_nothing_else_is_in_a_file_of_its_own(case: Case):
 
 def test_smaller_rows_are_values_scales_and_residual(small: Case):
     kinds = {
-        tensor.name.split(".")[-2]: tensor.data_type
-        for tensor in small.graph.initializer
-        if ".rows." in tensor.name
+        tensor.name.split(".")[-2]: tensor.data_type for tensor in small.graph.initializer if ".rows." in tensor.name
     }
     assert kinds == {
         "values_float32": onnx.TensorProto.FLOAT,
@@ -137,7 +135,9 @@ def test_a_changed_row_is_seen(small: Case, tmp_path: Path):
     content = bytearray((tmp_path / "table.data").read_bytes())
     content[40 * tables["model.embed_tokens.rows"].get_parameter("values_float32.weight").shape[1] * 4 + 1] ^= 1
     (tmp_path / "table.data").write_bytes(content)
-    assert check_rows(onnx_target, tmp_path, tables).problems == ["model.embed_tokens.rows: row 40 is not the checkpoint's"]
+    assert check_rows(onnx_target, tmp_path, tables).problems == [
+        "model.embed_tokens.rows: row 40 is not the checkpoint's"
+    ]
     (tmp_path / "table.data").unlink()
     assert check_rows(onnx_target, tmp_path, tables).problems[-1] == (
         "model.embed_tokens.rows.scales.weight: not in table.data as the checkpoint has it"
@@ -160,7 +160,10 @@ def test_what_the_runtime_returns_otherwise_is_seen():
     assert not check_logits(broken, eager, Distance(1, 1)).passed
     assert check_greedy(worse, eager, Distance(1e-6, 1e-5)).problems == ["prompt 0, step 1: token 0 for 2, 1 apart"]
     assert check_greedy(worse, eager, Distance(1, 1)).figures == {"tokens": 2, "near_ties": 1}
-    assert check_process(target_of("onnx"), worse).problems == ["the process imported torch", "table.data is not mapped"]
+    assert check_process(target_of("onnx"), worse).problems == [
+        "the process imported torch",
+        "table.data is not mapped",
+    ]
 
 
 def test_an_artefact_that_does_not_load_is_one_line(small: Case, tmp_path: Path):
