@@ -129,9 +129,9 @@ class _Export:
         context = context_of(model, self.context)
         vocabulary, longest = model.config.get_text_config().vocab_size, min(_LONGEST, context - NEW_TOKENS)
         prompts = token_prompts(self.origin.folder, vocabulary, None, longest=longest)
-        eager = run_eager(model, prompts, batched=target.batched)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".source-") as own:
             target.write(model, Path(own), [], context)
+            eager = run_eager(model, prompts, batched=target.batched)
             return eager, run_artefact(target, Path(own), eager).distance(eager)
 
     def _judged(self, verification: Verification) -> Verification:
