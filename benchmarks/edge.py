@@ -11,15 +11,15 @@ import onnx
 import torch
 from case import run_case
 from page import megabytes, table
-from shapes import DRAFT, PYTHIA_70M, PYTHIA_160M, Shape, built
+from shapes import DRAFT, PYTHIA_70M, built
 
 from prefold.convert import FoldOptions, convert_checkpoint
 from prefold.export.loading import load_decoder
 from prefold.export.split_rows import split_tables, tensors_of
 from prefold.export.target import target_of
 
-_SHAPES, _TARGETS = (PYTHIA_70M, PYTHIA_160M, DRAFT), ("onnx", "executorch")
-_STEPS, _ROUNDS, _CONTEXT = 8, 21, 256
+_SHAPES = (PYTHIA_70M, ("onnx", "openvino", "executorch")), (DRAFT, ("onnx", "openvino"))
+_STEPS, _ROUNDS, _CONTEXT = 8, 15, 256
 SOURCE, FOLD, INT8, WHOLE = "source", "float32 rows", "int8 rows", "float32 rows, all in one file"
 # Bytes: what a file of protobuf may hold.
 _MOST = 2**31
@@ -38,8 +38,9 @@ def _artefacts(to: str, folders: dict[str, Path], out: Path) -> dict[str, Path]:
     made = {name: out / f"{to}-{folder.name}" for name, folder in folders.items()}
     for name, folder in folders.items():
         made[name].mkdir()
-        model = load_decoder(folder, torch.float32)
-        tables = {} if name == SOURCE else split_tables(model)
+        options = {} if name == SOURCE else {"prefold_placement": "disk"}  # where rows are read as they are stored
+        model = load_decoder(folder, torch.float32, **options)
+        tables = split_tables(model) if options else {}
         target_of(to).write(model, made[name], tensors_of(tables), _CONTEXT)
     return made
 
@@ -58,29 +59,33 @@ def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _measure(shape: Shape, to: str, steps: int, rounds: int) -> dict[str, Any]:
-    vocabulary = shape.settings["vocab_size"]
-    with built(shape.of(torch.float32)) as source:
-        made = _artefacts(to, {SOURCE: source} | _folds(source), source.parent)
-        speed = run_case("edge_speed", to, steps, rounds, vocabulary, *made.values())
-        every = made | (_in_one_file(made[FOLD]) if to == "onnx" else {})
-        found = {
-            "shape": shape.name,
-            "runtime": target_of(to).name,
-            "bytes": {name: _bytes(folder) for name, folder in every.items()},
-            "memory": {name: run_case("edge_memory", to, folder, vocabulary) for name, folder in every.items()},
-            "speed": dict(zip(made, speed, strict=True)),
-        }
-    sys.stderr.write(f"{shape.name} in {found['runtime']} done\n")
-    return found
+def _measured(to: str, folders: dict[str, Path], vocabulary: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Measure every checkpoint in a runtime."""
+    made = _artefacts(to, folders, folders[SOURCE].parent)
+    speed = run_case("edge_speed", to, steps, rounds, vocabulary, *made.values())
+    every = made | (_in_one_file(made[FOLD]) if to == "onnx" else {})
+    return {
+        "runtime": target_of(to).name,
+        "bytes": {name: _bytes(folder) for name, folder in every.items()},
+        "memory": {name: run_case("edge_memory", to, folder, vocabulary) for name, folder in every.items()},
+        "speed": dict(zip(made, speed, strict=True)),
+    }
 
 
 def measure(*, quick: bool = False) -> list[dict[str, Any]]:
     """Time source and folds in one process, and measure memory in one for each."""
+    shapes, steps, rounds, found = _SHAPES, _STEPS, _ROUNDS, list[dict[str, Any]]()
     if quick:
         small = PYTHIA_70M.changed("small", num_hidden_layers=2, vocab_size=4096)
-        return [_measure(small, "onnx", 2, 3)]
-    return [_measure(shape, to, _STEPS, _ROUNDS) for to in _TARGETS for shape in _SHAPES]
+        shapes, steps, rounds = ((small, ("onnx",)),), 2, 3
+    for shape, targets in shapes:
+        with built(shape.of(torch.float32)) as source:
+            folders = {SOURCE: source} | _folds(source)
+            for to in targets:
+                each = _measured(to, folders, shape.settings["vocab_size"], steps, rounds)
+                found.append({"shape": shape.name} | each)
+                sys.stderr.write(f"{shape.name} in {each['runtime']} done\n")
+    return found
 
 
 def render(figures: list[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from tests.conftest import exhaustive, random_model, small_config
 
 openvino = pytest.importorskip("openvino", reason="the extra prefold[openvino] is not installed")
 
-# The type of the columns, and the bytes of each of their values.
+# The types of the columns.
 _TYPES = ["int8", exhaustive("bfloat16")]
 
 
