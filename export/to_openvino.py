@@ -21,12 +21,17 @@ def _write(model: Any, folder: Path, table: Collection[str], context: int) -> No
 
 
 def _stored(folder: Path, names: Collection[str]) -> dict[str, NDArray[np.uint8]]:
-    """Find tensors by the names that the exporter gives their constants."""
-    wanted, found = {f"{name.replace('.', '_')}_0:0": name for name in names}, dict[str, NDArray[np.uint8]]()
+    wanted, found = {each: name for name in names for each in _constants(name)}, dict[str, NDArray[np.uint8]]()
     for node in openvino.Core().read_model(folder / _MODEL).get_ordered_ops():
         for name in wanted.keys() & node.output(0).get_names() if node.get_type_name() == "Constant" else ():
             found[wanted[name]] = node.data.reshape(-1).view(np.uint8)
     return found
+
+
+def _constants(name: str) -> list[str]:
+    """Return the names that the exporter may give a parameter's constant: one of 16 bits has its own."""
+    module, _, parameter = name.rpartition(".")
+    return [f"{module}.{each}_0:0".replace(".", "_") for each in (parameter, f"_16bit_{parameter}")]
 
 
 TARGET = Target("openvino", "OpenVINO", "torch", True, _write, _stored)
