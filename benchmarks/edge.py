@@ -18,7 +18,7 @@ from prefold.export.loading import load_decoder
 from prefold.export.split_rows import split_tables, tensors_of
 from prefold.export.target import target_of
 
-_SHAPES = (PYTHIA_70M, ("onnx", "openvino", "executorch")), (DRAFT, ("onnx", "openvino"))
+_SHAPES = (PYTHIA_70M, ("onnx", "openvino")), (DRAFT, ("onnx", "openvino", "executorch"))
 _STEPS, _ROUNDS, _CONTEXT = 8, 15, 256
 SOURCE, FOLD, INT8, WHOLE = "source", "float32 rows", "int8 rows", "float32 rows, all in one file"
 # Bytes: what a file of protobuf may hold.
