@@ -21,8 +21,6 @@ def own() -> int:
 
 def main(to: str, folder: str, vocabulary: str) -> None:
     """Report what loading takes, and what a text of random tokens has taken behind it."""
-    if to == "executorch":
-        import executorch.runtime  # noqa: F401  # torch, which its reader for Python needs, is not the artefact's
     before = own()
     step = LOADERS[to](Path(folder))
     loaded = own()
