@@ -26,7 +26,16 @@ from prefold.convert.model.filling import ThinProducts
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
 from prefold.convert.model.load import kept_in_float32
 from prefold.convert.model.running import hooks, run_side
-from prefold.convert.model.skeleton import Stack, build_on_meta, find_stacks, first_to_run, materialize, prune
+from prefold.convert.model.skeleton import (
+    CalledAlone,
+    Stack,
+    build_on_meta,
+    call_with_hooks,
+    find_stacks,
+    first_to_run,
+    materialize,
+    prune,
+)
 from prefold.convert.model.ties import Ties, find_ties, tied_modules
 from prefold.convert.options import AUTO, FoldOptions
 
@@ -95,7 +104,7 @@ def _study(
     declared, float32 = dict(model.all_tied_weights_keys), kept_in_float32(model, dtype)
     stacks = _pruned(model, config)
     materialize(model, _ROWS)
-    entries = _entries(model)
+    entries = _entries(model, stacks)
     sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
     found = [fold for side in sides for fold in side]
     ties = _ties(model, declared, [side[0] for side in sides], entries)
@@ -210,12 +219,10 @@ def _side(
         raise UnsupportedModel(["its tokens reach no stack of blocks"])
     reentered = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
     found = discover(model, side, stack.first_block, ids, reentered)
-    embedding = _embedding(model, side, entries)
+    embedding = _embedding(model, side, entries, found[0])
     if not found[0].holds(embedding):
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
-    held = _held(model, embedding)
-    if held != ["weight"]:
-        raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
+    _require_own(model, embedding)
     whole = _sites(model, side, found, embedding, entries)
     return [_Fold(stack.first_block, ids, each, laid_out(each, site)) for each, site in whole]
 
@@ -231,15 +238,23 @@ def _sites(
 def _site(
     model: PreTrainedModel, side: Side, found: Discovery, embedding: str, entries: dict[str, list[int]]
 ) -> EmbeddingSite:
-    """Return the place of the look-up that becomes the table; one that holds more than rows has none."""
+    """Return the place of the look-up that becomes the table; another than the embedding holds rows alone."""
     look_up = embedding if found.holds(embedding) else found.columns[0].name
-    rows = model.get_parameter(f"{look_up}.weight").shape[0] if _held(model, look_up) == ["weight"] else 0
+    held = dict(model.get_submodule(look_up).named_parameters(recurse=False))
+    rows = held["weight"].shape[0] if look_up == embedding or [*held] == ["weight"] else 0
     unreachable = _optional_embeddings(model, side, look_up, entries) if rows else []
     return EmbeddingSite(side, look_up, rows, _entered_before(look_up, entries), unreachable)
 
 
-def _held(model: PreTrainedModel, module: str) -> list[str]:
-    return [name for name, _ in model.get_submodule(module).named_parameters(recurse=False)]
+def _require_own(model: PreTrainedModel, embedding: str) -> None:
+    """Require that an embedding's parts beside its weight, as one token's own row, are no other module's."""
+    held = dict(model.get_submodule(embedding).named_parameters(recurse=False))
+    others = {id(part) for name, part in held.items() if name != "weight"}
+    if "weight" not in held:
+        raise UnsupportedModel([f"its embedding, {embedding}, holds no row for each token: {', '.join(held)}"])
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding) and others & {id(each) for each in module.parameters(recurse=False)}:
+            raise UnsupportedModel([f"its embedding, {embedding}, shares what it adds to its rows with {name}"])
 
 
 def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: EmbeddingSite) -> Cut:
@@ -255,14 +270,14 @@ def _with_unused(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cu
     return [*cuts[:-1], replace(cuts[-1], dropped=[*cuts[-1].dropped, *unused])]
 
 
-def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]) -> str:
+def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]], found: Discovery) -> str:
     """Name the input embedding as the side calls it, or the one with its weight that a pass enters."""
     holder: Any = model.get_submodule(side.name)
     try:
         with model_code():
             embedding = holder.get_input_embeddings()
-    except ModelFailed as failure:
-        raise UnsupportedModel(["it names no input embedding: several may make up a token's"]) from failure
+    except ModelFailed:
+        return _only_embedding(model, found)
     modules = [(str(name), module) for name, module in model.named_modules(remove_duplicate=False)]
     inside = [name for name, module in modules if module is embedding and name.startswith(side.name)]
     if not inside:
@@ -271,10 +286,23 @@ def _embedding(model: PreTrainedModel, side: Side, entries: dict[str, list[int]]
     return next((name for name in [*inside, *tied] if name in entries), inside[0])
 
 
-def _entries(model: PreTrainedModel) -> dict[str, list[int]]:
+def _only_embedding(model: PreTrainedModel, found: Discovery) -> str:
+    """Name the embedding of a side that calls none its input's: the only one among what follows the tokens."""
+    pure = [each.name for each in [*found.columns, *found.dropped]]
+    names = [name for name in pure if isinstance(model.get_submodule(name), nn.Embedding)]
+    if len(names) != 1:
+        raise UnsupportedModel(["it names no input embedding: several may make up a token's"])
+    return names[0]
+
+
+def _entries(model: PreTrainedModel, stacks: list[Stack]) -> dict[str, list[int]]:
     """Record the entries of a pass over one token, as a table's are run; refuse a model that runs only several."""
     ids = experiment_tokens(model.config)
     try:
+        return record_entries(model, ids[:1, :1])
+    except CalledAlone:
+        for stack in stacks:
+            call_with_hooks(model, stack)
         return record_entries(model, ids[:1, :1])
     except ModelFailed as failure:
         record_entries(model, ids)

@@ -322,3 +322,29 @@ class ZeroOutput(Unread):
             self.row.read()
             self.row.clear()
         return hidden_states.new_zeros(*hidden_states.shape[:2], *self.shape)
+
+
+def take_forms(stand_ins: dict[str, nn.Module], forms: list[dict[str, Any]]) -> None:
+    """Let stand-ins take and return rows in the forms of the modules in whose place they are; norms that stay do so."""
+    for entry in forms:
+        stand_in, (swapped, length) = (
+            stand_ins.get(entry["module"]),
+            (entry["form"]["swapped"], entry["form"]["length"]),
+        )
+        if stand_in is not None and swapped:
+            stand_in.register_forward_pre_hook(partial(_swap_taken, swapped))
+            stand_in.register_forward_hook(partial(_swap, swapped))
+        if stand_in is not None and length:
+            stand_in.register_forward_hook(partial(_in_tuple, length))
+
+
+def _swap_taken(swapped: list[int], _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].transpose(*swapped), *args[1:]) if args else args
+
+
+def _swap(swapped: list[int], _: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.transpose(*swapped).contiguous()
+
+
+def _in_tuple(length: int, _: nn.Module, __: Any, output: torch.Tensor) -> tuple[Any, ...]:
+    return (output, *[None] * (length - 1))

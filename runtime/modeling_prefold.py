@@ -30,6 +30,7 @@ from .columns_prefold import (
     ZeroOutput,
     columns_of,
     residual_start,
+    take_forms,
     unread_of,
     without,
 )
@@ -72,9 +73,11 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
     dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
     stand_ins |= {entry["module"]: dropped(entry["module"], entry["shape"]) for entry in unread_of(fold)}
-    stand_ins |= _merged_modules(fold, row)
+    read = None if columns or fold["sum"] else row  # without a column, a part of another slice reads the row
+    stand_ins |= {each["module"]: ZeroOutput(each["module"], each["shape"], read) for each in fold["merged"]}
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
+    take_forms(stand_ins, fold["forms"])
     for name, stand_in in stand_ins.items():
         _name_parts(stand_in, name, model.get_submodule(name))
         model.set_submodule(name, stand_in.train(model.training))
@@ -83,12 +86,6 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
-
-
-def _merged_modules(fold: dict[str, Any], row: Row) -> dict[str, nn.Module]:
-    """Return stand-ins for what is a part of another slice; where no column reads the row, one of these does."""
-    read = None if columns_of(fold) or fold["sum"] else row
-    return {entry["module"]: ZeroOutput(entry["module"], entry["shape"], read) for entry in fold["merged"]}
 
 
 def _refuse_look_up(*_: Any) -> None:
@@ -119,6 +116,8 @@ def _look_up_beside(module: nn.Module, look_up: dict[str, Any], row: Row, width:
     twin: Any = copy.deepcopy(module)
     delattr(twin, look_up["weight"])
     twin.register_parameter(look_up["weight"], nn.Parameter(torch.empty(look_up["rows"], width), requires_grad=False))
+    for name, held in [*twin.named_buffers(recurse=False)]:
+        twin.register_buffer(name, held, persistent=False)  # they are in the checkpoint once
     twin.row = row
     module.add_module("prefold", twin)
     module.register_forward_hook(_look_beside, with_kwargs=True)
@@ -147,13 +146,17 @@ def _refuse_inputs(model: Any, _: tuple[Any, ...], kwargs: dict[str, Any]) -> No
             raise FoldedInputError(f"{name}: this model was folded for token ids alone (--text-only)")
 
 
-def _untie(model: PreTrainedModel, tables: list[str]) -> None:
-    """Forget ties with an embedding that is a table now."""
+def _weights_of(model: nn.Module, module: str) -> list[str]:
+    return [f"{module}.{name}" for name, _ in model.get_submodule(module).named_parameters()]
+
+
+def _untie(model: PreTrainedModel, weights: list[str]) -> None:
+    """Forget ties with weights of an embedding that is a table now."""
     for name, part in model.named_modules():
         if not isinstance(part, PreTrainedModel) or not part._tied_weights_keys:
             continue
         prefix = f"{name}." if name else ""
-        gone = [table.removeprefix(prefix) + ".weight" for table in tables if table.startswith(prefix)]
+        gone = [weight.removeprefix(prefix) for weight in weights if weight.startswith(prefix)]
         for name in ("_tied_weights_keys", "all_tied_weights_keys"):
             if isinstance(ties := getattr(part, name, None), dict):  # before transformers 5 the config alone decides
                 kept = {one: other for one, other in ties.items() if not _names_any(gone, one, other)}
@@ -279,10 +282,10 @@ def _init_of(source: type[PreTrainedModel]) -> Callable[..., None]:
         self._auto_class = _auto_class(type(self), config)
         self.prefold_placement = _placement(prefold_placement, config)
         self.prefold_folds = _folds_of(self)
+        gone = [name for fold in self.prefold_folds for name in _weights_of(self, fold["table"]["module"])]
         self.prefold_rows = [fold_modules(self, fold, self.prefold_placement) for fold in self.prefold_folds]
         self.register_forward_pre_hook(_refuse_inputs, with_kwargs=True)
-        tables = [fold["table"]["module"] for fold in self.prefold_folds]
-        _untie(self, tables)
+        _untie(self, gone)
         self.post_init()
         if self.prefold_placement != "device":
             names = [name for fold in self.prefold_folds for name in _tensor_names(fold["table"])]

@@ -117,6 +117,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "opt": _SERIAL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "bert": _SERIAL,
     "roberta": _SERIAL,
+    "longformer": _SERIAL | {"attention_window": 16},
+    "squeezebert": _SERIAL | {"embedding_size": 32, "q_groups": 1, "k_groups": 1, "v_groups": 1},
+    "ibert": _SERIAL,
     "bart": _SIDES | {"max_position_embeddings": 128, "forced_eos_token_id": None},
     "whisper": _SIDES | {"max_target_positions": 128, "max_source_positions": 16, "num_mel_bins": 16},
 }  # fmt: skip
@@ -139,8 +142,9 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PARALLEL = ("gpt_neox", "gptj", "phi", "falcon", "cohere")
 # Their first norm sees a sum of look-ups, so that what they say is close to their source's and not equal.
-SUMS = ("gpt2", "opt", "bert", "roberta", "bart", "whisper")
-_AUTO_CLASSES: dict[str, Any] = dict.fromkeys(("modernbert", "bert", "roberta"), AutoModelForMaskedLM)
+SUMS = ("gpt2", "opt", "bert", "roberta", "longformer", "squeezebert", "ibert", "bart", "whisper")
+_MASKED = ("modernbert", "bert", "roberta", "longformer", "squeezebert", "ibert")
+_AUTO_CLASSES: dict[str, Any] = dict.fromkeys(_MASKED, AutoModelForMaskedLM)
 _AUTO_CLASSES |= dict.fromkeys(("t5", "bart"), AutoModelForSeq2SeqLM) | {"whisper": AutoModelForSpeechSeq2Seq}
 # Causal language models whose rows say what their source says, to the bit.
 EXACT = tuple(name for name in SHAPES if name not in SUMS and name not in _AUTO_CLASSES)

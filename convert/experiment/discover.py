@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from prefold.convert.errors import UnsupportedModel
 from prefold.convert.experiment.explain import ModuleDependency, explain, reasons
+from prefold.convert.experiment.forms import PLAIN, Form
 from prefold.convert.experiment.separable import Separable, find_separable
 from prefold.convert.experiment.token_pure import (
     Passes,
@@ -39,6 +40,7 @@ class Discovery:
         mergeable: the column that may be added to the residual beforehand, if there is one.
         summed: columns that the model only adds to another, by name: that one's. Their sum takes the place of both.
         separable: the fold behind a sum of look-ups; None where the columns see the token alone.
+        forms: by module, the form in which it returns rows, where that is not the rows themselves.
         padded_output: the first block's output with the tokens that ``padding_mask`` names as padding.
     """
 
@@ -49,6 +51,7 @@ class Discovery:
     mergeable: str | None
     summed: dict[str, str]
     separable: Separable | None
+    forms: dict[str, Form]
     seen: list[ModuleDependency]
     block_output: torch.Tensor | None
     padded_output: torch.Tensor | None
@@ -168,6 +171,7 @@ class _Experiment:
             mergeable=mergeable,
             summed={} if separable else find_summed(self.model, self.side, self.first_block, self.ids, kept),
             separable=separable,
+            forms={name: each[0].form for name, each in calls.items() if each[0].form != PLAIN},
             seen=self.seen,
             block_output=self.passes.original.block_output,
             padded_output=self.passes.padded.block_output,

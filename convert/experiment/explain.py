@@ -85,13 +85,11 @@ def _repeated(model: nn.Module, first_block: str, reentered: Collection[str]) ->
 
 
 def _shaped(first_block: str, passes: Passes) -> str | None:
-    """Return a reason in the positions of a block's input: others than the tokens', or in another order."""
+    """Return a reason in the positions of a block's input: others than the tokens'."""
     given = _taken(first_block, passes.original)
     if given is None or given.dim() < 2:
         return f"its first block, {first_block}, is given no tensor to begin with"
     shape = tuple(given.shape[:2])
-    if shape == (SEQ, BATCH):
-        return "its first block takes the sequence before the batch, and a column returns the batch before the sequence"
     if shape != (BATCH, SEQ):
         return f"its first block takes {shape[1]} positions where there are {SEQ} tokens: others stand beside them"
     return None

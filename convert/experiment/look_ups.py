@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from prefold.convert.errors import ModelFailed, model_code
+from prefold.convert.experiment.forms import form_of
 from prefold.convert.experiment.tokens import follows_tokens, same_rows
 from prefold.convert.experiment.trace import Call, Trace
 
@@ -34,23 +36,25 @@ def find_look_ups(model: nn.Module, here: Trace, there: Trace) -> list[LookUp]:
     found = []
     for name, module in model.named_modules():
         calls, moved = here.calls.get(name, []), there.calls.get(name, [])
-        table = _only_table(module)
-        if not calls or len(calls) != len(moved) or table is None:
+        if not calls or len(calls) != len(moved) or any(call.form.swapped for call in calls):
             continue
-        weight, values = table
-        if all(_returns_rows(values, one.tensor, other.tensor) for one, other in zip(calls, moved, strict=True)):
-            found.append(LookUp(name, weight, *values.shape))
+        for weight, values in _tables(module):
+            if all(_returns_rows(values, one.tensor, other.tensor) for one, other in zip(calls, moved, strict=True)):
+                found.append(LookUp(name, weight, *values.shape))
     return found
 
 
-def _only_table(module: nn.Module) -> tuple[str, torch.Tensor] | None:
-    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    tables = [(name, values) for name, values in held if values.dim() == 2 and values.is_floating_point()]
-    return tables[0] if len(tables) == 1 else None
+def _tables(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return what may be a module's table: its only parameter of two dimensions, or, without any, its only buffer."""
+    for held in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+        tables = [(name, values) for name, values in held if values.dim() == 2 and values.is_floating_point()]
+        if tables:
+            return tables if len(tables) == 1 else []
+    return []
 
 
 def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torch.Tensor | None) -> bool:
-    """Return whether an output is made of rows of ``values`` that do not follow the tokens."""
+    """Return whether an output is made of rows of ``values``, times one number, that do not follow the tokens."""
     if (
         output is None
         or not output.is_floating_point()
@@ -61,13 +65,10 @@ def _returns_rows(values: torch.Tensor, output: torch.Tensor | None, moved: torc
         return False
     if follows_tokens(output, moved):  # as the tokens' own embedding does, which is large
         return False
-    return all(_holds(values, row) for row in output.flatten(0, -2).unique(dim=0))
-
-
-def _holds(values: torch.Tensor, row: torch.Tensor) -> bool:
-    """Return whether a row is among ``values``; only those with its first value are compared whole."""
-    candidates = values[values[:, 0] == row[0]]
-    return bool((candidates == row).all(1).any())
+    rows = output.flatten(0, -2).unique(dim=0)
+    known = functional.normalize(values).nan_to_num()  # rows that a skeleton left as they were may hold anything
+    nearest = values[(functional.normalize(rows) @ known.T).argmax(1)]
+    return same_rows(rows, nearest * ((rows * nearest).sum() / nearest.square().sum()))
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,10 @@ def _answer(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
     """Run a module on a tensor, and require an output of the same shape."""
     with model_code():
         output = module(values)
-    if not isinstance(output, torch.Tensor) or output.shape != values.shape:
+    form = form_of(output, *values.shape[:2])
+    if form is None or form.rows(output).shape != values.shape:
         raise ModelFailed("it does not return a tensor of the shape that it takes")
-    return output
+    return form.rows(output)
 
 
 def find_norm(module: nn.Module, name: str, call: Call) -> Norm | None:
@@ -124,7 +126,7 @@ def find_norm(module: nn.Module, name: str, call: Call) -> Norm | None:
     ``eps`` is the one among the module's own numbers with which small values come out as they do.
     """
     taken, output = call.taken, call.output
-    if taken is None or output is None or output.shape != taken.shape or any(True for _ in module.children()):
+    if taken is None or output is None or output.shape != taken.shape or call.form.swapped or _has_parts(module):
         return None
     numbers = {value for value in vars(module).values() if isinstance(value, float)}
     for centred in (True, False):
@@ -133,6 +135,10 @@ def find_norm(module: nn.Module, name: str, call: Call) -> Norm | None:
             if _explains(norm, module, taken, output):
                 return norm
     return None
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return any(next(child.parameters(), None) is not None for child in module.children())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prefold.convert.experiment.forms import PLAIN, Form, form_of, swapped_axes
 from prefold.convert.model.inputs import Side
 from prefold.convert.model.running import hooks, run_side, run_until, stop
 
@@ -16,11 +17,15 @@ from prefold.convert.model.running import hooks, run_side, run_until, stop
 class Call:
     """The arguments and the output of one call of a module in a pass.
 
+    Tensors of rows are ``[batch, seq, *shape]`` here, in whatever form a module has them, and of a model that pads its
+    tokens those of the padding are left out.
+
     Attributes:
         order: of entry, counted over all modules.
         taken: the first tensor argument, if there is one.
         output: the returned tensor; None where the module returned anything else.
         tensor: the returned tensor, or the first of several.
+        form: in which the module returned it.
         returns_indices: whole numbers beside tensors, as a router returns.
     """
 
@@ -28,6 +33,7 @@ class Call:
     taken: torch.Tensor | None
     output: torch.Tensor | None
     tensor: torch.Tensor | None
+    form: Form = PLAIN
     returns_indices: bool = False
 
 
@@ -69,7 +75,7 @@ def trace(
     ``more`` goes to the model's ``forward``.
     """
     following = _next_block(model, first_block)
-    recorder = _Recorder(first_block, overrides or {}, is_last=following is None)
+    recorder = _Recorder(first_block, overrides or {}, input_ids, is_last=following is None)
     names = [name for name, _ in model.named_modules() if name and not first_block.startswith(f"{name}.")]
     handles = []
     if following:
@@ -99,7 +105,7 @@ def block_outputs(
         outputs.extend([] if found is None else [found.clone()])
 
     def override(change: Override) -> Any:
-        return lambda _, __, output: _overridden(output, change)
+        return lambda _, __, output: _replaced(output, form_of(output, *input_ids.shape), change)
 
     blocks = {f"{stack}.{index}": keep for index, _ in model.get_submodule(stack).named_children()}
     with hooks(model, {}, {name: override(change) for name, change in overrides.items()} | blocks):
@@ -116,29 +122,31 @@ def _next_block(model: nn.Module, first_block: str) -> str | None:
 
 
 class _Recorder:
-    def __init__(self, first_block: str, overrides: Overrides, *, is_last: bool) -> None:
+    def __init__(self, first_block: str, overrides: Overrides, tokens: torch.Tensor, *, is_last: bool) -> None:
         self.seen = Trace()
         self._first_block, self._overrides, self._is_last = first_block, overrides, is_last
+        self._tokens, self._length = tokens, tokens.shape[1]  # as the model has it, which may pad
         self._entered = 0
         self._open: dict[str, list[tuple[int, torch.Tensor | None]]] = {}
 
     def enter(self, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            taken = _first_tensor_of(args, kwargs)
-            self._open.setdefault(name, []).append((self._entered, None if taken is None else taken.clone()))
+            self._open.setdefault(name, []).append((self._entered, self._taken(args, kwargs)))
             self._entered += 1
 
         return hook
 
     def leave(self, name: str) -> Callable[..., Any]:
         def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            form = form_of(output, len(self._tokens), self._length)
             if name in self._overrides:
-                output = _overridden(output, self._overrides[name])
+                output = self._overridden(output, form, self._overrides[name])
             order, taken = self._open[name].pop()
+            alone = None if form is None else self._shown(form.rows(output)).clone()  # the block may add to it in place
             tensor = first_tensor(output)
-            copy = None if tensor is None else tensor.clone()  # the block may add to its own intermediate in place
-            alone = copy if isinstance(output, torch.Tensor) else None
-            self.seen.calls.setdefault(name, []).append(Call(order, taken, alone, copy, _has_indices(output)))
+            copy = alone if form or tensor is None else self._shown(tensor).clone()
+            call = Call(order, taken, alone, copy, form or PLAIN, _has_indices(output))
+            self.seen.calls.setdefault(name, []).append(call)
             if name == self._first_block:
                 self.seen.block_output = copy
                 if self._is_last:
@@ -149,16 +157,41 @@ class _Recorder:
 
     def enter_next_block(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """End the pass with the input of the next block: a hook on it."""
-        taken = _first_tensor_of(args, kwargs)
-        self.seen.block_output = None if taken is None else taken.clone()
+        self.seen.block_output = self._taken(args, kwargs)
         stop()
+
+    def _taken(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        taken = _first_tensor_of(args, kwargs)
+        if taken is None:
+            return None
+        batch, seq = self._tokens.shape
+        is_tokens = taken.dtype == self._tokens.dtype and taken.dim() == 2 and len(taken) == batch
+        if is_tokens and torch.equal(taken[:, :seq], self._tokens):
+            self._length = taken.shape[1]
+        swapped = swapped_axes(taken, batch, self._length)
+        return self._shown(taken.transpose(*swapped) if swapped else taken).clone()
+
+    def _shown(self, rows: torch.Tensor) -> torch.Tensor:
+        """Leave out what a model makes of the padding behind its tokens."""
+        batch, seq = self._tokens.shape
+        return rows[:, :seq] if rows.dim() > 1 and rows.shape[:2] == (batch, self._length) else rows
+
+    def _overridden(self, output: Any, form: Form | None, override: Override) -> Any:
+        return _replaced(output, form, lambda rows: self._whole(override(self._shown(rows)), rows))
+
+    def _whole(self, changed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Put what a model makes of the padding behind its tokens back."""
+        seq = self._tokens.shape[1]
+        is_padded = self._length > seq and rows.dim() > 1 and rows.shape[1] == self._length
+        return torch.cat([changed, rows[:, seq:]], dim=1) if is_padded else changed
+
+
+def _replaced(output: Any, form: Form | None, override: Override) -> Any:
+    """Return an output with other rows; of one that is more than rows, with another first part."""
+    if form is None:
+        return type(output)([override(output[0]), *output[1:]])
+    return form.output(override(form.rows(output)))
 
 
 def _first_tensor_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
     return next((part for part in (*args, *kwargs.values()) if isinstance(part, torch.Tensor)), None)
-
-
-def _overridden(output: Any, override: Override) -> Any:
-    if isinstance(output, tuple | list):
-        return type(output)([override(output[0]), *output[1:]])
-    return override(output)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prefold.convert.fold.layout import Cut
 
@@ -54,8 +54,8 @@ class Bypass:
         self._module.forward = self._forward
 
 
-def _leave(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-    raise _Left(output.shape[0])
+def _leave(_: nn.Module, __: Any, output: Any) -> None:
+    raise _Left(tree_leaves(output)[0].shape[0])
 
 
 def _last_columns(cut: Cut) -> dict[str, str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.quantizers.auto import get_hf_quantizer
@@ -62,8 +63,9 @@ def _first_layer_class(
         for stack in stacks:
             prune(self, stack, [0])
         leave_out(self, unreached)
-        if not getattr(config, "tie_word_embeddings", False):
-            remove(self, self.get_output_embeddings())
+        head = self.get_output_embeddings()
+        if not getattr(config, "tie_word_embeddings", False) and not isinstance(head, nn.Embedding):
+            remove(self, head)
         self.post_init()
 
     return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})

@@ -10,6 +10,7 @@ from torch.nn import functional
 from prefold.common.schema import from_json
 from prefold.convert.errors import BrokenCheckpoint
 from prefold.convert.experiment.discover import Discovery
+from prefold.convert.experiment.forms import PLAIN, Form
 from prefold.convert.experiment.look_ups import LookUp, Norm
 from prefold.convert.experiment.token_pure import TokenPureModule
 from prefold.convert.fold.encoding import Encoding, encoding_of
@@ -98,6 +99,14 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class ModuleForm:
+    """The form in which a module returns rows."""
+
+    module: str
+    form: Form
+
+
+@dataclass(frozen=True)
 class EmbeddingSite:
     """The place where the tokens of a side are looked up.
 
@@ -150,6 +159,7 @@ class Cut:
         sum: the columns that see a sum of look-ups, or None.
         entered_before: modules that a pass enters before the embedding, and around it.
         unreachable: embeddings that a call with ``input_ids`` alone never uses.
+        forms: in which modules return rows, of those that do not return the rows themselves.
     """
 
     name: str
@@ -162,6 +172,7 @@ class Cut:
     sum: Sum | None
     entered_before: list[str]
     unreachable: list[str]
+    forms: list[ModuleForm]
 
     @property
     def embedding(self) -> str:
@@ -243,6 +254,10 @@ class Cut:
         tables = {f"{each.module}.prefold.{each.weight}": [each.rows, self.sum.width] for each in self.sum.look_ups}
         return tables | {f"{column.module}.bias": [self.sum.steps, column.width] for column in self.sum.columns}
 
+    def form_of(self, module: str) -> Form:
+        """Return the form in which a module returns rows."""
+        return next((each.form for each in self.forms if each.module == module), PLAIN)
+
     def as_json(self, tensor: str) -> dict[str, Any]:
         """Return the entry of ``config.json``; ``tensor`` is the table's name in the files."""
         return asdict(replace(self, table=replace(self.table, tensor=tensor)))
@@ -301,7 +316,16 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
         sum=behind_sum,
         entered_before=place.entered_before,
         unreachable=place.unreachable,
+        forms=_forms(discovery),
     )
+
+
+def _forms(discovery: Discovery) -> list[ModuleForm]:
+    """Return the forms of the modules that a fold replaces, or takes rows from."""
+    found = discovery.separable
+    behind = [*(norm.module for norm in found.norms), *(column.name for column in found.columns)] if found else []
+    names = {*(module.name for module in [*discovery.columns, *discovery.dropped]), *behind}
+    return [ModuleForm(name, form) for name, form in discovery.forms.items() if name in names]
 
 
 def _sum(discovery: Discovery, start: int) -> Sum | None:

@@ -163,7 +163,7 @@ class ParameterReads:
 
     Attributes:
         routers: modules that choose experts; the paper leaves their weights out.
-        looked_up: for every other embedding, rows read for each token, and rows read once in a step.
+        looked_up: for every embedding, rows read for each token, and rows read once in a step.
         freed: the embeddings' own weights that are needed no more.
     """
 
@@ -213,12 +213,17 @@ class ParameterReads:
     def read_before(self, batch: int) -> float:
         """Values that one step reads of the folded weights, and of the embeddings' rows."""
         embeddings = [(cut, self.parameters.get(f"{cut.embedding}.weight")) for cut in self.cuts]
-        rows = sum(batch * cut.embedding_width + (weight.fixed if weight else 0) for cut, weight in embeddings)
-        return sum(parameter.reads(batch) for parameter in self.folded) + rows
+        rows = (batch * self._rows_for_token(cut) * cut.embedding_width for cut, _ in embeddings)
+        own = (weight.fixed for _, weight in embeddings if weight)
+        return sum(parameter.reads(batch) for parameter in self.folded) + sum(rows) + sum(own)
+
+    def _rows_for_token(self, cut: Cut) -> float:
+        """Return the number of rows that a text of one token looks up: more than one where the model pads it."""
+        return self.looked_up[cut.embedding][0]
 
     def read_after(self, batch: int) -> float:
         """Values that one step reads in its place."""
-        return batch * sum(cut.stored_width for cut in self.cuts) + sum(
+        return batch * sum(self._rows_for_token(cut) * cut.stored_width for cut in self.cuts) + sum(
             self._read_of_sum(cut.sum, batch) for cut in self.cuts if cut.sum
         )
 
@@ -273,19 +278,22 @@ def _saves(census: ParameterReads, batch: int) -> bool:
 
 
 @torch.no_grad()
-def _step(model: PreTrainedModel, batch: int, look_ups: list[str]) -> tuple[Meter, dict[str, int]]:
-    """Run one step; returns its reads, and the number of rows that each look-up returned."""
+def _step(model: PreTrainedModel, batch: int, cuts: list[Cut]) -> tuple[Meter, dict[str, int]]:
+    """Run one step; returns its reads, and the number of rows that each look-up returned, embeddings at first."""
+    embeddings = [cut.embedding for cut in cuts]
+    names = [*embeddings, *(each.module for cut in cuts if cut.sum for each in cut.sum.look_ups)]
     rows = dict[str, int]()
 
     def count(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             found = first_tensor(output)
-            rows[name] = rows.get(name, 0) + (0 if found is None else found[..., 0].numel())
+            if name not in embeddings or name not in rows:  # two sides may call one embedding
+                rows[name] = rows.get(name, 0) + (0 if found is None else found[..., 0].numel())
 
         return hook
 
     ids = torch.arange(batch).view(batch, 1)
-    with hooks(model, {}, {name: count(name) for name in look_ups}), metered(model) as meter, model_code():
+    with hooks(model, {}, {name: count(name) for name in names}), metered(model) as meter, model_code():
         model(**whole_inputs(model, ids))
     return meter, rows
 
@@ -304,8 +312,7 @@ def measure_parameter_reads(
     ``shapes`` are the whole model's; the skeleton has one block of each kind of the ``stacks``. ``units`` are those of
     parameters that have another type than the model.
     """
-    look_ups = [each.module for cut in cuts if cut.sum for each in cut.sum.look_ups]
-    (one, rows_of_one), (two, rows_of_two) = (_step(skeleton, batch, look_ups) for batch in (1, 2))
+    (one, rows_of_one), (two, rows_of_two) = (_step(skeleton, batch, cuts) for batch in (1, 2))
     itemsize = skeleton.dtype.itemsize
     parameters: dict[str, Parameter] = {}
     for name, shape in shapes.items():

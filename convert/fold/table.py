@@ -91,7 +91,7 @@ class Linear:
 
         def keep(name: str) -> Any:
             def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-                seen[name] = output.flatten(2)[:, 0].clone()
+                seen[name] = self._cut.form_of(name).rows(output).flatten(2)[:, 0].clone()
                 if seen.keys() == wanted:
                     stop()
 
@@ -107,13 +107,19 @@ class Linear:
     def _feeding(self, values: torch.Tensor) -> dict[str, Any]:
         """Return hooks that let ``values`` come out of the last norm, or be the sum itself."""
         if self._sum.norms:
-            return {self._sum.norms[-1].module: lambda *_: self._fed(values)}
+            return {(norm := self._sum.norms[-1].module): self._fed(norm, values)}
         silent: dict[str, Any] = {each.module: _silence for each in self._sum.look_ups}
-        return silent | {self._sum.token: lambda *_: self._fed(values / self._sum.factor)}
+        return silent | {self._sum.token: self._fed(self._sum.token, values / self._sum.factor)}
 
-    def _fed(self, values: torch.Tensor) -> torch.Tensor:
-        self._is_fed = True
-        return values
+    def _fed(self, name: str, values: torch.Tensor) -> Any:
+        """Return a hook that lets ``values``, ``[tokens, 1, width]``, come out of a module at every position."""
+        form = self._cut.form_of(name)
+
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            self._is_fed = True
+            return form.output(values.expand(-1, form.rows(output).shape[1], -1))
+
+        return hook
 
     def _widen(self, module: nn.Module, *_: Any) -> None:
         """Cast a module's own tensors to float64 once values in float64 are under way: a hook before it."""
@@ -151,7 +157,8 @@ def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> t
 
     def keep(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-            seen[name] = output.flatten(2).clone()  # the block may add to its own intermediate in place
+            found = cut.form_of(name).rows(output).flatten(2)
+            seen[name] = found.clone()  # the block may add to its own intermediate in place
             if len(seen) == len(wanted):
                 stop()
 

@@ -50,8 +50,33 @@ class Skipped(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Any:
         """Return the last block's output, whatever its form."""
         if self._last.output is None:
-            raise ModelFailed("the block before was not called as a module, and what calls forward alone is not seen")
+            raise CalledAlone("the block before was not called as a module")
         return self._last.output
+
+
+class CalledAlone(ModelFailed):
+    """A model calls the ``forward`` of its blocks, which runs no hooks."""
+
+
+class WithHooks:
+    """Stands for the ``forward`` of a block that its model calls alone: runs the block's hooks, too."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the block as a module."""
+        del self._block.forward
+        try:
+            return self._block(*args, **kwargs)
+        finally:
+            self._block.forward = self
+
+
+def call_with_hooks(model: nn.Module, stack: "Stack") -> None:
+    """Let the hooks of blocks run whose ``forward`` a model calls alone."""
+    for block in _blocks(model.get_submodule(stack.name)):
+        block.forward = WithHooks(block)
 
 
 def prune(model: nn.Module, stack: "Stack", keep: Collection[int]) -> None:

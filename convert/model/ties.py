@@ -40,10 +40,10 @@ def tied_modules(model: PreTrainedModel) -> set[str]:
 
     Their output may be stored, but their weights would be read all the same.
     """
-    looked_up = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    aside = _embeddings_and_head(model)
     holders = dict[int, list[str]]()
     for name, weight in model.named_parameters(remove_duplicate=False):
-        if id(weight) not in looked_up:
+        if id(weight) not in aside:
             holders.setdefault(id(weight), []).append(name)
     shared = [names for names in holders.values() if len(names) > 1]
     return {
@@ -52,3 +52,10 @@ def tied_modules(model: PreTrainedModel) -> set[str]:
         for names in shared
         if name and 0 < sum(each.startswith(f"{name}.") for each in names) < len(names)
     }
+
+
+def _embeddings_and_head(model: PreTrainedModel) -> set[int]:
+    """Return the weights of all embeddings and of the head, by identity."""
+    head = model.get_output_embeddings()
+    parts = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is head]
+    return {id(held) for each in parts for held in each.parameters(recurse=False)}

@@ -5,7 +5,17 @@ from typing import Any
 from torch import float32
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prefold.convert.model.skeleton import build_on_meta, find_stacks, materialize, prune
+from prefold.convert.errors import ModelFailed
+from prefold.convert.experiment.tokens import experiment_tokens
+from prefold.convert.model.skeleton import (
+    CalledAlone,
+    build_on_meta,
+    call_with_hooks,
+    find_stacks,
+    materialize,
+    prune,
+)
+from prefold.convert.study import record_entries
 from tests.conftest import auto_class
 
 
@@ -19,4 +29,11 @@ def skeleton(config: PreTrainedConfig, within: str = "", auto: Any = None) -> tu
     for stack in stacks:
         prune(model, stack, stack.kept)
     materialize(model, 64)
+    try:
+        record_entries(model, experiment_tokens(config)[:1, :1])
+    except CalledAlone:
+        for stack in stacks:
+            call_with_hooks(model, stack)
+    except ModelFailed:
+        pass  # a test asks for it as it is
     return model, next(stack.first_block for stack in stacks if stack.name.startswith(within))

@@ -153,16 +153,16 @@ def test_an_honest_projection_in_the_same_place_is_taken():
     assert last([column.name for column in found.columns]) == ["q_proj", "k_proj", "v_proj"]
 
 
-class _Times(nn.Embedding):
-    """Positions that depend on which tokens there are: no look-up."""
+class _Squared(nn.Embedding):
+    """Positions that are no rows of what the module holds: no look-up."""
 
     def forward(self, *args, **kwargs) -> torch.Tensor:
-        return super().forward(*args, **kwargs) * 1.1
+        return super().forward(*args, **kwargs).square()
 
 
 def test_positions_that_are_no_look_up_refuse_the_model():
     model, first_block = skeleton(small_config("gpt2"))
-    cheat = _Times(*model.transformer.wpe.weight.shape)
+    cheat = _Squared(*model.transformer.wpe.weight.shape)
     cheat.weight = model.transformer.wpe.weight
     model.transformer.wpe = cheat
     with pytest.raises(UnsupportedModel):

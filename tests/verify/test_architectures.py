@@ -26,7 +26,7 @@ MODELS = [
 # One of each: two sides, an encoder, a state space, latent attention, tables of its own, a sum, a decoder of sounds.
 KINDS = ("t5", "modernbert", "mamba2", "deepseek_v3", "gemma4_text", "gpt2", "whisper")
 SIDES = {"t5": ["encoder", "decoder"], "bart": ["model.encoder", "model.decoder"], "whisper": ["model.decoder"]}
-ENCODERS = {"bert", "roberta", "modernbert"}
+ENCODERS = {"bert", "roberta", "longformer", "squeezebert", "ibert", "modernbert"}
 
 
 @pytest.mark.parametrize(

@@ -153,10 +153,9 @@ def _attend_part(
     rows, each = own.shape[0], own.shape[1] // heads
     update.cache.reads[-1] += (work.tokens + (rows * part.new if work.own else 0)) * layer.token_bytes
     if not work.groups and sinks is None and scoring.softcap is None and part.is_within(window):
-        alone = (own, part.pick(update.keys), part.pick(update.values))
-        return scaled_dot_product_attention(*alone, is_causal=True, scale=scoring.scale, enable_gqa=True).transpose(
-            1, 2
-        )
+        states = part.pick(update.keys), part.pick(update.values)
+        alone = scaled_dot_product_attention(own, *states, is_causal=True, scale=scoring.scale, enable_gqa=True)
+        return alone.transpose(1, 2)
     by_head = own.unflatten(1, (heads, each)).transpose(0, 1).flatten(2, 3)  # every head's queries side by side
     parts = [
         _attend_group(group, by_head, pick, layer, scoring) for group, pick in zip(work.groups, work.picks, strict=True)
