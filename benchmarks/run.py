@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import conversion
+import edge
 import look_up
 import machine
 import memory
@@ -38,6 +39,7 @@ SECTIONS: dict[str, Section] = {
     "placement": placement,
     "whisper": whisper,
     "tree": tree_speed,
+    "edge": edge,
 }
 PLOTS = {"reads": reads.PLOTS, "speed": speed.PLOTS, "look-up": look_up.PLOTS, "placement": placement.PLOTS}
 _DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -16,6 +16,7 @@ class Target(StrEnum):
     """The runtimes that an artefact may be for."""
 
     onnx = "onnx"
+    openvino = "openvino"
     executorch = "executorch"
 
 

@@ -8,7 +8,11 @@ from prefold.common.errors import UNSUPPORTED, PrefoldError, UsageError
 from prefold.convert import ModelFailed, model_code
 
 # The packages that each extra brings.
-EXTRAS = {"onnx": ("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "executorch": ("executorch",)}
+EXTRAS = {
+    "onnx": ("onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "executorch": ("executorch",),
+}
 
 
 class MissingRuntime(UsageError):

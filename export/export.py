@@ -16,13 +16,21 @@ from prefold.convert import OutputExists, StorageError, source_name
 from prefold.convert.checkpoint import CARD, CONFIG, REPORT, SOURCE_CARD, Source, all_files, is_side_file, output_folder
 from prefold.export.errors import EXTRAS, require_runtime
 from prefold.export.loading import context_of, load_decoder, open_folded, open_source_of
-from prefold.export.proof import NEW_TOKENS, check_greedy, check_logits, run_artefact, run_eager
-from prefold.export.split_rows import split_tables
+from prefold.export.proof import (
+    NEW_TOKENS,
+    check_greedy,
+    check_logits,
+    check_process,
+    check_rows,
+    run_artefact,
+    run_eager,
+)
+from prefold.export.split_rows import split_tables, tensors_of
 from prefold.export.target import Distance, Logits, Target, target_of
 from prefold.verify import Verification, VerificationFailed, token_prompts
 
 # Types that a runtime computes in on a CPU.
-DTYPES = {"onnx": ("float32", "float16"), "executorch": ("float32",)}
+DTYPES = {"onnx": ("float32", "float16"), "openvino": ("float32",), "executorch": ("float32",)}
 _LONGEST = 64
 Progress = Callable[[str], None]
 
@@ -102,15 +110,13 @@ class _Export:
         if any(fold["table"]["encoding"] for fold in model.prefold_folds):  # smaller rows are not equal to the source's
             eager = run_eager(model, eager.prompts, eager.continued, batched=target.batched)
         tables, context = split_tables(model), context_of(model, self.context)
-        made = target.trace(model, context)
-        made.save(self.folder, [f"{module}.{name}" for module, rows in tables.items() for name in rows.extents])
-        made.describe(self.folder, model, context)
+        target.write(model, self.folder, tensors_of(tables), context)
         _write_beside(self.opened, self.folder)
         self.progress(f"running it in {target.name}")
         run = run_artefact(target, self.folder, eager)
         checks = {
-            "runtime": target.check_process(run),
-            "rows": target.check_rows(self.folder, tables),
+            "runtime": check_process(target, run),
+            "rows": check_rows(target, self.folder, tables),
             "logits": check_logits(run, eager, allowed),
             "greedy": check_greedy(run, eager, allowed),
         }
@@ -121,13 +127,11 @@ class _Export:
         self.progress("exporting the source")
         model = load_decoder(self.origin.folder, self.dtype)
         context = context_of(model, self.context)
-        made = target.trace(model, context)
         vocabulary, longest = model.config.get_text_config().vocab_size, min(_LONGEST, context - NEW_TOKENS)
         prompts = token_prompts(self.origin.folder, vocabulary, None, longest=longest)
-        eager = run_eager(model, prompts, batched=target.batched)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".source-") as own:
-            made.save(Path(own), [])
-            made.describe(Path(own), model, context)
+            target.write(model, Path(own), [], context)
+            eager = run_eager(model, prompts, batched=target.batched)
             return eager, run_artefact(target, Path(own), eager).distance(eager)
 
     def _judged(self, verification: Verification) -> Verification:

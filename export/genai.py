@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from prefold.export.sample import CacheShape
+from prefold.export.trace import CacheShape
 
 # Of a generation config, what its search has by the same name.
 _SEARCH = ("do_sample", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty", "length_penalty")

@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 
 class SplitRows(nn.Module):
     """Stands for a table's rows: residual, values and scales as tensors of their own, ``[rows, ...]`` each.
 
     A table that is stored in the model's own type is one tensor. ``extents`` are the bytes of a stored row that each
-    tensor holds, by its name.
+    tensor holds, by the name of its embedding: exporters keep the type of an embedding's weight.
     """
 
     def __init__(self, table: torch.Tensor, encoding: dict[str, Any] | None, dtype: torch.dtype) -> None:
@@ -36,12 +35,16 @@ class SplitRows(nn.Module):
         self._keep(name, found.view(getattr(torch, kind)), extents)
 
     def _keep(self, name: str, values: torch.Tensor, extents: list[tuple[int, int]]) -> None:
-        self.register_buffer(name, values, persistent=False)
+        self.add_module(name, nn.Embedding.from_pretrained(values))
         self.extents[name] = extents
+
+    def names(self, module: str) -> list[str]:
+        """Return the names of the tensors in a model that has these rows as ``module``."""
+        return [f"{module}.{name}.weight" for name in self.extents]
 
     def fetch(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the rows of ``[batch, seq]`` tokens, ``[batch, seq, width]``: read as stored, and cast behind that."""
-        found = {name: functional.embedding(input_ids, self.get_buffer(name)) for name in self.extents}
+        found: dict[str, torch.Tensor] = {name: self.get_submodule(name)(input_ids) for name in self.extents}
         if not self.slices:
             return found["rows"].to(self.dtype)
         at = dict.fromkeys(found, 0)
@@ -71,3 +74,8 @@ def split_tables(model: Any) -> dict[str, SplitRows]:
         table.rows, table.entry = rows, table.entry | {"encoding": None}
         found[f"{fold['table']['module']}.rows"] = rows
     return found
+
+
+def tensors_of(tables: dict[str, SplitRows]) -> list[str]:
+    """Return the names of all tensors of the rows."""
+    return [name for module, rows in tables.items() for name in rows.names(module)]

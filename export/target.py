@@ -4,13 +4,37 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefold.export.split_rows import SplitRows
-from prefold.verify import Outcome
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime.
+
+    Attributes:
+        to: its name on the command line.
+        name: that of the runtime.
+        without: the package that a process which runs an artefact has no need of.
+        batched: whether it takes several sequences at once.
+        write: writes a model to a folder, the named tensors in the table's file, with room for so many tokens.
+        stored: the bytes of named tensors in a folder's artefact; those that are not there are left out.
+    """
+
+    to: str
+    name: str
+    without: str
+    batched: bool
+    write: Callable[[Any, Path, Collection[str], int], None]
+    stored: Callable[[Path, Collection[str]], dict[str, NDArray[np.uint8]]]
+
+
+def target_of(to: str) -> Target:
+    """Return a runtime by the name that ``--to`` has for it, importing what exports to it."""
+    found: Target = import_module(f"prefold.export.to_{to}").TARGET
+    return found
 
 
 @dataclass(frozen=True)
@@ -40,37 +64,3 @@ class Distance:
 
 def _wide(logits: NDArray[Any]) -> NDArray[Any]:
     return logits.astype(np.float64)
-
-
-class Traced(Protocol):
-    """A decoder in the form of a runtime."""
-
-    def save(self, folder: Path, table: Collection[str]) -> None:
-        """Write it; ``table`` names the tensors of the rows."""
-
-    def describe(self, folder: Path, model: Any, context: int) -> None:
-        """Write beside it what a program asks for that runs it."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A runtime.
-
-    Attributes:
-        process: the module that runs a job there, in a process of its own.
-        batched: whether it takes several sequences at once.
-        trace: a model, with room for so many tokens.
-    """
-
-    name: str
-    process: str
-    batched: bool
-    trace: Callable[[Any, int], Traced]
-    check_process: Callable[[Logits], Outcome]
-    check_rows: Callable[[Path, dict[str, SplitRows]], Outcome]
-
-
-def target_of(to: str) -> Target:
-    """Return a runtime by the name that ``--to`` has for it, importing what exports to it."""
-    found: Target = import_module(f"prefold.export.to_{to}").TARGET
-    return found

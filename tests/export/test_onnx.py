@@ -62,7 +62,7 @@ def test_every_check_passes(case: Case):
     assert {name: outcome.passed for name, outcome in checks.items()} == dict.fromkeys(
         ("runtime", "rows", "logits", "greedy"), True
     )
-    assert checks["runtime"].figures["torch"] is False
+    assert checks["runtime"].figures["imported"] == []
     assert checks["rows"].figures["rows"] == json.loads((case.folded / "config.json").read_text())["vocab_size"]
 
 
@@ -90,9 +90,7 @@ def test_the_table_and_nothing_else_is_in_a_file_of_its_own(case: Case):
 
 def test_smaller_rows_are_values_scales_and_residual(small: Case):
     kinds = {
-        tensor.name.rpartition(".")[2]: tensor.data_type
-        for tensor in small.graph.initializer
-        if ".rows." in tensor.name
+        tensor.name.split(".")[-2]: tensor.data_type for tensor in small.graph.initializer if ".rows." in tensor.name
     }
     assert kinds == {
         "values_float32": onnx.TensorProto.FLOAT,
@@ -126,26 +124,32 @@ def test_a_fold_has_fewer_products(demo: Case):
 
 def test_a_changed_row_is_seen(small: Case, tmp_path: Path):
     from prefold.export.loading import load_decoder
+    from prefold.export.proof import check_rows
     from prefold.export.split_rows import split_tables
-    from prefold.export.to_onnx import check_rows
+    from prefold.export.target import target_of
 
-    tables = split_tables(load_decoder(small.folded, torch.float32, prefold_placement="disk"))
+    tables, onnx_target = split_tables(load_decoder(small.folded, torch.float32)), target_of("onnx")
     for file in small.exported.out.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert check_rows(tmp_path, tables).passed
+    assert check_rows(onnx_target, tmp_path, tables).passed
     content = bytearray((tmp_path / "table.data").read_bytes())
-    content[40 * tables["model.embed_tokens.rows"].get_buffer("values_float32").shape[1] * 4 + 1] ^= 1
+    content[40 * tables["model.embed_tokens.rows"].get_parameter("values_float32.weight").shape[1] * 4 + 1] ^= 1
     (tmp_path / "table.data").write_bytes(content)
-    assert check_rows(tmp_path, tables).problems == ["model.embed_tokens.rows: row 40 is not the checkpoint's"]
+    assert check_rows(onnx_target, tmp_path, tables).problems == [
+        "model.embed_tokens.rows: row 40 is not the checkpoint's"
+    ]
+    (tmp_path / "table.data").unlink()
+    assert check_rows(onnx_target, tmp_path, tables).problems[-1] == (
+        "model.embed_tokens.rows.scales.weight: not in table.data as the checkpoint has it"
+    )
 
 
 def test_what_the_runtime_returns_otherwise_is_seen():
-    from prefold.export.proof import check_greedy, check_logits
-    from prefold.export.target import Distance, Logits
-    from prefold.export.to_onnx import check_process
+    from prefold.export.proof import check_greedy, check_logits, check_process
+    from prefold.export.target import Distance, Logits, target_of
 
     eager = Logits([[1, 2]], [[3]], [np.eye(3, dtype=np.float32)], np.ones((2, 3), np.float32), {})
-    process = {"torch": True, "mapped": False, "version": "1"}
+    process = {"imported": ["torch"], "mapped": False, "version": "1"}
     worse = Logits([[1, 2]], [[3]], [np.eye(3, dtype=np.float32)[::-1]], eager.padded, process)
     broken = Logits([[1, 2]], [[3]], [eager.each[0] * np.nan], eager.padded, {})
     assert check_logits(eager, eager, Distance(0, 0)).passed
@@ -156,7 +160,10 @@ def test_what_the_runtime_returns_otherwise_is_seen():
     assert not check_logits(broken, eager, Distance(1, 1)).passed
     assert check_greedy(worse, eager, Distance(1e-6, 1e-5)).problems == ["prompt 0, step 1: token 0 for 2, 1 apart"]
     assert check_greedy(worse, eager, Distance(1, 1)).figures == {"tokens": 2, "near_ties": 1}
-    assert check_process(worse).problems == ["the process imported torch", "table.data is not mapped"]
+    assert check_process(target_of("onnx"), worse).problems == [
+        "the process imported torch",
+        "table.data is not mapped",
+    ]
 
 
 def test_an_artefact_that_does_not_load_is_one_line(small: Case, tmp_path: Path):

@@ -17,11 +17,11 @@ def test_rows_of_fewer_bytes(dtype: torch.dtype, residual: bool):
     slices = [vars(part) for part in encoding.slices]
     split = SplitRows(stored, {"slices": slices}, torch.float32)
     assert torch.equal(split.fetch(ids), decoded(stored[ids], slices, torch.float32))
-    assert {each.dtype for each in split.buffers()} <= {dtype, torch.float32}
+    assert {each.dtype for each in split.parameters()} <= {dtype, torch.float32}
 
 
 def test_rows_in_another_type_are_cast_behind_the_look_up():
     table, ids = torch.randn(5, 6).bfloat16(), torch.tensor([[4, 2]])
     split = SplitRows(table, None, torch.float32)
-    assert split.get_buffer("rows").dtype == torch.bfloat16
+    assert split.get_parameter("rows.weight").dtype == torch.bfloat16
     assert torch.equal(split.fetch(ids), table[ids].float())

@@ -1,4 +1,4 @@
-"""The inputs that a decoder is traced with: new tokens behind those in a cache, which may be none."""
+"""A decoder as an exporter of transformers traces it: new tokens behind those in a cache, which may be none."""
 
 import contextlib
 import io
@@ -32,7 +32,31 @@ class CacheShape:
         return [f"{layer}.{part}" for layer in range(self.layers) for part in ("key", "value")]
 
 
-def sample(model: Any, batch: int = 2) -> tuple[dict[str, Any], CacheShape]:
+@dataclass(frozen=True)
+class Traced:
+    """A decoder in the form of an exporter, the names of its inputs beside the cache, and the cache."""
+
+    program: Any
+    inputs: list[str]
+    cache: CacheShape
+
+
+def trace(exporter: Any, model: Any, *, batch: int = 2, most: int | None = None) -> Traced:
+    """Trace a decoder with a cache: a pass over new tokens behind those in the cache, which may be none.
+
+    Lengths are free, up to ``most``, and so is a batch of more than one.
+
+    Raises:
+        NotExported: the exporter does not take it, or its cache is not keys and values of every layer.
+    """
+    inputs, cache = _sample(model, batch)
+    with exporter_code("transformers' exporter does not take it"), _quiet():
+        config = exporter.config_class(dynamic=True, dynamic_shapes=_dynamic(inputs, cache, most))
+        program = exporter().export(model, inputs, config=config).program
+    return Traced(program, [name for name in inputs if name != "past_key_values"], cache)
+
+
+def _sample(model: Any, batch: int) -> tuple[dict[str, Any], CacheShape]:
     """Return the inputs to trace with; every layer's cache keeps all tokens, also those behind a window."""
     past, new = torch.zeros(batch, _PAST, dtype=torch.long), torch.zeros(batch, _NEW, dtype=torch.long)
     with exporter_code("does not run with a cache of keys and values"), torch.no_grad():
@@ -54,8 +78,7 @@ def _cache_shape(cache: Any) -> CacheShape:
     return CacheShape(len(kept) // 2, heads, width)
 
 
-def dynamic(inputs: dict[str, Any], cache: CacheShape, most: int | None = None) -> dict[str, Any]:
-    """Return the dimensions of the inputs that are free: lengths, up to ``most``, and a batch of more than one."""
+def _dynamic(inputs: dict[str, Any], cache: CacheShape, most: int | None) -> dict[str, Any]:
     auto = torch.export.Dim.AUTO
     length = auto(max=most) if most else auto
     batch = {0: auto} if len(inputs["input_ids"]) > 1 else {}
@@ -64,7 +87,7 @@ def dynamic(inputs: dict[str, Any], cache: CacheShape, most: int | None = None) 
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep exporters from printing: stdout is for data."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
