@@ -94,11 +94,11 @@ def _study(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     declared, float32 = dict(model.all_tied_weights_keys), kept_in_float32(model, dtype)
     stacks = _pruned(model, config)
-    materialize(model, _ROWS)
+    cleared = materialize(model, _ROWS)
     entries = _entries(model)
     sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
     found = [fold for side in sides for fold in side]
-    ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries))
+    ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries), cleared)
     routers = [router for side in sides for router in side[0].found.routers]
     units = dict.fromkeys(float32, torch.float32.itemsize / dtype.itemsize)
     census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties, units)

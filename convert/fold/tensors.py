@@ -54,12 +54,18 @@ class WeightPlan:
 def untouched(entries: dict[str, Entry], live: dict[str, str], cuts: list[Cut], ties: Ties) -> dict[str, Entry]:
     """Return the tensors that stay, under the names that they get.
 
-    A weight that was the embedding's alone in the source, and is still needed by others, gets a name of its own.
+    A weight that was the embedding's alone in the source, and is still needed by others, gets a name of its own; a row
+    of padding that loading the source sets to zero, in what is tied to it too, is zero there.
     """
     gone = tuple(f"{module}." for cut in cuts for module in cut.eliminated)
     kept = {name: entry for name, entry in entries.items() if not live[name].startswith(gone)}
-    own = next((entry for name, entry in entries.items() if live[name] in ties.shared), None)
+    loaded = (_as_loaded(entry, live[name], ties) for name, entry in entries.items() if live[name] in ties.shared)
+    own = next(loaded, None)
     return kept | {heir: own for heir in ties.remaining_owners if own and heir not in live.values()}
+
+
+def _as_loaded(entry: Entry, parameter: str, ties: Ties) -> Entry:
+    return entry.with_zero_row(ties.cleared[parameter]) if parameter in ties.cleared else entry
 
 
 def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, ComputedTensor]:

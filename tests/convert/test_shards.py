@@ -56,6 +56,15 @@ def test_a_tensor_of_any_size_is_read_whole(tmp_path: Path, size: int):
     assert torch.equal(read_header(tmp_path / "a.safetensors")["a"].tensor(), tensor)
 
 
+@pytest.mark.parametrize("row", [0, 2, 6])
+def test_a_row_is_read_as_zeros_whatever_the_file_holds(tmp_path: Path, row: int):
+    """Rows are longer than what is read at once: one lies in several pieces, and a piece holds parts of several."""
+    tensor = torch.randint(1, 256, (7, 600_000), dtype=torch.uint8)
+    save_file({"a": tensor}, tmp_path / "a.safetensors")
+    tensor[row] = 0
+    assert torch.equal(read_header(tmp_path / "a.safetensors")["a"].with_zero_row(row).tensor(), tensor)
+
+
 def test_rows_begin_on_a_page(tmp_path: Path):
     write_file(tmp_path / "a.safetensors", {"table": outgoing(torch.zeros(2, 3))})
     assert read_header(tmp_path / "a.safetensors")["table"].start % 4096 == 0
