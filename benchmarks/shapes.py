@@ -81,6 +81,7 @@ PYTHIA_410M = Shape("Pythia-410M", "gpt_neox", _pythia(1024, 24, 16))
 PYTHIA_6_9B = Shape("Pythia-6.9B", "gpt_neox", _pythia(4096, 32, 32))
 PHI_1_5 = Shape("Phi-1.5", "phi", _phi(2048, 24, 32))
 QWEN = Shape("Qwen-like, 0.5B", "qwen2", _llama(151936, 896, 4864, 24, 14, 2) | {"tie_word_embeddings": True})
+LLAMA_7B = Shape("Llama-7B", "llama", _llama(32000, 4096, 11008, 32, 32, 32))
 MISTRAL = Shape("Mistral-7B", "mistral", _llama(32000, 4096, 14336, 32, 32, 8))
 DRAFT = Shape("Llama draft model, 2 layers (68M)", "llama", _llama(32000, 768, 3072, 2, 12, 12))
 SERIAL = Shape("Llama-like, 24 layers", "llama", _llama(32000, 1024, 2816, 24, 16, 8))
@@ -96,7 +97,7 @@ def build(shape: Shape, folder: Path) -> Path:
     return source
 
 
-def save(shape: Shape, folder: Path, device: str = "cpu") -> Path:
+def save(shape: Shape, folder: Path, device: str = "cpu", **how: Any) -> Path:
     """Save a checkpoint with random weights, drawn on a device, as transformers does, and return its folder."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -105,7 +106,7 @@ def save(shape: Shape, folder: Path, device: str = "cpu") -> Path:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype)
     source = folder / "source"
-    model.save_pretrained(source)
+    model.save_pretrained(source, **how)
     return source
 
 

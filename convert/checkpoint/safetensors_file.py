@@ -99,17 +99,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A tensor to be written: its entry in the header, and the source of its bytes."""
+    """A tensor to be written: its fields of the header, and the source of its bytes; ``entry`` if it passes through."""
 
     dtype: str
     shape: list[int]
     size: int
     chunks: Callable[[], Iterable[bytes | memoryview]]
+    entry: Entry | None = None
 
 
 def passed_through(entry: Entry) -> Outgoing:
     """Describe a tensor that is written as it was read."""
-    return Outgoing(entry.dtype, entry.shape, entry.size, entry.chunks)
+    return Outgoing(entry.dtype, entry.shape, entry.size, entry.chunks, entry)
 
 
 def cast(entry: Entry, dtype: torch.dtype) -> Outgoing:
@@ -177,7 +178,7 @@ def write_file(
     written: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Stream tensors into a safetensors file and flush it to the disk; ``written`` is called with each piece's size."""
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(_encoded_header(tensors, {"format": "pt"} | (metadata or {})))
         for name, tensor in tensors.items():
             size = 0
@@ -189,6 +190,13 @@ def write_file(
                 raise BrokenCheckpoint(f"{name}: {size:,} bytes came where {tensor.size:,} were announced")
         file.flush()
         os.fsync(file.fileno())
+
+
+def file_of(tensors: dict[str, Outgoing]) -> Path | None:
+    """Return the file that holds these tensors as they are to be written, and no others; None where there is none."""
+    entries = {name: tensor.entry for name, tensor in tensors.items()}
+    first = next(iter(entries.values()), None)
+    return first.file if first and entries == read_header(first.file) else None
 
 
 def file_overhead(tensors: dict[str, Outgoing]) -> int:

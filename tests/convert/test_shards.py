@@ -32,6 +32,7 @@ def outgoing(tensor: torch.Tensor) -> Outgoing:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_the_library_reads(tmp_path: Path, shapes: list[tuple[torch.dtype, list[int]]]):
     tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, (dtype, shape) in enumerate(shapes)}
+    (tmp_path / "a.safetensors").unlink(missing_ok=True)  # of the example before
     write_file(tmp_path / "a.safetensors", {name: outgoing(tensor) for name, tensor in tensors.items()})
     read = load_file(tmp_path / "a.safetensors")
     assert read.keys() == tensors.keys()
