@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from page import table
-from shapes import LLAMA_7B, Shape, save
+from shapes import LARGE, Shape, save
 
 from prefold.convert import FoldOptions, convert_checkpoint
 
@@ -63,9 +63,9 @@ def _measure(shape: Shape, shard: str, rounds: int) -> dict[str, Any]:
 def measure(*, quick: bool = False) -> list[dict[str, Any]]:
     """Copy and convert in turn, in another order every round."""
     if quick:
-        small = LLAMA_7B.changed("small", hidden_size=256, intermediate_size=512, num_hidden_layers=4, vocab_size=4096)
+        small = LARGE.changed("small", hidden_size=256, intermediate_size=512, num_hidden_layers=4, vocab_size=4096)
         return [_measure(small, "3MB", 2)]
-    return [_measure(LLAMA_7B.changed("Llama-7B's width, 12 layers", num_hidden_layers=12), "2GB", 5)]
+    return [_measure(LARGE.changed("Llama-like, 56 layers", num_hidden_layers=56), "2GB", 3)]
 
 
 def render(figures: list[dict[str, Any]]) -> str:
