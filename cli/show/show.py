@@ -83,6 +83,7 @@ def show_inspection(inspection: "Inspection") -> None:
     for reason in savings.unfolded:
         say(f"does not fold: {reason}", "yellow")
     say(f"stored      {_gigabytes(savings.table_bytes)} ({_layouts(savings)})")
+    say(f"in memory   {_gigabytes(savings.tenth_bytes)} with --placement disk, if a tenth of the rows is in use")
     if len(savings.cuts) > len(savings.sides):
         out.print(_cuts_table(savings))
     out.print(_explained_table(savings))
