@@ -75,10 +75,11 @@ _WIDTH = 4096  # values of a row of several pages, so that none shares one with 
 def on_disk(tmp_path: Path) -> Any:
     """Return rows in a file of which nothing is in memory."""
     save_file({"table": torch.arange(600 * _WIDTH, dtype=torch.float32).view(600, _WIDTH)}, tmp_path / "table")
+    extent = find_extent([str(tmp_path / "table")], ["table"])
     with (tmp_path / "table").open("rb") as file:
         os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    rows = DiskRows(find_extent([str(tmp_path / "table")], ["table"]))
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # with what was read beyond the header
+    rows = DiskRows(extent)
     rows.fetch(torch.tensor([[599]]))
     if rows.misses != 1:
         pytest.skip("a file system that keeps files in memory, or does not tell")
