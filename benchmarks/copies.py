@@ -94,8 +94,8 @@ _TEXT = """## Bytes that a conversion writes
 A source of several files, of which one holds what folds. The others go along as they are: copied by the system, cloned
 where its file system does that, or linked with `--link`. **cp** copies the source's shards, without a table. Each waits
 for the disk, and none checks its result. Seconds are medians over rounds in turn, and ratios are the round's own, with
-the lowest and the highest. `--link` spares the writing alone: most of a conversion is the study of the model, and the
-table. On a disk as fast as this one, `cp` is faster than either.
+the lowest and the highest. `--link` spares the writing of whole files alone: the study of the model, the table and the
+file that changes stay. Where the disk is fast, `cp` is faster than either.
 
 """
 
