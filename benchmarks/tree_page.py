@@ -9,6 +9,7 @@ _NOTES = """## Attention over a tree
 In float32, in the shape of Pythia-410M ({heads} heads of {width} values; random weights and keys), after a prompt of
 {prompt:,} tokens that all branches share and 32 tokens of each branch's own. Everything is measured in turn in one
 process; figures are medians over the rounds, ratios medians of the rounds' ratios, and above 1 the tree is faster.
+[Trees](tree.md#measured-beside-others) has the same beside vLLM.
 
 - **tree**: `attn_implementation="prefold_tree"` with a `TreeCache`. **expanded**: what transformers' own `generate`
   does: its cache holds every branch's whole path and grows by concatenation. **sequence-wise**: torch's attention

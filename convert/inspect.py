@@ -39,7 +39,8 @@ class Inspection:
         growth = self.savings.checkpoint_after - self.savings.checkpoint_before
         what = f"{saving:.1%}".replace("%", " %") + f" of the bytes read {self.savings.step}"
         price = f"{growth / 1e9:+.2f} GB" if abs(growth) >= 1e7 else f"{growth / 1e6:+.2f} MB"
-        return f"saves {what} for {price}" if saving >= WORTH_IT else f"not worth it: {price} for {what}"
+        is_worth_it = saving >= WORTH_IT or (saving > 0 and growth <= 0)
+        return f"saves {what} for {price}" if is_worth_it else f"not worth it: {price} for {what}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures under the names that other programs rely on."""

@@ -182,7 +182,7 @@ def estimate_savings(
         exact=not any(cut.sum or cut.encoding for cut in study.cuts),
         table_dtype=next((cut.encoding.slices[-1].dtype for cut in study.cuts if cut.encoding), None),
         merged_width=study.mergeable_width,
-        is_merged=any(cut.merged for cut in study.cuts),
+        is_merged=any(cut.merges_residual for cut in study.cuts),
         checkpoint_before=census.total * itemsize,
         checkpoint_after=(census.total + census.made - census.gone) * itemsize,
         table_bytes=census.made * itemsize,
@@ -221,12 +221,18 @@ def _fate(cut: Cut, module: str) -> str:
     if module == cut.embedding:
         return "table"
     if module in cut.eliminated and module not in _names(cut.stored):
-        return "dropped: nobody reads it any more"
+        return _fate_beside(cut, module)
     parent = next((name for name in cut.eliminated if f"{module}.".startswith(f"{name}.")), None)
     if parent is None:
         return "stays"
     kind = "column of a sum" if parent in _names(cut.sum.columns if cut.sum else []) else "column"
     return kind if parent == module else f"part of the {kind} {parent}"
+
+
+def _fate_beside(cut: Cut, module: str) -> str:
+    """Return the fate of a module that goes and has no slice of its own."""
+    into = next((each.into for each in cut.merged if each.module == module), None)
+    return f"added to {into}" if into else "dropped: nobody reads it any more"
 
 
 def _step(study: Study, resolved: ResolvedModel) -> str:

@@ -21,7 +21,7 @@ from prefold.convert.fold.check import (
     require_unmoved_by_masks,
 )
 from prefold.convert.fold.layout import Column, Cut, EmbeddingSite, lay_out_row
-from prefold.convert.fold.reads import ParameterReads, measure_parameter_reads
+from prefold.convert.fold.reads import ParameterReads, freed_by, measure_parameter_reads
 from prefold.convert.model.filling import ThinProducts
 from prefold.convert.model.inputs import Side, find_sides, whole_inputs
 from prefold.convert.model.load import kept_in_float32
@@ -98,18 +98,21 @@ def _study(
     entries = _entries(model)
     sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
     found = [fold for side in sides for fold in side]
-    ties = find_ties(model, declared, [side[0].cut.embedding for side in sides], set(entries), cleared)
+    tied = partial(find_ties, model, declared, called=set(entries), cleared=cleared)
+    ties = tied([side[0].cut.embedding for side in sides])
     routers = [router for side in sides for router in side[0].found.routers]
     units = dict.fromkeys(float32, torch.float32.itemsize / dtype.itemsize)
     census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties, units)
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
+    ties = tied([fold.cut.embedding for fold in folds])
     cuts = _with_unused(model, [fold.cut for fold in folds], ties)
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
     width = sum(fold.found.mergeable_width for fold in folds)
-    return Study(stacks, cuts, choices, unfolded, unreached, replace(census, cuts=cuts), ties, float32, width)
+    census = replace(census, cuts=cuts, freed=freed_by(ties))
+    return Study(stacks, cuts, choices, unfolded, unreached, census, ties, float32, width)
 
 
 def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:
@@ -205,20 +208,35 @@ def _side(
     reentered = {name for name, numbers in entries.items() if len(numbers) > 1} | tied_modules(model)
     found = discover(model, side, stack.first_block, ids, reentered)
     embedding = _embedding(model, side, entries)
-    if embedding not in [module.name for module in [*found[0].columns, *found[0].dropped]]:
+    if not found[0].holds(embedding):
         raise UnsupportedModel([f"its embedding, {embedding}, is not what its tokens go through alone"])
-    held = [name for name, _ in model.get_submodule(embedding).named_parameters(recurse=False)]
+    held = _held(model, embedding)
     if held != ["weight"]:
         raise UnsupportedModel([f"its embedding, {embedding}, holds more than a row for each token: {', '.join(held)}"])
-    rows = model.get_parameter(f"{embedding}.weight").shape[0]
-    place = EmbeddingSite(
-        side,
-        embedding,
-        rows,
-        _entered_before(embedding, entries),
-        _optional_embeddings(model, side, embedding, entries),
-    )
-    return [_Fold(stack.first_block, ids, each, laid_out(each, place)) for each in found]
+    whole = _sites(model, side, found, embedding, entries)
+    return [_Fold(stack.first_block, ids, each, laid_out(each, site)) for each, site in whole]
+
+
+def _sites(
+    model: PreTrainedModel, side: Side, found: list[Discovery], embedding: str, entries: dict[str, list[int]]
+) -> list[tuple[Discovery, EmbeddingSite]]:
+    """Return the cuts with the places of their tables, but those whose look-up has no row for every token."""
+    sites = [_site(model, side, each, embedding, entries) for each in found]
+    return [(each, site) for each, site in zip(found, sites, strict=True) if site.rows == sites[0].rows]
+
+
+def _site(
+    model: PreTrainedModel, side: Side, found: Discovery, embedding: str, entries: dict[str, list[int]]
+) -> EmbeddingSite:
+    """Return the place of the look-up that becomes the table; one that holds more than rows has none."""
+    look_up = embedding if found.holds(embedding) else found.columns[0].name
+    rows = model.get_parameter(f"{look_up}.weight").shape[0] if _held(model, look_up) == ["weight"] else 0
+    unreachable = _optional_embeddings(model, side, look_up, entries) if rows else []
+    return EmbeddingSite(side, look_up, rows, _entered_before(look_up, entries), unreachable)
+
+
+def _held(model: PreTrainedModel, module: str) -> list[str]:
+    return [name for name, _ in model.get_submodule(module).named_parameters(recurse=False)]
 
 
 def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: EmbeddingSite) -> Cut:

@@ -113,11 +113,6 @@ def unread_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in fold["dropped"] if each["module"] != fold["table"]["module"]]
 
 
-def merged_of(fold: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the module of an entry that is a part of the residual slice, if there is one."""
-    return [fold["merged"]] if fold["merged"] else []
-
-
 def residual_start(fold: dict[str, Any]) -> int | None:
     """Return where the embedding's slice of a row begins; None where the embedding itself is unread."""
     residual = fold["residual"]
@@ -151,6 +146,12 @@ class Table(Folded):
         else:
             self.weight = torch.empty(entry["rows"], 0)  # for callers that ask an embedding how many rows it has
 
+    def __getattr__(self, name: str) -> Any:
+        """Answer a model's own code that asks for the weight in a pass: as wide as the source's, without values."""
+        if name == "weight" and self.row.values is not None:
+            return self.bias.new_full((), torch.nan).expand(self.num_embeddings, self.embedding_dim)
+        return super().__getattr__(name)
+
     @property
     def num_embeddings(self) -> int:
         """The size of the vocabulary."""
@@ -170,7 +171,7 @@ class Table(Folded):
     @property
     def is_on_device(self) -> bool:
         """Whether the table is a parameter."""
-        return isinstance(self.weight, nn.Parameter)
+        return "weight" in self._parameters
 
     @property
     def values(self) -> torch.Tensor:
@@ -181,7 +182,8 @@ class Table(Folded):
         """
         if self.rows is None and not self.is_on_device:
             raise TableError(f"{self.name}: its table was not loaded: load the checkpoint by from_pretrained")
-        return self.weight if self.rows is None else self.rows.table
+        held: torch.Tensor = self._parameters["weight"] if self.rows is None else self.rows.table  # type: ignore[assignment]
+        return held
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Look up ``[batch, seq]`` ids; returns ``[batch, seq, width]``."""
@@ -307,8 +309,16 @@ class PaddingMarker(Unread):
 
 
 class ZeroOutput(Unread):
-    """Stands for an FFN that is part of the residual slice already: adds nothing."""
+    """Stands for a module that is part of another's slice already: adds nothing."""
+
+    def __init__(self, name: str, shape: list[int], row: Row | None = None) -> None:
+        """``row`` is the one that this reads last, where there is no column."""
+        super().__init__(name, shape)
+        self.row = row
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Return zeros, ``[batch, seq, *shape]``: memory of their own, for blocks that add to them in place."""
+        if self.row is not None:
+            self.row.read()
+            self.row.clear()
         return hidden_states.new_zeros(*hidden_states.shape[:2], *self.shape)

@@ -29,7 +29,6 @@ from .columns_prefold import (
     Unread,
     ZeroOutput,
     columns_of,
-    merged_of,
     residual_start,
     unread_of,
     without,
@@ -37,7 +36,7 @@ from .columns_prefold import (
 from .ranks_prefold import distributor_of
 from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
 
-FORMAT = 5
+FORMAT = 6
 # The first and last versions of transformers that this module was tried with.
 TESTED = "5.0", "5.24"
 # Since this version a table that is no parameter can be loaded.
@@ -72,8 +71,8 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         name, last = column["module"], column is columns[-1] and not fold["sum"]
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
     dropped = PaddingMarker if any(column["masked"] for column in columns) else Unread
-    for stand_in_class, entries in ((dropped, unread_of(fold)), (ZeroOutput, merged_of(fold))):
-        stand_ins |= {entry["module"]: stand_in_class(entry["module"], entry["shape"]) for entry in entries}
+    stand_ins |= {entry["module"]: dropped(entry["module"], entry["shape"]) for entry in unread_of(fold)}
+    stand_ins |= _merged_modules(fold, row)
     if fold["sum"]:
         stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
     for name, stand_in in stand_ins.items():
@@ -84,6 +83,12 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
     for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
+
+
+def _merged_modules(fold: dict[str, Any], row: Row) -> dict[str, nn.Module]:
+    """Return stand-ins for what is a part of another slice; where no column reads the row, one of these does."""
+    read = None if columns_of(fold) or fold["sum"] else row
+    return {entry["module"]: ZeroOutput(entry["module"], entry["shape"], read) for entry in fold["merged"]}
 
 
 def _refuse_look_up(*_: Any) -> None:
@@ -294,7 +299,7 @@ def _count_of(source: type[PreTrainedModel]) -> Any:
         count: int = source.num_parameters(self, only_trainable, exclude_embeddings)
         if not exclude_embeddings:
             return count
-        tables = [table.weight for table in _tables(self) if table.is_on_device]
+        tables = [table.values for table in _tables(self) if table.is_on_device]
         return count - sum(table.numel() for table in tables if table.requires_grad or not only_trainable)
 
     return num_parameters

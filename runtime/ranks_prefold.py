@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .columns_prefold import columns_of, merged_of, unread_of
+from .columns_prefold import columns_of, unread_of
 
 # Styles of a plan by what a module gives on each rank: its part of the output, as much of it as its input is of the
 # whole input, or all of it. Whatever else a plan says is not known here.
@@ -74,7 +74,7 @@ def _shapes(model: Any) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for fold in model.prefold_folds:
         behind = fold["sum"]["columns"] if fold["sum"] else []
-        folded = [*columns_of(fold), *unread_of(fold), *merged_of(fold), *behind]
+        folded = [*columns_of(fold), *unread_of(fold), *fold["merged"], *behind]
         found |= {entry["module"]: entry["shape"] for entry in folded}
     return found
 

@@ -61,6 +61,7 @@ _LAYERED = _GROUPED | {
     "num_kv_shared_layers": 0,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
 }
+_ALTERNATING = _LAYERED | {"laurel_rank": 16, "activation_sparsity_pattern": [0.0] * 3}
 _SIDES = _PADDED | {
     "vocab_size": VOCABULARY,
     "d_model": 32,
@@ -107,7 +108,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT | {"n_group": 1, "topk_group": 1},
     "youtu": _LATENT | {"tie_word_embeddings": True},  # loading it sets the row of padding to zero
-    "gemma3n_text": _LAYERED | {"laurel_rank": 16, "activation_sparsity_pattern": [0.0] * 3},
+    "gemma3n_text": _ALTERNATING,
     "gemma4_text": _LAYERED,
     "modernbert": _SERIAL | {"cls_token_id": 1, "sep_token_id": 2},
     "t5": _PADDED
@@ -119,6 +120,23 @@ SHAPES: dict[str, dict[str, Any]] = {
     "roberta": _SERIAL,
     "bart": _SIDES | {"max_position_embeddings": 128, "forced_eos_token_id": None},
     "whisper": _SIDES | {"max_target_positions": 128, "max_source_positions": 16, "num_mel_bins": 16},
+}  # fmt: skip
+_TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+_BELOW = {"image_token_id": 80, "boi_token_id": 81, "eoi_token_id": 82, "audio_token_id": 83}
+# Classes as they are published, which take images and sounds, too: they fold with ``text_only``. The vocabulary of
+# Gemma 3n ends with tokens that its towers embed, and that its second look-up has no rows for.
+MULTIMODAL: dict[str, dict[str, Any]] = {
+    "gemma4": {"text_config": _LAYERED, "vision_config": _TOWER | {"intermediate_size": 48}, "audio_config": None}
+    | _BELOW
+    | {"video_token_id": 84},
+    "gemma3n": {
+        "text_config": _ALTERNATING | {"vocab_size_per_layer_input": 85},
+        "vision_config": {"architecture": "test_resnet", "hidden_size": 32, "vocab_size": 4, "vocab_offset": 85},
+        "audio_config": {"hidden_size": 32, "conf_num_hidden_layers": 1, "conf_num_attention_heads": 4}
+        | {"vocab_size": 8, "vocab_offset": 89, "input_feat_size": 16, "sscp_conv_channel_size": [8, 4]},
+    }
+    | _BELOW
+    | {"boa_token_id": 86, "eoa_token_id": 90},
 }  # fmt: skip
 PARALLEL = ("gpt_neox", "gptj", "phi", "falcon", "cohere")
 # Their first norm sees a sum of look-ups, so that what they say is close to their source's and not equal.
@@ -136,7 +154,7 @@ def auto_class(model_type: str) -> Any:
 
 def small_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     """Return the config of a small model."""
-    return AutoConfig.for_model(model_type, **(SHAPES[model_type] | changes))
+    return AutoConfig.for_model(model_type, **((SHAPES | MULTIMODAL)[model_type] | changes))
 
 
 def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

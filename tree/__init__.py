@@ -17,10 +17,10 @@ from prefold.tree.errors import CacheError, Uncountable
 if TYPE_CHECKING:
     from prefold.tree.cache.generate import HOLD, Branch, GeneratedTree, tree_generate
     from prefold.tree.cache.passes import attend_by
-    from prefold.tree.cache.sampling import Asked, Sampled, prefill, sample_plain, sample_tree
     from prefold.tree.cache.tree_cache import Memory, TreeCache
     from prefold.tree.prompts.policies import sampler
-    from prefold.tree.prompts.prefixes import read_prompts, share_prefixes
+    from prefold.tree.prompts.prefixes import prefill, share_prefixes
+    from prefold.tree.prompts.sampling import Asked, Sampled, sample_plain, sample_tree
     from prefold.tree.prompts.score import Scored, score
 
 __all__ = [
@@ -55,7 +55,6 @@ __all__ = [
     "open_trees",
     "prefill",
     "read_accepted",
-    "read_prompts",
     "read_trees",
     "replay",
     "sample_plain",
@@ -69,11 +68,11 @@ __all__ = [
 
 _RUNNING = {
     **dict.fromkeys(("HOLD", "Branch", "GeneratedTree", "tree_generate"), "cache.generate"),
-    **dict.fromkeys(("Asked", "Sampled", "prefill", "sample_plain", "sample_tree"), "cache.sampling"),
+    **dict.fromkeys(("Asked", "Sampled", "sample_plain", "sample_tree"), "prompts.sampling"),
     "attend_by": "cache.passes",
     **dict.fromkeys(("Memory", "TreeCache"), "cache.tree_cache"),
     "sampler": "prompts.policies",
-    **dict.fromkeys(("read_prompts", "share_prefixes"), "prompts.prefixes"),
+    **dict.fromkeys(("prefill", "share_prefixes"), "prompts.prefixes"),
     **dict.fromkeys(("Scored", "score"), "prompts.score"),
 }
 

@@ -14,7 +14,7 @@ def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remot
     names = [str(fold["name"]) for fold in folds if fold.get("name")]
     placement, (table_dtype, residual) = section.get("placement"), _smaller(folds)
     return FoldOptions(
-        merge_residual=any(fold.get("merged") for fold in folds),
+        merge_residual=any(_merges_residual(fold) for fold in folds),
         dtype=config["dtype"] if config["dtype"] in DTYPES else None,  # else the source's own
         cut=",".join(names) or AUTO,
         text_only=bool(section.get("refused_inputs")),
@@ -24,6 +24,13 @@ def claimed_options(config: dict[str, Any], adapter: Path | None, *, trust_remot
         quantize_residual=residual,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _merges_residual(fold: dict[str, Any]) -> bool:
+    try:
+        return any(each["into"] == fold["residual"]["module"] for each in fold["merged"])
+    except (LookupError, TypeError):
+        return False
 
 
 def _smaller(folds: list[dict[str, Any]]) -> tuple[str | None, bool]:

@@ -4,7 +4,7 @@ The same tokens are run in another order and at other positions. A module whose 
 tokens is token-pure. Nothing here knows the name of an architecture.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from prefold.convert.experiment.separable import Separable, find_separable
 from prefold.convert.experiment.token_pure import (
     Passes,
     TokenPureModule,
+    find_summed,
     find_unread_and_mergeable,
     pure_modules,
     run_passes,
@@ -31,11 +32,12 @@ class Discovery:
     """One cut that the experiment found.
 
     Attributes:
-        name: ``deepest``, or the module that this cut stores and a deeper one drops.
+        name: ``deepest``, or the module that this cut stores and a deeper one drops, or stores beside the embedding.
         columns: token-pure modules to store, in the order in which a pass enters them; the first is the residual.
         dropped: modules whose output is unread once the columns are stored.
         routers: modules inside the columns that choose experts.
         mergeable: the column that may be added to the residual beforehand, if there is one.
+        summed: columns that the model only adds to another, by name: that one's. Their sum takes the place of both.
         separable: the fold behind a sum of look-ups; None where the columns see the token alone.
         padded_output: the first block's output with the tokens that ``padding_mask`` names as padding.
     """
@@ -45,10 +47,15 @@ class Discovery:
     dropped: list[TokenPureModule]
     routers: list[str]
     mergeable: str | None
+    summed: dict[str, str]
     separable: Separable | None
     seen: list[ModuleDependency]
     block_output: torch.Tensor | None
     padded_output: torch.Tensor | None
+
+    def holds(self, module: str) -> bool:
+        """Return whether a module is stored or dropped."""
+        return module in _names([*self.columns, *self.dropped])
 
     @property
     def mergeable_width(self) -> int:
@@ -79,7 +86,9 @@ def discover(
             raise UnsupportedModel(reasons(model, first_block, passes, reentered))
     experiment = _Experiment(model, side, first_block, ids, passes, explain(model, first_block, passes))
     deepest = experiment.split_read_from_unread(DEEPEST, pure, separable)
-    return [deepest, *([] if separable else _shallower(experiment, pure, deepest))]
+    if separable:
+        return [deepest]
+    return [deepest, *_shallower(experiment, pure, deepest), *_beside(experiment, pure, deepest)]
 
 
 def _shallower(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Discovery) -> list[Discovery]:
@@ -93,6 +102,22 @@ def _shallower(experiment: "_Experiment", pure: list[TokenPureModule], deepest: 
         if len(shallow.columns) > 1 and {column.name for column in shallow.columns} not in known:
             found.append(shallow)
     return found[1:]
+
+
+def _beside(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Discovery) -> Iterator[Discovery]:
+    """Yield the cuts that leave the embedding as it is: another look-up of the tokens becomes a sum with it."""
+    for name, into in deepest.summed.items():
+        taken = experiment.passes.original.calls[into][0].taken
+        if taken is None or not torch.equal(taken, experiment.ids):
+            continue
+        gone = {*_names(deepest.dropped)}
+        dropped = [each for each in deepest.dropped if experiment.behind(each, pure) - gone == {name}]
+        columns = [each for each in deepest.columns if each.name in (name, into)]
+        yield replace(deepest, name=into, columns=columns, dropped=dropped, mergeable=None, summed={name: into})
+
+
+def _names(modules: list[TokenPureModule]) -> list[str]:
+    return [module.name for module in modules]
 
 
 @dataclass(frozen=True)
@@ -141,6 +166,7 @@ class _Experiment:
             dropped=[*dropped, *gone],
             routers=[name for name, each in calls.items() if any(call.returns_indices for call in each)],
             mergeable=mergeable,
+            summed={} if separable else find_summed(self.model, self.side, self.first_block, self.ids, kept),
             separable=separable,
             seen=self.seen,
             block_output=self.passes.original.block_output,

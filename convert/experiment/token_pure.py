@@ -21,7 +21,7 @@ from prefold.convert.experiment.tokens import (
     padding_mask,
     same_rows,
 )
-from prefold.convert.experiment.trace import Override, Overrides, Trace, trace
+from prefold.convert.experiment.trace import Override, Overrides, Trace, block_outputs, trace
 from prefold.convert.model.inputs import Side, accepted
 
 
@@ -215,10 +215,13 @@ def _replayed(module: TokenPureModule, hypotheses: list[_Hypothesis]) -> Overrid
         if hypothesis.module is module:
             rows = torch.full_like(rows, 0 if hypothesis.merged_into else torch.nan)
         elif hypothesis.merged_into is module:
-            rows = rows + hypothesis.module.rows
+            rows = rows + hypothesis.module.rows.view_as(rows)
         variants.append(rows)
-    stacked = torch.cat(variants)
-    return lambda _: stacked.clone()
+    return _fixed(torch.cat(variants))
+
+
+def _fixed(rows: torch.Tensor) -> Override:
+    return lambda _: rows.clone()  # a block may write to it
 
 
 def _try_all(
@@ -259,5 +262,46 @@ def find_unread_and_mergeable(
 
 def _merged(modules: list[TokenPureModule]) -> list[_Hypothesis]:
     """Return the hypotheses that add a module to one that runs before it."""
+    return [_Hypothesis(module, into) for module, into in _pairs(modules)]
+
+
+def _pairs(modules: list[TokenPureModule]) -> list[tuple[TokenPureModule, TokenPureModule]]:
+    """Return every module with each one before it that is as wide."""
     pairs = [(module, into) for module in modules for into in modules if into.order < module.order]
-    return [_Hypothesis(module, into) for module, into in pairs if into.shape == module.shape]
+    return [(module, into) for module, into in pairs if into.width == module.width]
+
+
+def find_summed(
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, modules: list[TokenPureModule]
+) -> dict[str, str]:
+    """Map modules to those before them, the residual aside, that every block only adds them to, to the bit."""
+    summed = dict[str, str]()
+    for one, other in _pairs([module for module in modules[1:] if not module.masked]):
+        is_free = not {one.name, other.name} & {*summed, *summed.values()}
+        if is_free and _adds_up(model, side, first_block, ids, one, other):
+            summed[one.name] = other.name
+    return summed
+
+
+def _adds_up(
+    model: PreTrainedModel,
+    side: Side,
+    first_block: str,
+    ids: torch.Tensor,
+    one: TokenPureModule,
+    other: TokenPureModule,
+) -> bool:
+    """Return whether blocks return the same of a sum and zeros as of its parts, and something else without a part.
+
+    Rows have 16 bits here: where a model adds them up in a wider type, a stored sum would be rounded once more.
+    """
+    rows = one.rows.bfloat16(), other.rows.bfloat16()
+    none, total = torch.zeros_like(rows[0]), rows[1] + rows[0].view_as(rows[1])
+    try:
+        apart, together, without = (
+            block_outputs(model, side, first_block, ids, {one.name: _fixed(first), other.name: _fixed(second)})
+            for first, second in (rows, (none, total), (none, rows[1]))
+        )
+    except ModelFailed:
+        return False  # it does not take two types at once
+    return all(map(torch.equal, apart, together)) and not all(map(torch.equal, apart, without))

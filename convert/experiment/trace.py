@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefold.convert.model.inputs import Side
-from prefold.convert.model.running import run_until, stop
+from prefold.convert.model.running import hooks, run_side, run_until, stop
 
 
 @dataclass
@@ -85,6 +85,26 @@ def trace(
         for handle in handles:
             handle.remove()
     return recorder.seen
+
+
+@torch.no_grad()
+def block_outputs(
+    model: PreTrainedModel, side: Side, first_block: str, input_ids: torch.Tensor, overrides: Overrides
+) -> list[torch.Tensor]:
+    """Run ``[batch, seq]`` tokens through the blocks of a stack; returns the output of each."""
+    stack, outputs = first_block.rpartition(".")[0], list[torch.Tensor]()
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        found = first_tensor(output)
+        outputs.extend([] if found is None else [found.clone()])
+
+    def override(change: Override) -> Any:
+        return lambda _, __, output: _overridden(output, change)
+
+    blocks = {f"{stack}.{index}": keep for index, _ in model.get_submodule(stack).named_children()}
+    with hooks(model, {}, {name: override(change) for name, change in overrides.items()} | blocks):
+        run_side(model, side, input_ids)
+    return outputs
 
 
 def _next_block(model: nn.Module, first_block: str) -> str | None:

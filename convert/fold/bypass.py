@@ -60,7 +60,7 @@ def _leave(_: nn.Module, __: Any, output: torch.Tensor) -> None:
 
 def _last_columns(cut: Cut) -> dict[str, str]:
     """Map the largest modules that hold some of the columns, but not all, to the last of these."""
-    names = [column.module for column in cut.computed if column is not cut.residual]
+    names = [module for module in cut.computed if module != cut.residual.module]
     found: dict[str, str] = {}
     for name in names:
         parts = name.split(".")

@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from prefold.common.schema import from_json
 from prefold.convert.errors import BrokenCheckpoint
@@ -14,6 +15,9 @@ from prefold.convert.experiment.token_pure import TokenPureModule
 from prefold.convert.fold.encoding import Encoding, encoding_of
 from prefold.convert.model.inputs import Side
 from prefold.convert.options import FoldOptions
+
+# Zeros behind a row without columns: as long as the source's own, it would load as that where folds are unknown.
+_APART = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,20 @@ class Column:
     def width(self) -> int:
         """Values in the slice."""
         return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A module whose output is added to that of another, and stored in its slice: in a fold it returns zeros.
+
+    Attributes:
+        shape: of one row of the module's output.
+        into: the module that has the slice.
+    """
+
+    module: str
+    shape: list[int]
+    into: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ class Table:
     """The tensor that holds a row of ``row_width`` values for each token.
 
     Attributes:
-        module: the input embedding, which it replaces.
+        module: the input embedding, or another look-up of the tokens, which it replaces.
         tensor: its name in the files.
         rows: vocabulary size.
         width: values that the embedding returns for a token.
@@ -123,12 +141,12 @@ class Cut:
     An entry of ``folds`` in a folded ``config.json`` has these fields.
 
     Attributes:
-        name: ``deepest``, or the module that this cut stores and a deeper one drops.
+        name: ``deepest``, or the module that this cut stores and a deeper one drops, or stores beside the embedding.
         side: where the tokens enter.
         residual: the first slice of a row, which runs on beside the columns: the embedding, or a norm of it.
         columns: the token-pure modules that are folded, in the order in which a pass reads them.
         dropped: modules whose output is unread.
-        merged: the module that is added to the residual slice beforehand, or None.
+        merged: modules whose outputs are added to other slices beforehand.
         sum: the columns that see a sum of look-ups, or None.
         entered_before: modules that a pass enters before the embedding, and around it.
         unreachable: embeddings that a call with ``input_ids`` alone never uses.
@@ -140,7 +158,7 @@ class Cut:
     residual: Column
     columns: list[Column]
     dropped: list[Column]
-    merged: Column | None
+    merged: list[Merged]
     sum: Sum | None
     entered_before: list[str]
     unreachable: list[str]
@@ -188,9 +206,23 @@ class Cut:
         return replace(self, table=replace(self.table, encoding=encoding))
 
     @property
-    def computed(self) -> list[Column]:
-        """The token-pure slices of a row: the residual, the columns, and the module merged into the residual."""
-        return [self.residual, *self.columns, *([self.merged] if self.merged else [])]
+    def computed(self) -> list[str]:
+        """Names of the modules that the token-pure slices of a row are made of."""
+        return [*(each.module for each in (self.residual, *self.columns)), *(each.module for each in self.merged)]
+
+    def rows_of(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Lay out the token-pure slices of rows: ``[..., width]`` of each computed module in, of all of them out."""
+        slices = []
+        for column in (self.residual, *self.columns):
+            added = (outputs[each.module] for each in self.merged if each.into == column.module)
+            slices.append(sum(added, outputs[column.module]))
+        is_plain = self.sum is None and self.encoding is None
+        return functional.pad(torch.cat(slices, -1), (0, _padding(self.columns) if is_plain else 0))
+
+    @property
+    def merges_residual(self) -> bool:
+        """Whether a module is part of the residual slice."""
+        return any(each.into == self.residual.module for each in self.merged)
 
     @property
     def stored(self) -> list[Column]:
@@ -200,7 +232,7 @@ class Cut:
     @property
     def eliminated(self) -> list[str]:
         """Names of all modules whose weights leave the checkpoint, the embedding first."""
-        gone = [column.module for column in [*self.computed, *self.dropped]] + (self.sum.gone if self.sum else [])
+        gone = [*self.computed, *(each.module for each in self.dropped)] + (self.sum.gone if self.sum else [])
         return [self.embedding, *(name for name in gone if name != self.embedding)]
 
     @property
@@ -231,6 +263,11 @@ def read_cuts(config: dict[str, Any]) -> list[Cut]:
         raise BrokenCheckpoint(f"config.json: its prefold section is malformed: {error}") from error
 
 
+def _padding(columns: list[Column]) -> int:
+    """Return how many zeros a row has behind its token-pure slices."""
+    return 0 if columns else _APART
+
+
 def _columns(modules: list[TokenPureModule], start: int = 0) -> list[Column]:
     """Put modules one behind the other, and return their columns."""
     starts = accumulate((module.width for module in modules), initial=start)
@@ -238,20 +275,21 @@ def _columns(modules: list[TokenPureModule], start: int = 0) -> list[Column]:
 
 
 def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: bool = False) -> Cut:
-    """Store every column that was found; with ``merge_residual`` the FFN in the residual (Graef 2024, section 1).
+    """Store every column that was found, those that are only added up as one slice.
+
+    With ``merge_residual`` the FFN is stored in the residual (Graef 2024, section 1).
 
     Where no column can be added to the residual, as in a serial block, ``merge_residual`` changes nothing.
     """
-    merged = None
-    stored = discovery.columns
+    into = dict(discovery.summed)
     if merge_residual and discovery.mergeable:
-        merged = next(Column(m.name, 0, m.shape) for m in stored if m.name == discovery.mergeable)
-        stored = [module for module in stored if module.name != discovery.mergeable]
+        into[discovery.mergeable] = discovery.columns[0].name
+    stored = [module for module in discovery.columns if module.name not in into]
     residual, *columns = _columns(stored)
     found = {module.name: module for module in [*discovery.columns, *discovery.dropped]}
     pure_width, width = sum(module.width for module in stored), found[place.embedding].width
     behind_sum = _sum(discovery, pure_width)
-    row_width = pure_width + (behind_sum.width if behind_sum else 0)
+    row_width = pure_width + (behind_sum.width if behind_sum else _padding(columns))
     return Cut(
         name=discovery.name,
         side=place.side,
@@ -259,7 +297,7 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
         residual=residual,
         columns=columns,
         dropped=[Column(module.name, 0, module.shape) for module in discovery.dropped],
-        merged=merged,
+        merged=[Merged(each.name, each.shape, into[each.name]) for each in discovery.columns if each.name in into],
         sum=behind_sum,
         entered_before=place.entered_before,
         unreachable=place.unreachable,

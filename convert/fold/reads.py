@@ -211,10 +211,10 @@ class ParameterReads:
         return any(parameter.name.startswith(f"{router}.") for router in self.routers)
 
     def read_before(self, batch: int) -> float:
-        """Values that one step reads of the folded weights."""
-        return sum(parameter.reads(batch) for parameter in self.folded) + batch * sum(
-            cut.embedding_width for cut in self.cuts
-        )
+        """Values that one step reads of the folded weights, and of the embeddings' rows."""
+        embeddings = [(cut, self.parameters.get(f"{cut.embedding}.weight")) for cut in self.cuts]
+        rows = sum(batch * cut.embedding_width + (weight.fixed if weight else 0) for cut, weight in embeddings)
+        return sum(parameter.reads(batch) for parameter in self.folded) + rows
 
     def read_after(self, batch: int) -> float:
         """Values that one step reads in its place."""
@@ -311,16 +311,20 @@ def measure_parameter_reads(
     for name, shape in shapes.items():
         twin = _twin(name, stacks)
         first, second = (meter.gathered.get(twin, 0) / itemsize for meter in (one, two))
-        whole = one.whole.get(twin, 0) / itemsize
-        if len(shape) < _EXPERTS_DIM and whole < prod(shape) and whole == two.whole.get(twin, 0) / itemsize:
-            kinds = (second - first, 2 * first - second + whole, 0.0)  # a slice of it
-        else:
-            kinds = (second - first, 2 * first - second, whole / max(prod(shape), 1))
+        whole, size = one.whole.get(twin, 0) / itemsize, max(prod(shape), 1)
+        is_sliced = len(shape) < _EXPERTS_DIM and whole == two.whole.get(twin, 0) / itemsize
+        part = whole % size if is_sliced else 0.0  # read beside the whole, as a row that the model's own code takes
+        kinds = (second - first, 2 * first - second + part, (whole - part) / size)
         parameters[name] = Parameter(name, shape, *kinds, units=units.get(name, 1))
     looked_up = {
         name: (float(rows_of_two[name] - n), float(2 * n - rows_of_two[name])) for name, n in rows_of_one.items()
     }
-    return ParameterReads(parameters, cuts, routers, looked_up, [] if ties.remaining_owners else ties.shared)
+    return ParameterReads(parameters, cuts, routers, looked_up, freed_by(ties))
+
+
+def freed_by(ties: Ties) -> list[str]:
+    """Return the names of the embeddings' own weights, if those are needed no more."""
+    return [] if ties.remaining_owners else ties.shared
 
 
 def _twin(name: str, stacks: list[Stack]) -> str:

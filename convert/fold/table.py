@@ -151,20 +151,17 @@ def compute_rows(model: PreTrainedModel, cut: Cut, input_ids: torch.Tensor) -> t
 
     def keep(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-            seen[name] = output.clone()  # the block may add to its own intermediate in place
+            seen[name] = output.flatten(2).clone()  # the block may add to its own intermediate in place
             if len(seen) == len(wanted):
                 stop()
 
         return hook
 
-    with hooks(model, {}, {column.module: keep(column.module) for column in wanted}):
+    with hooks(model, {}, {module: keep(module) for module in wanted}):
         run_side(model, cut.side, input_ids)
     if len(seen) < len(wanted):
         raise ModelFailed("a pass ends before all modules that fold have run")
-    residual = seen[cut.residual.module]
-    if cut.merged:
-        residual = residual + seen[cut.merged.module]
-    return torch.cat([residual, *(seen[column.module].flatten(2) for column in cut.columns)], dim=2)
+    return cut.rows_of(seen)
 
 
 def table_rows(model: PreTrainedModel, cut: Cut, chunk_tokens: int) -> Iterator[torch.Tensor]:

@@ -81,7 +81,7 @@ class _Planner:
             begin = sum(map(len, parts))
             readers[name] = begin, begin + len(part)
             parts.append(part)
-        zeros = [self._name(each["module"]) for each in [self._fold["merged"]] if each]
+        zeros = [self._name(each["module"]) for each in self._fold["merged"]]
         embedding, residual = self._name(table["module"]), None if start is None else width
         return Layout(embedding, torch.cat(parts), residual, readers, self._passed, zeros)
 

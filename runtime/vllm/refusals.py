@@ -8,7 +8,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.lora.utils import get_adapter_absolute_path
 from vllm.platforms import current_platform
 
-from prefold.runtime.columns_prefold import columns_of, merged_of, unread_of
+from prefold.runtime.columns_prefold import columns_of, unread_of
 from prefold.runtime.modeling_prefold import FORMAT
 from prefold.runtime.storage_prefold import PLACEMENTS
 
@@ -83,7 +83,7 @@ def require_adaptable(config: Any, request: Any) -> None:
 def folded_modules(section: dict[str, Any]) -> list[str]:
     """Return the source's names of all modules that became look-ups, the embedding among them."""
     (fold,) = section["folds"]
-    folded = [*columns_of(fold), *unread_of(fold), *merged_of(fold)]
+    folded = [*columns_of(fold), *unread_of(fold), *fold["merged"]]
     return [fold["table"]["module"], *(each["module"] for each in folded)]
 
 

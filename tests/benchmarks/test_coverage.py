@@ -39,7 +39,6 @@ ACCURATE = ["causal/xlm", "causal/ernie", "masked/layoutlm", "masked/convbert", 
 REFUSED = {
     "causal/cpmant": "takes 40 positions where there are 8 tokens",
     "causal/ctrl": "its own code adds the position: no module looks it up",
-    "causal/gemma4": "does not run with columns in its modules' place",
     "causal/hrm_text": "runs more than once in a pass",
     "causal/prophetnet": "takes 24 positions where there are 8 tokens",
     "causal/roc_bert": "no sum of the token's part and of what",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from prefold.tree import CacheError, read_prompts, share_prefixes
+from prefold.tree import CacheError, prefill, share_prefixes
 from prefold.tree.prompts import prefixes
 from prefold.tree.prompts.prefixes import Segment, make_prompt_tree
 from tests.conftest import tokens
@@ -60,7 +60,7 @@ def test_a_batch_is_read_with_more_padding_than_it_needs() -> None:
     torch.manual_seed(0)
     expected = model.generate(ids, attention_mask=mask, do_sample=True, **options)
     model.set_attn_implementation(NAME)
-    cache = read_prompts(model, ids, mask, branches=2)
+    cache = prefill(model, ids, mask, branches=2)
     torch.manual_seed(0)
     found = model.generate(ids, attention_mask=mask, past_key_values=cache, do_sample=True, **options)
     assert torch.equal(found, expected)

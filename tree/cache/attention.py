@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -143,18 +144,25 @@ def _attend_part(
     scoring: Scoring,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attend from the new tokens of rows that gain equally many, ``[rows, new, heads, width]``."""
+    """Attend from the new tokens of rows that gain equally many, ``[rows, new, heads, width]``.
+
+    Tokens with nothing before them, as a prompt's, attend as in any model.
+    """
     work, own = part.work(window, query.device), part.pick(query)
     layer, heads = update.store, update.store.heads
     rows, each = own.shape[0], own.shape[1] // heads
+    update.cache.reads[-1] += (work.tokens + (rows * part.new if work.own else 0)) * layer.token_bytes
+    if not work.groups and sinks is None and scoring.softcap is None and part.is_within(window):
+        alone = (own, part.pick(update.keys), part.pick(update.values))
+        return scaled_dot_product_attention(*alone, is_causal=True, scale=scoring.scale, enable_gqa=True).transpose(
+            1, 2
+        )
     by_head = own.unflatten(1, (heads, each)).transpose(0, 1).flatten(2, 3)  # every head's queries side by side
     parts = [
         _attend_group(group, by_head, pick, layer, scoring) for group, pick in zip(work.groups, work.picks, strict=True)
     ]
     if work.own:
         parts.append(_attend_own(own, part, update, window, scoring))
-    tokens = work.tokens + (rows * part.new if work.own else 0)
-    update.cache.reads[-1] += tokens * layer.token_bytes
     out, total = merge(parts, work.index)
     if sinks is not None:
         by_query = sinks.view(heads, 1, each, 1).expand(heads, 1, each, part.new).flatten(2, 3)

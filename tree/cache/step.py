@@ -199,6 +199,10 @@ class Part:
             self._works[window, device] = make_work(self.leaves, self.new, window, device)
         return self._works[window, device]
 
+    def is_within(self, window: Window | None) -> bool:
+        """Return whether a window reaches from every row's last new token to its first."""
+        return window is None or all(window.first(leaf.end - 1) <= leaf.end - self.new for leaf in self.leaves)
+
     def pick(self, states: torch.Tensor) -> torch.Tensor:
         """Return the new tokens of these rows, ``[rows, heads, new, width]``, of those of the batch."""
         if self.new < states.shape[2]:

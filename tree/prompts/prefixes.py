@@ -74,13 +74,13 @@ def share_prefixes(
         raise CacheError("share_prefixes: one prompt at least, and one token at least in each")
     ids, mask = _padded(model, rows, options)
     branches = max(_option(model, options, name) for name in ("num_return_sequences", "num_beams"))
-    cache = read_prompts(model, ids, mask, branches=branches, max_pages=max_pages)
+    cache = prefill(model, ids, mask, branches=branches, max_pages=max_pages)
     generator: Any = model
     return generator.generate(ids, attention_mask=mask, past_key_values=cache, **options)
 
 
 @torch.no_grad()
-def read_prompts(
+def prefill(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -88,13 +88,15 @@ def read_prompts(
     branches: int = 1,
     max_pages: int | None = None,
 ) -> TreeCache:
-    """Read prompts but for their last tokens, and whatever they have in common once; returns a cache for ``generate``.
+    """Read prompts but for their last tokens, and their common beginnings once; returns a cache for ``generate``.
 
-    Arguments are those of ``prefill``: prompts, ``[prompts, tokens]``, are padded at the left, and ``generate`` makes
-    ``branches`` rows of each.
+    ``model.generate(input_ids, attention_mask=..., past_key_values=cache, num_return_sequences=branches)`` then runs
+    the last tokens alone. The model is a causal language model with ``attn_implementation="prefold_tree"``; prompts,
+    ``[prompts, tokens]``, are padded at the left, and all columns are tokens if ``attention_mask`` is None.
 
     Raises:
         WrongAttention: The model attends in another way.
+        NoAttention: The model stores no keys and values.
     """
     require_tree_attention(model)
     cache = TreeCache(max_pages=max_pages)
@@ -128,10 +130,10 @@ def _padded(
 
 def _read(model: PreTrainedModel, cache: TreeCache, prompts: Sequence[Sequence[int]]) -> None:
     """Store the tree of prompts, level by level; row ``b`` of the cache then is at the end of prompt ``b``."""
-    cache.takes_positions = True
     root = make_prompt_tree(prompts)
     level = [*root.children.values()]
     held = _plant(model, cache, [Segment([], prompts=root.prompts)] * bool(root.prompts) + level)
+    cache.takes_positions = True
     while level := [child for segment in level for child in _heir(segment)]:
         for batch in batches([len(child.tokens) for child in level], _TOKENS):
             held += _grow(model, cache, [level[place] for place in batch])

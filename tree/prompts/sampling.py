@@ -8,37 +8,8 @@ import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 
 from prefold.tree.cache.masks import NAME
-from prefold.tree.cache.passes import attend_by, require_tree_attention, run
-from prefold.tree.cache.tree_cache import TreeCache
-
-
-@torch.no_grad()
-def prefill(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    *,
-    branches: int = 1,
-    max_pages: int | None = None,
-) -> TreeCache:
-    """Read prompts but for their last tokens, each once, and return a cache to go on with in ``branches`` rows each.
-
-    ``model.generate(input_ids, attention_mask=..., past_key_values=cache, num_return_sequences=branches)`` then runs
-    the last tokens alone. The model is a causal language model with ``attn_implementation="prefold_tree"``; prompts,
-    ``[prompts, tokens]``, are padded at the left, and all columns are tokens if ``attention_mask`` is None.
-
-    Raises:
-        WrongAttention: The model attends in another way.
-        NoAttention: The model stores no keys and values.
-    """
-    require_tree_attention(model)
-    cache = TreeCache(max_pages=max_pages)
-    if input_ids.shape[1] > 1:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        run(model, cache, input_ids[:, :-1], mask[:, :-1])
-        cache.batch_repeat_interleave(branches)
-    cache.branches = branches
-    return cache
+from prefold.tree.cache.passes import attend_by
+from prefold.tree.prompts.prefixes import prefill
 
 
 @dataclass(frozen=True)
