@@ -99,14 +99,14 @@ def _study(
     sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
     found = [fold for side in sides for fold in side]
     tied = partial(find_ties, model, declared, called=set(entries), cleared=cleared)
-    ties = tied([side[0].cut.embedding for side in sides])
+    ties = tied(_embeddings([side[0] for side in sides]))
     routers = [router for side in sides for router in side[0].found.routers]
     units = dict.fromkeys(float32, torch.float32.itemsize / dtype.itemsize)
     census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties, units)
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
-    ties = tied([fold.cut.embedding for fold in folds])
+    ties = tied(_embeddings(folds))
     cuts = _with_unused(model, [fold.cut for fold in folds], ties)
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
@@ -144,6 +144,10 @@ class _Fold:
     ids: torch.Tensor
     found: Discovery
     cut: Cut
+
+
+def _embeddings(folds: list[_Fold]) -> list[str]:
+    return [fold.cut.embedding for fold in folds]
 
 
 def _choices(census: ParameterReads, found: list[_Fold]) -> list[Choice]:
