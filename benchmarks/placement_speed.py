@@ -21,7 +21,7 @@ _BATCHES = (1, 8)
 _CASES = {"device": "device", "disk, warm": "disk", "disk, cold": "disk"}
 
 
-def _share_weights(model: PreTrainedModel, owner: PreTrainedModel) -> None:
+def share_weights(model: PreTrainedModel, owner: PreTrainedModel) -> None:
     """Let a model use another's weights, so that two models differ in their tables alone: not in where pages lie."""
     owned = dict(owner.named_parameters())
     for name, parameter in model.named_parameters():
@@ -33,7 +33,7 @@ def _models(folder: Path) -> dict[str, PreTrainedModel]:
     models = {placement: load(folder, prefold_placement=placement) for placement in PLACEMENTS}
     read_all(models["device"])
     for model in models.values():
-        _share_weights(model, models["device"])
+        share_weights(model, models["device"])
     return models
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import conversion
+import copies
 import edge
 import look_up
 import machine
@@ -32,6 +33,7 @@ class Section(Protocol):
 
 SECTIONS: dict[str, Section] = {
     "conversion": conversion,
+    "copies": copies,
     "memory": memory,
     "reads": reads,
     "speed": speed,

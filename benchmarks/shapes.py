@@ -96,7 +96,7 @@ def build(shape: Shape, folder: Path) -> Path:
     return source
 
 
-def save(shape: Shape, folder: Path, device: str = "cpu") -> Path:
+def save(shape: Shape, folder: Path, device: str = "cpu", **how: Any) -> Path:
     """Save a checkpoint with random weights, drawn on a device, as transformers does, and return its folder."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -105,7 +105,7 @@ def save(shape: Shape, folder: Path, device: str = "cpu") -> Path:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype)
     source = folder / "source"
-    model.save_pretrained(source)
+    model.save_pretrained(source, **how)
     return source
 
 

@@ -54,7 +54,7 @@ def convert(
 
 
 def _tell(conversion: "Conversion", uploaded: str | None, *, as_json: bool) -> None:
-    from prefold.cli.show.show import note, say, show_inspection, show_json, show_verification
+    from prefold.cli.show.show import note, say, show_inspection, show_json, show_verification, show_written
     from prefold.verify import Verification
 
     if as_json:
@@ -67,4 +67,5 @@ def _tell(conversion: "Conversion", uploaded: str | None, *, as_json: bool) -> N
         if names:
             more = len(names) - _NAMED
             note(f"{what}: {', '.join(names[:_NAMED])}" + (f" and {more} more" if more > 0 else ""))
+    show_written(conversion.written)
     say(f"folded into {conversion.out}" + (f" and {uploaded}" if uploaded else ""), "bold")

@@ -9,7 +9,7 @@ from prefold.convert.options import AUTO, DTYPES, PLACEMENTS, TABLE_DTYPES, Fold
 if TYPE_CHECKING:
     from prefold.convert.adapter import merge_adapter, modules_in_tables, remaining_adapter
     from prefold.convert.checkpoint.hub import open_repository, require_publishable, upload
-    from prefold.convert.convert import Conversion, ConversionProgress, convert_checkpoint
+    from prefold.convert.convert import Conversion, ConversionProgress, Written, convert_checkpoint
     from prefold.convert.errors import (
         BrokenCheckpoint,
         HubError,
@@ -46,6 +46,7 @@ __all__ = [
     "Study",
     "UnsupportedModel",
     "UsageError",
+    "Written",
     "circumstances",
     "convert_checkpoint",
     "flag",
@@ -66,7 +67,7 @@ __all__ = [
 _SHOWN = {
     "adapter": ("merge_adapter", "modules_in_tables", "remaining_adapter"),
     "checkpoint.hub": ("open_repository", "require_publishable", "upload"),
-    "convert": ("Conversion", "ConversionProgress", "convert_checkpoint"),
+    "convert": ("Conversion", "ConversionProgress", "Written", "convert_checkpoint"),
     "errors": (
         *("BrokenCheckpoint", "HubError", "ModelFailed", "OutputExists", "StorageError", "UnsupportedModel"),
         "model_code",

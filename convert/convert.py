@@ -1,8 +1,9 @@
 """Source checkpoint in, folded checkpoint out."""
 
 import json
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,13 +11,13 @@ import torch
 
 from prefold.common.errors import UsageError
 from prefold.convert.adapter import check_adapter, modules_in_tables, remaining_adapter
-from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE
+from prefold.convert.checkpoint.files import ADAPTER_FOLDER, CONFIG, REPORT, TABLE, all_files
 from prefold.convert.checkpoint.output import output_folder, require_space
 from prefold.convert.checkpoint.safetensors_file import write_file
 from prefold.convert.checkpoint.source import Source, add_weights, open_config
 from prefold.convert.errors import StorageError
 from prefold.convert.fold.first_layer import require_device, require_loadable, require_plain
-from prefold.convert.fold.tensors import plan_weights, write_index, write_shards
+from prefold.convert.fold.tensors import plan_weights, share_shards, write_index, write_shards
 from prefold.convert.inspect import Inspection, savings_of
 from prefold.convert.model.load import resolve_dtype
 from prefold.convert.model.skeleton import build_on_meta
@@ -58,6 +59,19 @@ Check = Callable[[Prepared, Path], Report]
 
 
 @dataclass(frozen=True)
+class Written:
+    """The cost of writing a folded checkpoint: seconds until it lay on the disk, downloads and check apart, and bytes.
+
+    Attributes:
+        shared_bytes: of files that were linked or cloned, and not written.
+    """
+
+    seconds: float
+    bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
 class Conversion:
     """The result of a conversion.
 
@@ -70,12 +84,13 @@ class Conversion:
     out: Path
     inspection: Inspection
     verification: Report | None
+    written: Written
     left_out: list[str]
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures."""
-        apart = {"left_out": self.left_out, "notes": self.notes}
+        apart = {"written": asdict(self.written), "left_out": self.left_out, "notes": self.notes}
         return {"out": str(self.out)} | _figures(self.inspection, self.verification) | apart
 
 
@@ -102,19 +117,23 @@ def convert_checkpoint(
         savings = savings_of(known)
         inspection = Inspection(source_name(known.source), known.source.revision, [], savings)
         progress.inspected(inspection)
+        begun = time.perf_counter()
         try:
-            _write_tensors(known, folder, progress)
+            shared = _write_tensors(known, folder, progress)
             known.side.write(folder)
             if options.adapter:
                 remaining_adapter(options.adapter, modules_in_tables(known.study.cuts), folder / ADAPTER_FOLDER)
         except OSError as error:
             raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
+        seconds = time.perf_counter() - begun
         report = check(known, folder) if check else None
         proof = report.as_markdown() if report else "This checkpoint was not verified."
         write_card(folder, known, savings, inspection.verdict, proof)
         result = _figures(inspection, report) | {"versions": versions()}
         (folder / REPORT).write_text(json.dumps(result, indent=2) + "\n")
-    return Conversion(out, inspection, report, known.side.left_out, known.source.notes)
+        size = sum((folder / name).stat().st_size for name in all_files(folder))
+    written = Written(seconds, size - shared, shared)
+    return Conversion(out, inspection, report, written, known.side.left_out, known.source.notes)
 
 
 def _prepare(model: str, revision: str | None, options: FoldOptions) -> Prepared:
@@ -148,14 +167,17 @@ def _require_apart(source: Source, adapter: Path | None, out: Path) -> None:
             raise UsageError(f"{out}: lies among the source's side files")
 
 
-def _write_tensors(known: Prepared, folder: Path, progress: ConversionProgress) -> None:
+def _write_tensors(known: Prepared, folder: Path, progress: ConversionProgress) -> int:
+    """Write all tensors, and what loads them; returns the bytes that are shared with the source's files."""
     study = known.study
     plan = plan_weights(known.source.entries, known.live, study.cuts, study.ties, study.float32, known.options)
     tables = TableWriter(known, plan)
-    total, kept = sum(tensor.size for tensor in tables.outgoing.values()), plan.shard_bytes
+    shared = share_shards(folder, plan, link=known.options.link)
+    rest = [name for name in plan.shards if name not in shared]
+    total, kept = sum(tensor.size for tensor in tables.outgoing.values()), plan.shard_bytes(rest)
     require_space(folder, kept + total + known.side.size + (1 << 20))
     write_file(folder / TABLE, tables.outgoing, written=lambda done: progress.advanced("table", done, total))
-    write_shards(folder, plan, lambda done: progress.advanced("untouched tensors", done, kept))
+    write_shards(folder, plan, rest, lambda done: progress.advanced("untouched tensors", done, kept))
     write_index(folder, plan, tables.outgoing)
     code = runtime_code(known.resolved.model_class)
     for name, content in code.items():
@@ -163,6 +185,7 @@ def _write_tensors(known: Prepared, folder: Path, progress: ConversionProgress) 
     made = {name: digest.hexdigest() for name, digest in tables.digests.items()}
     computed = circumstances(known.options.device, tables.chunk_tokens)
     write_config(folder, folded_config(known, code | known.side.code, made=made, computed=computed))
+    return plan.shard_bytes(shared)
 
 
 def _figures(inspection: Inspection, report: Report | None) -> dict[str, Any]:

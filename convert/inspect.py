@@ -71,6 +71,7 @@ def _savings_json(savings: Savings) -> dict[str, Any]:
         "modules": [asdict(module) for module in savings.modules],
         "weights_eliminated": savings.weights_eliminated,
         "table_bytes": savings.table_bytes,
+        "tenth_bytes": savings.tenth_bytes,
         "layouts": {
             name: {"row_width": width, "bytes": rows * width * itemsize} for name, width in savings.layouts.items()
         },

@@ -74,6 +74,10 @@ class FoldOptions:
         inspected=True,
     )
     quantize_residual: bool = _option(False, "With --table-dtype, store the residual slice so, too.", inspected=True)
+    link: bool = _option(
+        False,
+        "Link files of the source that hold nothing folded, in place of copying them: both folders then share them.",
+    )
     trust_remote_code: bool = _option(
         False, "Run code that the source brings, and let it go along. Read it first.", inspected=True
     )
@@ -92,7 +96,7 @@ class FoldOptions:
         words = ["prefold", "convert", source, "OUT", *(["--revision", revision] if revision else [])]
         for each in fields(self):
             value = getattr(self, each.name)
-            if value != each.default and each.name != "force":
+            if value != each.default and each.name not in ("force", "link"):
                 shown = value.resolve().name if isinstance(value, Path) else str(value)
                 words += [flag(each.name)] if value is True else [flag(each.name), shown]
         return shlex.join(words)

@@ -103,18 +103,19 @@ def _study(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     declared, float32 = dict(model.all_tied_weights_keys), kept_in_float32(model, dtype)
     stacks = _pruned(model, config)
-    materialize(model, _ROWS)
+    cleared = materialize(model, _ROWS)
     entries = _entries(model, stacks)
     sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
     found = [fold for side in sides for fold in side]
-    ties = _ties(model, declared, [side[0] for side in sides], entries)
+    tied = partial(find_ties, model, declared, called=set(entries), cleared=cleared)
+    ties = tied(_embeddings([side[0] for side in sides]))
     routers = [router for side in sides for router in side[0].found.routers]
     units = dict.fromkeys(float32, torch.float32.itemsize / dtype.itemsize)
     census = measure_parameter_reads(shapes, model, stacks, [fold.cut for fold in found], routers, ties, units)
     choices = _choices(census, found)
     chosen = _chosen(choices, sides, options, dtype)
     folds = [fold for fold in found if fold.cut in chosen]
-    ties = _ties(model, declared, folds, entries)
+    ties = tied(_embeddings(folds))
     cuts = _with_unused(model, [fold.cut for fold in folds], ties)
     unreached = find_unreached(model, stacks, cuts)
     _check(model, folds)
@@ -154,8 +155,8 @@ class _Fold:
     cut: Cut
 
 
-def _ties(model: PreTrainedModel, declared: dict[str, str], folds: list[_Fold], entries: dict[str, list[int]]) -> Ties:
-    return find_ties(model, declared, [fold.cut.embedding for fold in folds], set(entries))
+def _embeddings(folds: list[_Fold]) -> list[str]:
+    return [fold.cut.embedding for fold in folds]
 
 
 def _choices(census: ParameterReads, found: list[_Fold]) -> list[Choice]:

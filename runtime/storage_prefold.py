@@ -23,6 +23,8 @@ _DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32
 _MAX_HEADER = 100_000_000  # bytes: the limit of safetensors' own reader
 # Small enough to stay in a core's cache between being read and being hashed.
 _PIECE = 256 << 10
+# Hits and misses of open files: a look-up in compiled code is given tensors and numbers alone.
+_COUNTS: dict[int, list[int]] = {}
 # More rows than these are asked for by a thread of its own, so that the first are used while the last are on their way.
 _FEW = 256
 
@@ -124,8 +126,8 @@ class HostRows:
 class DiskRows:
     """A table in a file, ``[rows, width]``, mapped into memory: its pages are read when they are needed.
 
-    Processes that map the same file share its pages in memory. The file must stay as it is: any change of it is an
-    error of the next fetch.
+    Processes that map the same file share its pages in memory, where the system keeps those that were used last. The
+    file must stay as it is: any change of it is an error of the next fetch.
     """
 
     def __init__(self, extent: Extent, stamp: str | None = None) -> None:
@@ -136,6 +138,7 @@ class DiskRows:
         self._file = os.open(extent.path, os.O_RDONLY)
         self._stamp = stamp or _stamp(os.fstat(self._file))
         self._table = _mapped(self._file, extent)
+        _COUNTS[self._file] = [0, 0]
 
     @classmethod
     def load(cls, extent: Extent, sha256: str) -> "DiskRows":
@@ -153,6 +156,7 @@ class DiskRows:
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
+            _COUNTS.pop(self._file, None)
             os.close(self._file)
 
     @property
@@ -164,6 +168,16 @@ class DiskRows:
         """
         _require_unchanged(self.extent.path, self._stamp)
         return self._table
+
+    @property
+    def hits(self) -> int:
+        """Rows that passes found in memory, each once a pass; 0 where the system does not tell."""
+        return _COUNTS[self._file][0]
+
+    @property
+    def misses(self) -> int:
+        """Rows that passes had to have read from the disk, in whole or in part; 0 where the system does not tell."""
+        return _COUNTS[self._file][1]
 
     def require_elsewhere(self, folder: str) -> None:
         """Refuse a folder to write to, if the table's file lies there under any name."""
@@ -194,12 +208,12 @@ def _fetch(
     stays: bool,
 ) -> torch.Tensor:
     _require_unchanged(path, stamp)
-    size = table.shape[1] * table.itemsize
-    if input_ids.numel() <= _FEW:
-        _prefetch(file, start, size, input_ids)
+    absent = _absent(file, start, table.shape[1] * table.itemsize, input_ids.unique().tolist())
+    if len(absent) <= _FEW:
+        _prefetch(file, absent)
     else:
         # Not a daemon: one that is inside torch when the interpreter ends takes the process down.
-        threading.Thread(target=_prefetch, args=(file, start, size, input_ids)).start()
+        threading.Thread(target=_prefetch, args=(file, absent)).start()
     rows = _gathered(input_ids, table, stays)
     _require_unchanged(path, stamp)  # nor while they were read
     return rows
@@ -229,13 +243,38 @@ def _sent(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     return rows.to(device, non_blocking=True)
 
 
-def _prefetch(file: int, start: int, size: int, input_ids: torch.Tensor) -> None:
-    """Ask the system for rows of ``size`` bytes, all at once: left to itself it would read one page after the other."""
+def _absent(file: int, start: int, size: int, rows: list[int]) -> list[tuple[int, int]]:
+    """Return the places of those rows, of ``size`` bytes, that are not in memory as a whole, and count both.
+
+    Where the system does not tell, all rows are returned and none is counted.
+    """
+    places = [(start + row * size, size) for row in rows]
+    try:
+        read = memoryview(bytearray(size))
+        absent = [place for place in places if _held(file, read, place[0]) < size]
+    except (AttributeError, OSError, OverflowError):  # no such call, not of this file; a token without a row
+        return places
+    counts = _COUNTS[file]
+    counts[0] += len(places) - len(absent)
+    counts[1] += len(absent)
+    return absent
+
+
+def _held(file: int, memory: memoryview, start: int) -> int:
+    """Read as many bytes as the system need not wait for; returns their number."""
+    try:
+        return os.preadv(file, [memory], start, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return 0
+
+
+def _prefetch(file: int, places: list[tuple[int, int]]) -> None:
+    """Ask the system for parts of a file, all at once: left to itself it would read one page after the other."""
     if not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError, OverflowError):  # a file that was closed since, a token without a row: for the reader to say
-        for row in input_ids.unique().tolist():
-            os.posix_fadvise(file, start + row * size, size, os.POSIX_FADV_WILLNEED)
+        for start, size in places:
+            os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
 
 
 def _mapped(file: int, extent: Extent) -> torch.Tensor:
@@ -244,6 +283,8 @@ def _mapped(file: int, extent: Extent) -> torch.Tensor:
     except (OSError, ValueError) as error:
         raise TableError(f"{extent.path}: cannot be mapped ({error}): place the table in host memory") from error
     memory.madvise(mmap.MADV_RANDOM)  # what lies around a row is not what is needed next
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable")  # and nobody writes to it
         values = torch.frombuffer(memory, dtype=extent.dtype, count=prod(extent.shape), offset=extent.start)

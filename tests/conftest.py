@@ -107,6 +107,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4},
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT | {"n_group": 1, "topk_group": 1},
+    "youtu": _LATENT | {"tie_word_embeddings": True},  # loading it sets the row of padding to zero
     "gemma3n_text": _ALTERNATING,
     "gemma4_text": _LAYERED,
     "modernbert": _SERIAL | {"cls_token_id": 1, "sep_token_id": 2},

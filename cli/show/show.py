@@ -14,7 +14,7 @@ from rich.text import Text
 from prefold.common.units import spell_bytes
 
 if TYPE_CHECKING:
-    from prefold.convert import FoldedSide, Inspection, Savings
+    from prefold.convert import FoldedSide, Inspection, Savings, Written
     from prefold.verify import Verification
 
 # A pipe has no width; tables must not be cut to fit one.
@@ -83,6 +83,7 @@ def show_inspection(inspection: "Inspection") -> None:
     for reason in savings.unfolded:
         say(f"does not fold: {reason}", "yellow")
     say(f"stored      {_gigabytes(savings.table_bytes)} ({_layouts(savings)})")
+    say(f"in memory   {_gigabytes(savings.tenth_bytes)} with --placement disk, if a tenth of the rows is in use")
     if len(savings.cuts) > len(savings.sides):
         out.print(_cuts_table(savings))
     out.print(_explained_table(savings))
@@ -170,6 +171,12 @@ def _model_table(savings: "Savings") -> Table:
         before, after = f"{reads.model_before:,.0f}", f"{reads.model_after:,.0f}"
         table.add_row(f"batch {reads.batch:,}", before, after, f"{reads.model_saving:.2%}")
     return table
+
+
+def show_written(written: "Written") -> None:
+    """Print what a conversion wrote, and what it did not have to."""
+    shared = f"; {_gigabytes(written.shared_bytes)} shared with the source's files" if written.shared_bytes else ""
+    say(f"written     {_gigabytes(written.bytes)} in {written.seconds:,.1f} s{shared}")
 
 
 def show_verification(verification: "Verification") -> None:

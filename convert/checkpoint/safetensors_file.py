@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +51,40 @@ _REASON = 160  # characters: the library lists every type that it knows
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor in a file, with the dtype of its header: ``size`` bytes from ``start``, counted over the file."""
+    """One tensor in a file, with the dtype of its header: ``size`` bytes from ``start``, counted over the file.
+
+    The bytes of the tensor between the two numbers of ``zeros`` are read as zeros, whatever the file holds there.
+    """
 
     file: Path
     dtype: str
     shape: list[int]
     start: int
     size: int
+    zeros: tuple[int, int] = (0, 0)
 
     @property
     def is_floating_point(self) -> bool:
         """Whether the values are real numbers of any width."""
         return self.dtype.startswith(("F", "BF"))
 
+    def with_zero_row(self, row: int) -> "Entry":
+        """Return the tensor with zeros in a row, whatever the file holds there."""
+        width = self.size // self.shape[0]
+        return replace(self, zeros=(row * width, (row + 1) * width))
+
     def chunks(self) -> Iterator[memoryview]:
         """Yield the tensor's bytes, a part at a time; every part lies in the same memory as the one before."""
-        buffer = memoryview(bytearray(min(self.size, _COPY_BYTES)))
+        buffer, at = memoryview(bytearray(min(self.size, _COPY_BYTES))), 0
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.start)
-            left = self.size
-            while left:
-                read = file.readinto(buffer[:left])
+            while at < self.size:
+                read = file.readinto(buffer[: self.size - at])
                 if not read:
                     raise BrokenCheckpoint(f"{self.file.name}: ends before its tensors do")
-                left -= read
+                first, last = (min(max(zero - at, 0), read) for zero in self.zeros)
+                buffer[first:last] = bytes(last - first)
+                at += read
                 yield buffer[:read]
 
     def tensor(self) -> torch.Tensor:
@@ -89,17 +99,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A tensor to be written: its entry in the header, and the source of its bytes."""
+    """A tensor to be written: its fields of the header, and the source of its bytes; ``entry`` if it passes through."""
 
     dtype: str
     shape: list[int]
     size: int
     chunks: Callable[[], Iterable[bytes | memoryview]]
+    entry: Entry | None = None
 
 
 def passed_through(entry: Entry) -> Outgoing:
     """Describe a tensor that is written as it was read."""
-    return Outgoing(entry.dtype, entry.shape, entry.size, entry.chunks)
+    return Outgoing(entry.dtype, entry.shape, entry.size, entry.chunks, entry)
 
 
 def cast(entry: Entry, dtype: torch.dtype) -> Outgoing:
@@ -167,7 +178,7 @@ def write_file(
     written: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Stream tensors into a safetensors file and flush it to the disk; ``written`` is called with each piece's size."""
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(_encoded_header(tensors, {"format": "pt"} | (metadata or {})))
         for name, tensor in tensors.items():
             size = 0
@@ -179,6 +190,13 @@ def write_file(
                 raise BrokenCheckpoint(f"{name}: {size:,} bytes came where {tensor.size:,} were announced")
         file.flush()
         os.fsync(file.fileno())
+
+
+def file_of(tensors: dict[str, Outgoing]) -> Path | None:
+    """Return the file that holds these tensors as they are to be written, and no others; None where there is none."""
+    entries = {name: tensor.entry for name, tensor in tensors.items()}
+    first = next(iter(entries.values()), None)
+    return first.file if first and entries == read_header(first.file) else None
 
 
 def file_overhead(tensors: dict[str, Outgoing]) -> int:

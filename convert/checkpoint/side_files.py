@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +10,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from prefold.convert.checkpoint.copying import copy_file
 from prefold.convert.checkpoint.files import (
     ADAPTER_FOLDER,
     CONFIG,
@@ -65,7 +65,7 @@ class SideFiles:
         for name in [*self.copied, *self.edited, *self.code]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         for name, path in self.copied.items():
-            shutil.copyfile(path, folder / name)
+            copy_file(path, folder / name)
         for name, content in (self.edited | self.code).items():
             (folder / name).write_bytes(content)
 

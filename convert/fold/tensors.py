@@ -1,19 +1,21 @@
 """Tensors of the folded checkpoint, and the files that hold them."""
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prefold.convert.checkpoint.copying import copy_file, share_file
 from prefold.convert.checkpoint.files import INDEX, TABLE
 from prefold.convert.checkpoint.safetensors_file import (
     DTYPES,
     Entry,
     Outgoing,
     cast,
+    file_of,
     file_overhead,
     passed_through,
     write_file,
@@ -38,28 +40,42 @@ class ComputedTensor:
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """The files to be written: untouched tensors by file, computed ones by the parameter that they are loaded into."""
+    """The files to be written: untouched tensors by file, computed ones by the parameter that they are loaded into.
+
+    Attributes:
+        whole: those of the source's files that are shards as they are, by the shard's name.
+    """
 
     shards: dict[str, dict[str, Outgoing]]
+    whole: dict[str, Path]
     made: dict[str, ComputedTensor]
 
-    @property
-    def shard_bytes(self) -> int:
-        """Bytes of all shards."""
-        return sum(
-            file_overhead(tensors) + sum(tensor.size for tensor in tensors.values()) for tensors in self.shards.values()
-        )
+    def shard_bytes(self, names: Iterable[str]) -> int:
+        """Return the bytes of some shards."""
+        return sum(map(self._size, names))
+
+    def _size(self, name: str) -> int:
+        if name in self.whole:
+            return self.whole[name].stat().st_size
+        tensors = self.shards[name]
+        return file_overhead(tensors) + sum(tensor.size for tensor in tensors.values())
 
 
 def untouched(entries: dict[str, Entry], live: dict[str, str], cuts: list[Cut], ties: Ties) -> dict[str, Entry]:
     """Return the tensors that stay, under the names that they get.
 
-    A weight that was the embedding's alone in the source, and is still needed by others, gets a name of its own.
+    A weight that was the embedding's alone in the source, and is still needed by others, gets a name of its own; a row
+    of padding that loading the source sets to zero, in what is tied to it too, is zero there.
     """
     gone = tuple(f"{module}." for cut in cuts for module in cut.eliminated)
     kept = {name: entry for name, entry in entries.items() if not live[name].startswith(gone)}
-    own = next((entry for name, entry in entries.items() if live[name] in ties.shared), None)
+    loaded = (_as_loaded(entry, live[name], ties) for name, entry in entries.items() if live[name] in ties.shared)
+    own = next(loaded, None)
     return kept | {heir: own for heir in ties.remaining_owners if own and heir not in live.values()}
+
+
+def _as_loaded(entry: Entry, parameter: str, ties: Ties) -> Entry:
+    return entry.with_zero_row(ties.cleared[parameter]) if parameter in ties.cleared else entry
 
 
 def made_tensors(live: dict[str, str], cuts: list[Cut]) -> dict[str, ComputedTensor]:
@@ -93,7 +109,9 @@ def plan_weights(
         outgoing.append((entry.file, name, passed_through(entry) if is_kept else cast(entry, dtype)))
     groups = list(_by_size(outgoing, options.max_shard_size) if options.max_shard_size else _by_file(outgoing))
     shards = {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
-    return WeightPlan(shards, made_tensors(live, cuts))
+    found = {name: file_of(group) for name, group in shards.items()}
+    whole = {name: file for name, file in found.items() if file}
+    return WeightPlan(shards, whole, made_tensors(live, cuts))
 
 
 def _by_file(outgoing: list[tuple[Path, str, Outgoing]]) -> Iterator[dict[str, Outgoing]]:
@@ -112,10 +130,18 @@ def _by_size(outgoing: list[tuple[Path, str, Outgoing]], limit: int) -> Iterator
         yield group
 
 
-def write_shards(folder: Path, plan: WeightPlan, written: Callable[[int], None]) -> None:
-    """Write all untouched tensors."""
-    for name, tensors in plan.shards.items():
-        write_file(folder / name, tensors, written=written)
+def share_shards(folder: Path, plan: WeightPlan, *, link: bool) -> list[str]:
+    """Share those files of the source that are shards as they are, as ``share_file`` does; returns their names."""
+    return [name for name, file in plan.whole.items() if share_file(file, folder / name, link=link)]
+
+
+def write_shards(folder: Path, plan: WeightPlan, names: Iterable[str], written: Callable[[int], None]) -> None:
+    """Write shards of untouched tensors."""
+    for name in names:
+        if name in plan.whole:
+            copy_file(plan.whole[name], folder / name, written)
+        else:
+            write_file(folder / name, plan.shards[name], written=written)
 
 
 def write_index(folder: Path, plan: WeightPlan, made: dict[str, Outgoing]) -> None:

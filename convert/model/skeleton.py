@@ -241,8 +241,10 @@ def build_on_meta(model_class: type[PreTrainedModel], config: PreTrainedConfig, 
     return model
 
 
-def materialize(model: PreTrainedModel, embedding_rows: int) -> None:
+def materialize(model: PreTrainedModel, embedding_rows: int) -> dict[str, int]:
     """Give the model memory, its buffers their own values, and its weights random ones.
+
+    Returns the rows of padding that transformers sets to zero whenever it loads a model, by the embedding's weight.
 
     Of an embedding only the first ``embedding_rows`` rows are filled, and of the output head nothing: the pages
     of the rest are never touched, and so never allocated. Large weights overlap, see ``windows``.
@@ -260,9 +262,19 @@ def materialize(model: PreTrainedModel, embedding_rows: int) -> None:
         model.tie_weights()
     for parameter in model.parameters():
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then sets the buffers alone
+    padding = _rows_of_padding(model)
+    for weight, row in padding.items():
+        model.get_parameter(weight).data[row] = 1
     with model_code():
         model.initialize_weights()
+    cleared = {weight: row for weight, row in padding.items() if not model.get_parameter(weight).data[row].any()}
     fill(model, aside, embedding_rows)
+    return cleared
+
+
+def _rows_of_padding(model: PreTrainedModel) -> dict[str, int]:
+    modules = [(f"{name}.weight", each) for name, each in model.named_modules() if isinstance(each, nn.Embedding)]
+    return {name: each.padding_idx for name, each in modules if each.padding_idx is not None}
 
 
 def _embeddings_and_head(model: PreTrainedModel) -> set[nn.Module]:

@@ -14,17 +14,25 @@ class Ties:
         shared: every name of the embeddings' own weights, the tables' names among them.
         remaining_owners: those still needed, one for each group that stays tied among itself.
         others: ties between other weights are left.
+        cleared: rows of padding that loading sets to zero, by the embedding's weight.
     """
 
     shared: list[str]
     remaining_owners: list[str]
     others: bool
+    cleared: dict[str, int]
 
 
-def find_ties(model: PreTrainedModel, declared: dict[str, str], embeddings: list[str], called: set[str]) -> Ties:
+def find_ties(
+    model: PreTrainedModel,
+    declared: dict[str, str],
+    embeddings: list[str],
+    called: set[str],
+    cleared: dict[str, int],
+) -> Ties:
     """Find the names tied to the embeddings' weights, and which of their modules are ``called`` in a pass.
 
-    ``declared`` are the ties of the whole model; ``model`` may lack blocks.
+    ``declared`` are the ties of the whole model, ``cleared`` is of ``materialize``; ``model`` may lack blocks.
     """
     tables = [f"{embedding}.weight" for embedding in embeddings]
     weights = {id(model.get_parameter(table)) for table in tables}
@@ -32,7 +40,7 @@ def find_ties(model: PreTrainedModel, declared: dict[str, str], embeddings: list
     ties = {one: other for one, other in declared.items() if not {one, other} & set(tables)}
     needed = [name for name in shared if name not in tables and name.rpartition(".")[0] in called]
     remaining_owners = list(dict.fromkeys(ties.get(name, name) for name in needed))
-    return Ties(shared, remaining_owners, others=bool(ties))
+    return Ties(shared, remaining_owners, bool(ties), cleared)
 
 
 def tied_modules(model: PreTrainedModel) -> set[str]:

@@ -28,7 +28,7 @@ _FORKS.set_forkserver_preload(["prefold.cli.main", "prefold.convert.table_writer
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "source"
-    random_model(small_config("llama", vocab_size=997)).save_pretrained(folder)
+    random_model(small_config("llama", vocab_size=997)).save_pretrained(folder, max_shard_size="200KB")
     return folder
 
 
@@ -73,13 +73,13 @@ def wait_for_work(running: Running, out: Path) -> None:
 
 @pytest.mark.parametrize("times", [3, exhaustive(20)])
 def test_killed_at_random_moments_it_never_leaves_half_an_output(source: Path, tmp_path: Path, times: int):
-    chance = random.Random(times)
+    chance, linked = random.Random(times), all_bytes(source)
     folded = convert_checkpoint(str(source), tmp_path / "folded").out
     (folded / "older").touch()
     older = all_bytes(folded)
     out = shutil.copytree(folded, tmp_path / "out")
     for _ in range(times):
-        running = Running(source, out, "--force")
+        running = Running(source, out, "--force", "--link")
         wait_for_work(running, out)
         time.sleep(chance.uniform(0, 1.2))
         running.kill()
@@ -94,6 +94,7 @@ def test_killed_at_random_moments_it_never_leaves_half_an_output(source: Path, t
     assert Running(source, out, "--force").ended()[0] == 0
     assert not (out / "older").exists()
     assert sorted(os.listdir(tmp_path)) == ["folded", "out"]
+    assert all_bytes(source) == linked
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -76,6 +76,7 @@ def test_json_has_the_keys_that_other_programs_rely_on(tmp_path: Path):
     width = side["residual"]["width"] + sum(column["width"] for column in side["columns"])
     assert (side["rows"], side["row_width"], side["look_ups"]) == (97, width, {})
     assert told["table_bytes"] == 97 * width * 4
+    assert told["tenth_bytes"] == told["table_bytes"] // 10
     assert set(told["checkpoint_bytes"]) == {"before", "after"}
     for reads in told["reads"]:
         for name in ("first_layer_before", "first_layer_after", "model_before", "model_after"):

@@ -32,6 +32,7 @@ def outgoing(tensor: torch.Tensor) -> Outgoing:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_the_library_reads(tmp_path: Path, shapes: list[tuple[torch.dtype, list[int]]]):
     tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, (dtype, shape) in enumerate(shapes)}
+    (tmp_path / "a.safetensors").unlink(missing_ok=True)  # of the example before
     write_file(tmp_path / "a.safetensors", {name: outgoing(tensor) for name, tensor in tensors.items()})
     read = load_file(tmp_path / "a.safetensors")
     assert read.keys() == tensors.keys()
@@ -54,6 +55,15 @@ def test_a_tensor_of_any_size_is_read_whole(tmp_path: Path, size: int):
     tensor = torch.randint(0, 256, (size,), dtype=torch.uint8)
     save_file({"a": tensor}, tmp_path / "a.safetensors")
     assert torch.equal(read_header(tmp_path / "a.safetensors")["a"].tensor(), tensor)
+
+
+@pytest.mark.parametrize("row", [0, 2, 6])
+def test_a_row_is_read_as_zeros_whatever_the_file_holds(tmp_path: Path, row: int):
+    """Rows are longer than what is read at once: one lies in several pieces, and a piece holds parts of several."""
+    tensor = torch.randint(1, 256, (7, 600_000), dtype=torch.uint8)
+    save_file({"a": tensor}, tmp_path / "a.safetensors")
+    tensor[row] = 0
+    assert torch.equal(read_header(tmp_path / "a.safetensors")["a"].with_zero_row(row).tensor(), tensor)
 
 
 def test_rows_begin_on_a_page(tmp_path: Path):

@@ -1,18 +1,22 @@
 """Who still needs a weight that was the embedding's."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from prefold.convert import convert_checkpoint
 from prefold.convert.model.ties import find_ties
+from prefold.verify import require_verified, verify_checkpoint
 from tests.conftest import load, random_model, small_config, tokens
 
 
 def tied(model, embeddings: list[str], idle: tuple[str, ...] = ()):
     called = {name for name, _ in model.named_modules()} - set(idle)
-    return find_ties(model, dict(model.all_tied_weights_keys), embeddings, called)
+    return find_ties(model, dict(model.all_tied_weights_keys), embeddings, called, cleared={})
 
 
 def test_a_tied_head_inherits():
@@ -67,6 +71,37 @@ def test_a_tied_weight_is_stored_once_for_who_needs_it(model_type: str, tmp_path
     again = load(tmp_path / "again").state_dict()
     assert again.keys() == folded.state_dict().keys()
     assert all(torch.equal(again[name], values) for name, values in folded.state_dict().items())
+
+
+@pytest.mark.parametrize("stored", [["embedding"], ["head"], ["embedding", "head"]])
+def test_a_head_has_the_row_of_padding_that_loading_gives_the_source(stored: list[str], tmp_path: Path):
+    """Some classes set it to zero in the embedding alone, before the head is tied; none of the files has it so."""
+    model, names = (
+        random_model(small_config("youtu")),
+        {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"},
+    )
+    assert model.get_output_embeddings().weight[model.config.pad_token_id].any()
+    model.save_pretrained(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(file)
+    shared = tensors.pop(names["embedding"])
+    save_file(tensors | {names[each]: shared.clone() for each in stored}, file, {"format": "pt"})
+    convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded", check=require_verified())
+    heads = [load(tmp_path / name).get_output_embeddings().weight for name in ("source", "folded")]
+    assert torch.equal(*heads)
+    assert heads[0][model.config.pad_token_id].any() == ("head" in stored)
+
+
+def test_a_head_with_the_row_of_padding_that_the_file_has_is_told(tmp_path: Path):
+    random_model(small_config("youtu")).save_pretrained(tmp_path / "source")
+    folded = convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded").out
+    (file,) = folded.glob("model-*.safetensors")
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = load_file(tmp_path / "source" / "model.safetensors")["model.embed_tokens.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    verification = verify_checkpoint(str(tmp_path / "source"), folded)
+    assert verification.failed == ["structure", "logits"]
+    assert "lm_head.weight: not the source's bytes" in verification.checks["structure"].problems
 
 
 def test_a_model_without_a_head_stores_no_embedding(tmp_path):

@@ -1,12 +1,17 @@
 """Rows that are fetched from elsewhere are those of an embedding, and so is what goes wrong."""
 
+import copy
+import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from prefold.runtime.storage_prefold import DiskRows, find_extent
 from tests.conftest import tokens
 from tests.runtime.pairs import logits
 from tests.runtime.placing import ELSEWHERE, tables
@@ -63,8 +68,62 @@ def _joined() -> None:
             thread.join()
 
 
+_WIDTH = 4096  # values of a row of several pages, so that none shares one with the next but one
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Any:
+    """Return rows in a file of which nothing is in memory."""
+    save_file({"table": torch.arange(600 * _WIDTH, dtype=torch.float32).view(600, _WIDTH)}, tmp_path / "table")
+    extent = find_extent([str(tmp_path / "table")], ["table"])
+    with (tmp_path / "table").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # with what was read beyond the header
+    rows = DiskRows(extent)
+    rows.fetch(torch.tensor([[599]]))
+    if rows.misses != 1:
+        pytest.skip("a file system that keeps files in memory, or does not tell")
+    return rows
+
+
+def test_rows_in_memory_are_hits_and_others_are_misses_each_once_a_pass(on_disk: Any) -> None:
+    ids = torch.tensor([[0, 2, 2], [4, 0, 2]])
+    assert torch.equal(on_disk.fetch(ids)[..., 0], ids.float() * _WIDTH)
+    assert (on_disk.hits, on_disk.misses) == (0, 4)
+    on_disk.fetch(ids)
+    assert (on_disk.hits, on_disk.misses) == (3, 4)
+    on_disk.fetch(torch.tensor([[2, 6]]))
+    assert (on_disk.hits, on_disk.misses) == (4, 5)
+    on_disk.fetch(torch.empty(1, 0, dtype=torch.long))
+    assert (on_disk.hits, on_disk.misses) == (4, 5)
+
+
+def test_rows_are_counted_in_compiled_code_too(on_disk: Any) -> None:
+    fetch = torch.compile(on_disk.fetch, fullgraph=True, backend="eager")
+    for ids in (torch.tensor([[0, 2]]), torch.tensor([[2, 4]])):
+        assert torch.equal(fetch(ids)[..., 0], ids.float() * _WIDTH)
+    assert (on_disk.hits, on_disk.misses) == (1, 4)
+
+
+def test_where_the_system_does_not_tell_nothing_is_counted(
+    placed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tables(copy.deepcopy(placed["disk"]))[0].rows
+    monkeypatch.delattr(os, "RWF_NOWAIT")
+    ids = tokens()
+    assert torch.equal(rows.fetch(ids), torch.nn.functional.embedding(ids, rows.table))
+    assert (rows.hits, rows.misses) == (0, 0)
+
+
 @pytest.mark.parametrize("count", [256, 257])
-def test_rows_of_long_prompts_are_asked_for_by_a_thread_of_its_own(placed: dict[str, Any], count: int) -> None:
+def test_absent_rows_of_long_prompts_are_asked_for_by_a_thread_of_its_own(on_disk: Any, count: int) -> None:
+    assert _asked(on_disk, count) == [count <= 256]
+    _joined()
+    assert _asked(on_disk, count) == [True]  # nothing to ask for
+
+
+def _asked(rows: Any, count: int) -> list[bool]:
+    """Return, for each time that rows are asked for, whether that is in this thread."""
     asked: list[bool] = []
     here, before = threading.current_thread(), sys.gettrace()
 
@@ -75,9 +134,9 @@ def test_rows_of_long_prompts_are_asked_for_by_a_thread_of_its_own(placed: dict[
     threading.settrace(watch)
     sys.settrace(watch)
     try:
-        tables(placed["disk"])[0].rows.fetch(torch.arange(count) % 97)
+        rows.fetch(torch.arange(count))
     finally:
         sys.settrace(before)
         threading.settrace(None)
     _joined()
-    assert asked == [count <= 256]
+    return asked
