@@ -161,10 +161,11 @@ CUT = Cut(
     residual=Column("e", 0, [2]),
     columns=[Column("b.0.q", 2, [3])],
     dropped=[],
-    merged=None,
+    merged=[],
     sum=None,
     entered_before=[""],
     unreachable=[],
+    forms=[],
 )
 
 
@@ -176,7 +177,7 @@ def census(share: float = 1.0) -> ParameterReads:
         Parameter("b.0.ffn.weight", (4, 5), share=share),
     ]
     return ParameterReads(
-        {parameter.name: parameter for parameter in made}, [CUT], [], looked_up={}, freed=["e.weight"]
+        {parameter.name: parameter for parameter in made}, [CUT], [], looked_up={"e": (1.0, 0.0)}, freed=["e.weight"]
     )
 
 
