@@ -5,6 +5,7 @@ Both hold the same prompt once, and every sample's own tokens; both are measured
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from statistics import median
@@ -138,7 +139,7 @@ Written by `python -m benchmarks.tree_attention`. One layer of a decode step wit
 values, each of {width} values, after a prompt of {prompt:,} tokens that all samples share and {own} tokens of each
 sample's own: the new tokens are stored and attended from. **vLLM** is the kernel of vLLM {vllm} for CPUs without AMX,
 whose block tables share the prompt's pages. In turn, {rounds} rounds, medians; above 1 the tree is faster. **apart**
-is the largest difference of their outputs, which are near 1.
+is the largest difference of their outputs, which are near 1. `MKL_CBWR`: {setting}.
 
 """
 
@@ -162,7 +163,12 @@ def main() -> None:
     ]
     facts = {"heads": _HEADS, "kv_heads": _KV_HEADS, "width": _WIDTH, "own": _OWN, "prompt": prompt, "rounds": rounds}
     head = ["type", "samples", "vLLM, ms", "tree, ms", "ratio (middle half)", "apart"]
-    text = _TEXT.format(**facts, vllm=vllm.__version__) + table(head, rows) + "\n\n" + sentence(describe())
+    text = (
+        _TEXT.format(**facts, vllm=vllm.__version__, setting=os.environ.get("MKL_CBWR", "not set"))
+        + table(head, rows)
+        + "\n\n"
+        + sentence(describe())
+    )
     if asked.quick:
         sys.stdout.write(text + "\n")
     else:
