@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
+from operator import truediv
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from page import table
 from shapes import SERIAL, Shape, save
+from timing import in_turn
 
 from prefold.convert import FoldOptions, convert_checkpoint
 
@@ -49,14 +52,14 @@ def _once(source: Path, options: FoldOptions | None) -> dict[str, float]:
 def _measure(shape: Shape, shard: str, rounds: int) -> dict[str, Any]:
     with TemporaryDirectory(prefix="prefold-bench-") as folder:
         source = save(shape, Path(folder), max_shard_size=shard)
-        for options in _WAYS.values():  # files, libraries and the disk are warm
-            _once(source, options)
-        turns = [list(_WAYS.items())[:: 1 if turn % 2 else -1] for turn in range(rounds)]
-        each = [{way: _once(source, options) for way, options in turn} for turn in turns]
+        taken = in_turn({way: partial(_once, source, options) for way, options in _WAYS.items()}, rounds)
         sizes = [file.stat().st_size for file in _files(source)]
-    ratios = {way: sorted(turn[way]["seconds"] / turn["cp"]["seconds"] for turn in each) for way in _WAYS}
+    seconds = {way: [each["seconds"] for each in found] for way, found in taken.items()}
+    ratios = {way: sorted(map(truediv, found, seconds["cp"])) for way, found in seconds.items()}
     return {"shape": shape.name, "shard": shard, "sizes": sizes, "rounds": rounds} | {
-        "ways": {way: {name: median(turn[way][name] for turn in each) for name in each[0][way]} for way in _WAYS},
+        "ways": {
+            way: {name: median(each[name] for each in found) for name in found[0]} for way, found in taken.items()
+        },
         "to_cp": {way: {"ratio": median(found), "low": found[0], "high": found[-1]} for way, found in ratios.items()},
     }
 

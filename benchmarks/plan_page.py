@@ -1,5 +1,6 @@
 """``docs/plan-validation.md``: every script that checks the plan writes a section of its own and leaves the others."""
 
+import sys
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "plan-validation.md"
@@ -20,3 +21,11 @@ def write_section(name: str, text: str, page: Path = PAGE) -> None:
     else:
         after = f"{before.rstrip()}\n\n{section}"
     page.write_text(after, encoding="utf-8")
+
+
+def show_or_write(name: str, text: str, page: Path = PAGE, *, show: bool) -> None:
+    """Print a section, or put it into the page."""
+    if show:
+        sys.stdout.write(text + "\n")
+    else:
+        write_section(name, text, page)

@@ -6,7 +6,6 @@ measures a small model and prints. A run that is stopped can be taken up: ``--ro
 
 import argparse
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,7 @@ from typing import Any
 from benchmarks.engine import set_environment
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
-from benchmarks.plan_page import write_section
+from benchmarks.plan_page import show_or_write
 from benchmarks.shapes import PYTHIA_410M, Shape, build
 from benchmarks.timing import compared, random_tokens
 from prefold.convert import convert_checkpoint, inspect_checkpoint
@@ -166,10 +165,7 @@ def main() -> None:
         figures = _measure(shape, _made(shape, asked.models or Path(folder)), asked.at_once, rounds)
     if asked.keep:
         figures = _added(asked.keep, figures)
-    if asked.quick:
-        sys.stdout.write(_render(figures) + "\n")
-    else:
-        write_section("serve", _render(figures), _PAGE)
+    show_or_write("serve", _render(figures), _PAGE, show=asked.quick)
 
 
 def _added(file: Path, figures: dict[str, Any]) -> dict[str, Any]:

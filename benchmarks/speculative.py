@@ -6,7 +6,6 @@ where that is installed, on what was trained before.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from transformers import logging as transformers_logging
 from benchmarks.demo.train import build
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
-from benchmarks.plan_page import write_section
+from benchmarks.plan_page import show_or_write
 from benchmarks.shapes import align
 from benchmarks.speculative_engine import serve
 from benchmarks.timing import Prompt, compared, in_turn, load
@@ -236,10 +235,8 @@ def main() -> None:
     transformers_logging.set_verbosity_error()  # generation warns of what it does itself for a draft
     text = _served(asked.steps) if asked.engine else _generated(quick=asked.quick)
     text += f"\n{sentence(machine)}"
-    if asked.quick:
-        sys.stdout.write(text + "\n")
-    else:
-        write_section("speculative decoding in vLLM" if asked.engine else "speculative decoding", text, PAGE)
+    name = "speculative decoding in vLLM" if asked.engine else "speculative decoding"
+    show_or_write(name, text, PAGE, show=asked.quick)
 
 
 if __name__ == "__main__":

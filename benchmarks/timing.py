@@ -36,6 +36,13 @@ def random_tokens(vocabulary: int, batch: int, length: int, seed: int = 0) -> to
     return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the seconds of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def in_turn(timed: Mapping[str, Callable[[], Figure]], rounds: int) -> dict[str, list[Figure]]:
     """Measure all in turn, each round in another order, after one round that does not count."""
     names, found = list(timed), {name: list[Figure]() for name in timed}

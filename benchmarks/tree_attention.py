@@ -6,11 +6,8 @@ Both hold the same prompt once, and every sample's own tokens; both are measured
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from typing import Any
 
 import torch
 from transformers.masking_utils import causal_mask_function
@@ -18,8 +15,8 @@ from transformers.masking_utils import causal_mask_function
 from benchmarks.engine import set_environment
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
-from benchmarks.plan_page import write_section
-from benchmarks.timing import compared, in_turn
+from benchmarks.plan_page import show_or_write
+from benchmarks.timing import compared, in_turn, seconds_of
 from prefold.tree import TreeCache
 from prefold.tree.cache.attention import tree_attention
 from prefold.tree.cache.masks import TreeMask
@@ -120,17 +117,11 @@ def _measure(dtype: torch.dtype, prompt: int, samples: int, rounds: int) -> list
     apart = (tree.step().float() - paged.step().float()).abs().max().item()
     if apart > _APART[dtype]:
         raise RuntimeError(f"the kernels return other outputs, {apart:.1e} apart")
-    taken = in_turn({"vLLM": lambda: _seconds(paged), "tree": lambda: _seconds(tree)}, rounds)
+    taken = in_turn({"vLLM": lambda: seconds_of(paged.step), "tree": lambda: seconds_of(tree.step)}, rounds)
     ratio = compared(taken["vLLM"], taken["tree"])
     spread = f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
     times = [f"{median(taken[name]) / _LAYERS * 1e3:.2f}" for name in ("vLLM", "tree")]
     return [str(dtype).removeprefix("torch."), str(samples), *times, spread, f"{apart:.0e}"]
-
-
-def _seconds(layers: Any) -> float:
-    start = perf_counter()
-    layers.step()
-    return perf_counter() - start
 
 
 _TEXT = """### Attention alone
@@ -169,10 +160,7 @@ def main() -> None:
         + "\n\n"
         + sentence(describe())
     )
-    if asked.quick:
-        sys.stdout.write(text + "\n")
-    else:
-        write_section("tree-attention", text, _PAGE)
+    show_or_write("tree-attention", text, _PAGE, show=asked.quick)
 
 
 if __name__ == "__main__":

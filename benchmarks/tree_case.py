@@ -152,6 +152,14 @@ def model(layers: int) -> PreTrainedModel:
     return made.eval()
 
 
+def repeated(made: PreTrainedModel, ids: torch.Tensor, branches: int) -> DynamicCache:
+    """Return transformers' own cache of a prompt, ``[1, tokens]``, without its last token: read once, then repeated."""
+    cache = DynamicCache()
+    made(ids[:, :-1], past_key_values=cache, logits_to_keep=1)
+    cache.batch_repeat_interleave(branches)
+    return cache
+
+
 class Decoder:
     """A model that goes on from both caches, one token for every branch at a time."""
 

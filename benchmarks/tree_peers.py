@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -15,21 +16,17 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    ContinuousBatchingConfig,
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-)
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.engine import set_environment
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
-from benchmarks.plan_page import write_section
+from benchmarks.plan_page import show_or_write
 from benchmarks.shapes import SERIAL, Shape, save
-from benchmarks.timing import compared, in_turn, random_tokens
+from benchmarks.timing import compared, in_turn, random_tokens, seconds_of
+from benchmarks.tree_case import repeated
 from prefold.tree import attend_by, prefill
+from prefold.tree.prompts.sampling import _Clock
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "tree.md"
 _LONGEST, _NEW = 4160, 16
@@ -45,44 +42,17 @@ _SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "pad_token_id": 
 Sampler = Callable[[torch.Tensor, int], tuple[float, float]]
 
 
-class _Clock(LogitsProcessor):
-    """The times at which tokens can be chosen."""
-
-    def __init__(self) -> None:
-        self.ticks = [perf_counter()]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        self.ticks.append(perf_counter())
-        return scores
-
-    def figures(self) -> tuple[float, float]:
-        """Return the seconds to the first token, and of each step behind it."""
-        start, first, *_, last = self.ticks
-        return first - start, (last - first) / (len(self.ticks) - 2)
-
-
 def _transformers(model: Any, cache: Callable[[torch.Tensor, int], Any], attention: str) -> Sampler:
     @torch.inference_mode()
     def sample(ids: torch.Tensor, samples: int) -> tuple[float, float]:
         attend_by(model, attention)
-        clock = _Clock()
+        clock, start = _Clock(), perf_counter()
         wanted = {"num_return_sequences": samples, "max_new_tokens": _NEW + 1, "min_new_tokens": _NEW + 1} | _SAMPLING
         model.generate(ids, past_key_values=cache(ids, samples), logits_processor=[clock], **wanted)
-        return clock.figures()
+        first, *_, last = clock.ticks
+        return first - start, (last - first) / _NEW
 
     return sample
-
-
-def _expanded(model: Any) -> Callable[[torch.Tensor, int], DynamicCache]:
-    """Return a maker of transformers' own cache of a prompt, computed once and repeated for every sample."""
-
-    def make(ids: torch.Tensor, samples: int) -> DynamicCache:
-        cache = DynamicCache()
-        model(ids[:, :-1], past_key_values=cache, logits_to_keep=1)
-        cache.batch_repeat_interleave(samples)
-        return cache
-
-    return make
 
 
 def _continuous(model: Any) -> Sampler:
@@ -94,7 +64,7 @@ def _continuous(model: Any) -> Sampler:
             wanted = GenerationConfig(num_return_sequences=samples, max_new_tokens=new, eos_token_id=-1, **_SAMPLING)
             model.generate_batch(ids.tolist(), wanted, room, warmup=False)
 
-        first, whole = (_seconds(generate, new) for new in (1, _NEW + 1))
+        first, whole = (seconds_of(partial(generate, new)) for new in (1, _NEW + 1))
         return first, (whole - first) / _NEW
 
     return sample
@@ -117,16 +87,10 @@ def _vllm(folder: Path, kind: torch.dtype) -> Sampler:
             engine.generate([{"prompt_token_ids": ids[0].tolist()}], wanted, use_tqdm=False)
 
         engine.reset_prefix_cache()  # else the prompt of a round would be read once in all of its runs
-        first, cached, whole = (_seconds(generate, new) for new in (1, 1, _NEW + 1))
+        first, cached, whole = (seconds_of(partial(generate, new)) for new in (1, 1, _NEW + 1))
         return first, (whole - cached) / _NEW
 
     return sample
-
-
-def _seconds(generate: Callable[[int], None], new: int) -> float:
-    start = perf_counter()
-    generate(new)
-    return perf_counter() - start
 
 
 def _samplers(shape: Shape, folder: Path) -> dict[str, Sampler]:
@@ -134,7 +98,7 @@ def _samplers(shape: Shape, folder: Path) -> dict[str, Sampler]:
     return {
         "vLLM": _vllm(folder / "source", shape.dtype),
         "continuous": _continuous(model),
-        "expanded": _transformers(model, _expanded(model), "sdpa"),
+        "expanded": _transformers(model, partial(repeated, model), "sdpa"),
         _TREE: _transformers(model, lambda ids, samples: prefill(model, ids, branches=samples), "prefold_tree"),
     }
 
@@ -223,10 +187,7 @@ def main() -> None:
     shape = (_SMALL if asked.quick else _SHAPE).of(getattr(torch, asked.dtype))
     cases, rounds = (((64, 4),), 2) if asked.quick else (_CASES, asked.rounds)
     text = _render(_measure(shape, cases, rounds), shape, rounds)
-    if asked.quick:
-        sys.stdout.write(text + "\n")
-    else:
-        write_section("tree-peers", text, _PAGE)
+    show_or_write("tree-peers", text, _PAGE, show=asked.quick)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,20 @@ Writes its section of ``docs/tree.md``; with ``--quick`` it measures short promp
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
-from benchmarks.plan_page import write_section
+from benchmarks.plan_page import show_or_write
 from benchmarks.shapes import SERIAL
-from benchmarks.timing import compared, in_turn, random_tokens
+from benchmarks.timing import compared, in_turn, random_tokens, seconds_of
 from prefold.tree import attend_by, prefill
+from prefold.tree.prompts.prefixes import _padded
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "tree.md"
 _LAYERS, _ROUNDS = 4, 3
@@ -45,26 +44,17 @@ def _tokens(length: int, seed: int) -> list[int]:
     return tokens
 
 
-def _padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(each)) + each for each in prompts])
-    counts = torch.tensor([len(each) for each in prompts])
-    return ids, (torch.arange(longest) >= longest - counts[:, None]).long()
-
-
 def _timed(model: PreTrainedModel, attention: str, read: Callable[[], object]) -> Callable[[], float]:
     @torch.inference_mode()
     def call() -> float:
         attend_by(model, attention)
-        start = perf_counter()
-        read()
-        return perf_counter() - start
+        return seconds_of(read)
 
     return call
 
 
 def _measure(model: PreTrainedModel, name: str, scale: int) -> list[str]:
-    ids, mask = _padded(_prompts(_CASES[name], scale))
+    ids, mask = _padded(model, _prompts(_CASES[name], scale), {})
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     own = {"attention_mask": mask, "position_ids": positions, "use_cache": True, "logits_to_keep": 1}
     attend_by(model, "prefold_tree")
@@ -102,10 +92,7 @@ def main() -> None:
     rows = [_measure(model, name, 32 if asked.quick else 1) for name in _CASES]
     head = ["prompts", "tokens", "tokens in the tree", "padded", "tree", "ratio (middle half)"]
     text = _TEXT.format(layers=_LAYERS, rounds=_ROUNDS) + table(head, rows) + "\n\n" + sentence(describe())
-    if asked.quick:
-        sys.stdout.write(text + "\n")
-    else:
-        write_section("tree-prefill", text, _PAGE)
+    show_or_write("tree-prefill", text, _PAGE, show=asked.quick)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import tree_page
 from course import course
-from timing import compared, in_turn
+from timing import compared, in_turn, seconds_of
 from transformers.masking_utils import causal_mask_function
 from tree_case import HEADS, LAYERS, TOKEN_BYTES, WIDTH, Caches, Decoder, Flex, metadata_clock, model, states
 
@@ -185,19 +185,13 @@ def _kernels(quick: bool) -> list[dict[str, Any]]:
             for queries in (1, 4, 16, 64):
                 query, keys, values = (torch.randn(1, heads, size, width) for size in (queries, tokens, tokens))
                 ways = {
-                    "flash": lambda: _seconds(lambda: _flash(query, keys, values, how, causal=False)),  # noqa: B023
-                    "products": lambda: _seconds(lambda: attend_masked(query, keys, values, how, None)),  # noqa: B023
+                    "flash": lambda: seconds_of(lambda: _flash(query, keys, values, how, causal=False)),  # noqa: B023
+                    "products": lambda: seconds_of(lambda: attend_masked(query, keys, values, how, None)),  # noqa: B023
                 }
                 seconds = {name: median(each) for name, each in in_turn(ways, 3 if quick else 15).items()}
                 shape = {"heads": heads, "width": width, "tokens": tokens, "queries": queries}
                 found.append({"case": "kernels", **shape, **seconds})
     return found
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 CASES: dict[str, Callable[[bool], list[dict[str, Any]]]] = {

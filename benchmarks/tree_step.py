@@ -11,21 +11,23 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from benchmarks.machine import describe, sentence
 from benchmarks.page import table
-from benchmarks.plan_page import write_section
+from benchmarks.plan_page import show_or_write
 from benchmarks.shapes import SERIAL
-from benchmarks.timing import random_tokens
+from benchmarks.timing import in_turn, random_tokens
+from benchmarks.tree_case import repeated
 from prefold.tree import prefill
 from prefold.tree.cache import masks
 from prefold.tree.cache.attention import tree_attention
@@ -98,12 +100,7 @@ class _Model:
 
     def _read(self, kind: str, ids: torch.Tensor, samples: int) -> Any:
         self._model.set_attn_implementation(masks.NAME if kind == "tree" else "sdpa")
-        if kind == "tree":
-            cache: Any = prefill(self._model, ids, branches=samples)
-        else:
-            cache = DynamicCache()
-            self._model(ids[:, :-1], past_key_values=cache)
-            cache.batch_repeat_interleave(samples)
+        cache = (prefill if kind == "tree" else repeated)(self._model, ids, branches=samples)
         self._model.set_attn_implementation(kind)
         return cache
 
@@ -112,12 +109,9 @@ def _measure(layers: int, samples: list[int]) -> list[dict[str, Any]]:
     """Return the medians of the parts of a step, for both caches in turn."""
     model, found = _Model(layers), []
     for count in samples:
-        rounds: dict[str, list[dict[str, float]]] = {"tree": [], "expanded": []}
-        for number in range(_ROUNDS + 1):
-            for kind in list(rounds)[:: 1 if number % 2 else -1]:
-                rounds[kind].append(model.steps(kind, count))
-        for kind, taken in rounds.items():
-            parts = {name: median(each[name] for each in taken[1:]) for name in _PARTS}
+        timed = {kind: partial(model.steps, kind, count) for kind in ("tree", "expanded")}
+        for kind, taken in in_turn(timed, _ROUNDS).items():
+            parts = {name: median(each[name] for each in taken) for name in _PARTS}
             found.append({"samples": count, "cache": kind, "parts": parts})
     return found
 
@@ -161,10 +155,7 @@ def main() -> None:
     head = ["MKL_CBWR", "samples", "cache", "step", *_PARTS]
     text = _TEXT.format(prompt=_PROMPT, vocabulary=SERIAL.settings["vocab_size"])
     text += table(head, rows) + "\n\n" + sentence(describe())
-    if asked.quick:
-        sys.stdout.write(text + "\n")
-    else:
-        write_section("tree-step", text, _PAGE)
+    show_or_write("tree-step", text, _PAGE, show=asked.quick)
 
 
 if __name__ == "__main__":

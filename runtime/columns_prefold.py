@@ -327,10 +327,7 @@ class ZeroOutput(Unread):
 def take_forms(stand_ins: dict[str, nn.Module], forms: list[dict[str, Any]]) -> None:
     """Let stand-ins take and return rows in the forms of the modules in whose place they are; norms that stay do so."""
     for entry in forms:
-        stand_in, (swapped, length) = (
-            stand_ins.get(entry["module"]),
-            (entry["form"]["swapped"], entry["form"]["length"]),
-        )
+        stand_in, swapped, length = stand_ins.get(entry["module"]), entry["form"]["swapped"], entry["form"]["length"]
         if stand_in is not None and swapped:
             stand_in.register_forward_pre_hook(partial(_swap_taken, swapped))
             stand_in.register_forward_hook(partial(_swap, swapped))

@@ -252,7 +252,7 @@ def materialize(model: PreTrainedModel, embedding_rows: int) -> dict[str, int]:
     Raises:
         UnsupportedModel: its tensors are larger than what this machine can address, or than an experiment fills.
     """
-    aside = _embeddings_and_head(model)
+    aside = embeddings_and_head(model)
     require_fillable(model, aside)
     windows([module for module in model.modules() if module not in aside])
     model._apply(lambda tensor: allocated(tensor.shape, tensor.dtype) if tensor.is_meta else tensor)
@@ -277,6 +277,7 @@ def _rows_of_padding(model: PreTrainedModel) -> dict[str, int]:
     return {name: each.padding_idx for name, each in modules if each.padding_idx is not None}
 
 
-def _embeddings_and_head(model: PreTrainedModel) -> set[nn.Module]:
+def embeddings_and_head(model: PreTrainedModel) -> set[nn.Module]:
+    """Return all embeddings of a model, and its output head."""
     head = model.get_output_embeddings()
     return {module for module in model.modules() if isinstance(module, nn.Embedding) or module is head}

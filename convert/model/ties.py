@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import nn
 from transformers import PreTrainedModel
+
+from prefold.convert.model.skeleton import embeddings_and_head
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def tied_modules(model: PreTrainedModel) -> set[str]:
 
     Their output may be stored, but their weights would be read all the same.
     """
-    aside = _embeddings_and_head(model)
+    aside = {id(held) for each in embeddings_and_head(model) for held in each.parameters(recurse=False)}
     holders = dict[int, list[str]]()
     for name, weight in model.named_parameters(remove_duplicate=False):
         if id(weight) not in aside:
@@ -60,10 +61,3 @@ def tied_modules(model: PreTrainedModel) -> set[str]:
         for names in shared
         if name and 0 < sum(each.startswith(f"{name}.") for each in names) < len(names)
     }
-
-
-def _embeddings_and_head(model: PreTrainedModel) -> set[int]:
-    """Return the weights of all embeddings and of the head, by identity."""
-    head = model.get_output_embeddings()
-    parts = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is head]
-    return {id(held) for each in parts for held in each.parameters(recurse=False)}
