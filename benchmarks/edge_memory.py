@@ -1,8 +1,10 @@
 """Report the memory of a process that loads an artefact: ``python edge_memory.py TARGET FOLDER VOCABULARY``."""
 
 import json
+import os
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import numpy as np
 from prefold.export.in_runtime import LOADERS
 from prefold.export.steps import run_prompt
 
+# What a process imports before it is measured.
+_LIBRARIES = {"onnx": ["onnxruntime"], "openvino": ["openvino"], "executorch": ["torch", "executorch.runtime"]}
 _PROMPT, _STEPS = 16, 16
 _OWN = re.compile(r"^Private_(?:Clean|Dirty): +(\d+) kB", re.MULTILINE)
 
@@ -19,8 +23,19 @@ def own() -> int:
     return 1024 * sum(map(int, _OWN.findall(Path("/proc/self/smaps_rollup").read_text())))
 
 
+def drop_cached(folder: Path) -> None:
+    """Let the system forget a folder's files, which it wrote just now: a fault would map what it holds around a page."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def main(to: str, folder: str, vocabulary: str) -> None:
     """Report what loading takes, and what a text of random tokens has taken behind it."""
+    drop_cached(Path(folder))
+    for library in _LIBRARIES[to]:
+        import_module(library)
     before = own()
     step = LOADERS[to](Path(folder))
     loaded = own()

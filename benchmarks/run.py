@@ -89,8 +89,7 @@ def _shown(names: list[str]) -> str:
 def _write(docs: Path, names: list[str]) -> None:
     """Write after every section, so that a long run that is stopped is not lost."""
     file = docs / "benchmarks.json"
-    stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    results = {name: stored[name] for name in stored.keys() - set(names)}
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for name in names:
         results[name] = _measured(name)
         file.write_text(json.dumps(results, indent=2) + "\n")

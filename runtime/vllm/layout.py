@@ -95,7 +95,9 @@ class _Planner:
             if column["module"].rpartition(".")[0] == parent and prod(column["shape"]) == width:
                 self._free.remove(column)
                 return column
-        raise NotExpressibleError(f"{dropped['module']}: dropped, and no column beside it is as wide")
+        raise NotExpressibleError(
+            f"{dropped['module']}: dropped, and no column beside it is as wide: store it (prefold convert --cut)"
+        )
 
     def _fill(self, module: str, start: int, width: int) -> None:
         """Ask vLLM's loader which rows of a projection this rank keeps, and where."""
@@ -147,12 +149,4 @@ def plan(model: nn.Module, load: Load, fold: dict[str, Any]) -> Layout:
     Raises:
         NotExpressibleError: what vLLM runs in place of a folded module is not that module alone.
     """
-    layout = _Planner(model, load, fold).layout()
-    names = {module: list[str]() for module in model.modules()}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names[module].append(name)
-    for name in (*layout.readers, *layout.passed, *layout.zeros):
-        others = [each for each in names[model.get_submodule(name)] if each != name]
-        if others:
-            raise NotExpressibleError(f"{name}: vLLM reads its weights in {others[0].rpartition('.')[0]}, too")
-    return layout
+    return _Planner(model, load, fold).layout()

@@ -94,15 +94,14 @@ def _swap(model: nn.Module, layout: Layout, config: Any) -> CountedRow:
     row = CountedRow(len(layout.readers))
     for name, (begin, end) in layout.readers.items():
         module = model.get_submodule(name)
-        returned = outputs_of(module, config.hidden_size)
+        returned = outputs_of(module, _width(module, config.hidden_size))
         silent = returned.partial and get_tensor_model_parallel_rank() > 0
-        model.set_submodule(name, Reader(module, row, begin, end, silent=silent, pair=returned.pair))
+        _put(model, name, Reader(module, row, begin, end, silent=silent, pair=returned.pair))
     for name in layout.passed:
         norm = model.get_submodule(name)
-        width = next(norm.parameters(), torch.empty(config.hidden_size)).shape[-1]  # a norm of heads is narrower
-        model.set_submodule(name, Passed(pair=outputs_of(norm, width).pair))
+        _put(model, name, Passed(pair=outputs_of(norm, _width(norm, config.hidden_size)).pair))
     for name in layout.zeros:
-        model.set_submodule(name, Zeros(pair=outputs_of(model.get_submodule(name), config.hidden_size).pair))
+        _put(model, name, Zeros(pair=outputs_of(model.get_submodule(name), config.hidden_size).pair))
     entry = config.prefold["folds"][0]["table"]
     table = Table(
         entry, layout.values.to("cpu"), config.prefold_placement, config.prefold["tensor_sha256"][entry["tensor"]]
@@ -111,6 +110,19 @@ def _swap(model: nn.Module, layout: Layout, config: Any) -> CountedRow:
     embedding.prefold, embedding.row, embedding.residual = table, row, layout.residual
     embedding.is_plain = layout.residual is not None and not layout.zeros
     return row
+
+
+def _width(module: nn.Module, hidden_size: int) -> int:
+    """Return how many values a module takes; a norm of heads, or of a latent, takes as many as it has weights."""
+    weight = next(module.parameters(recurse=False), None)
+    return hidden_size if weight is None or weight.dim() > 1 else len(weight)
+
+
+def _put(model: nn.Module, name: str, stand_in: nn.Module) -> None:
+    """Put a stand-in in a module's place, under all names: what runs latent attention holds the parts of its block."""
+    module = model.get_submodule(name)
+    for each in [each for each, part in model.named_modules(remove_duplicate=False) if part is module]:
+        model.set_submodule(each, stand_in)
 
 
 def _look_up_in(model: nn.Module, layout: Layout) -> Any:

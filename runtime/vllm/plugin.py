@@ -90,13 +90,15 @@ def _inspect(original: Callable[..., Any], registry: Any, architectures: Any, mo
 
 
 def _resolve(original: Callable[..., Any], registry: Any, architectures: Any, model_config: Any) -> Any:
+    from prefold.runtime.vllm.draft import derive_draft
     from prefold.runtime.vllm.model import derive
 
     model_class, architecture = original(registry, architectures, model_config)
-    if hasattr(model_config.hf_config, "prefold"):
+    config = model_config.hf_config
+    if hasattr(config, "prefold"):
         if getattr(model_config, "convert_type", "none") != "none":
             raise ValueError("a folded checkpoint generates, and does nothing else with vLLM")
-        model_class = derive(model_class)
+        model_class = (derive if config.model_type == config.prefold_model_type else derive_draft)(model_class)
     return model_class, architecture
 
 

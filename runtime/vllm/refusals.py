@@ -46,10 +46,6 @@ def _of_checkpoint(section: dict[str, Any]) -> list[str]:
 
 def _of_engine(model_config: Any) -> list[str]:
     reasons, config = [], model_config.hf_config
-    if config.model_type != config.prefold_model_type:
-        reasons.append(
-            f"{config.model_type}: drafts that lie in a target's own checkpoint (MTP) read its embedding there"
-        )
     if model_config.enable_prompt_embeds:
         reasons.append("enable_prompt_embeds: there are no token ids to look up")
     placement = config.prefold_placement

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.candidate_generator import MTPCandidateGenerator
 
-from tests.conftest import load, tokens
+from prefold.convert import convert_checkpoint
+from tests.conftest import load, random_model, small_config, tokens
+from tests.predictors import add_predictor
 from tests.runtime.pairs import Pair, generate, left_padded, make_pair
 
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -64,6 +67,34 @@ def test_folded_model_drafts_for_its_own_source(pair: Pair) -> None:
 def test_prompt_lookup_makes_the_sources_greedy_tokens(pair: Pair) -> None:
     ids = tokens(1, 4).repeat(1, 4)
     assert torch.equal(generate(pair.folded, ids, prompt_lookup_num_tokens=3), generate(pair.source, ids))
+
+
+def test_multi_token_prediction_proposes_what_it_does_for_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layer lies in the target's own checkpoint, and its embedding is the target's: here the row's residual."""
+    proposed = list[list[int]]()
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = own(self, *args, **kwargs)
+        proposed.append(found[0].tolist())
+        return found
+
+    own = MTPCandidateGenerator.get_candidates
+    monkeypatch.setattr(MTPCandidateGenerator, "get_candidates", watched)
+    layers = 61  # transformers finds the layer by the number that it has in DeepSeek V3
+    random_model(small_config("deepseek_v3", num_hidden_layers=layers)).save_pretrained(tmp_path / "source")
+    add_predictor(tmp_path / "source", "deepseek_v3", layers)
+    folded = convert_checkpoint(str(tmp_path / "source"), tmp_path / "folded").out
+    made, proposals = dict[str, torch.Tensor](), dict[str, list[list[int]]]()
+    for name, folder in (("source", tmp_path / "source"), ("folded", folded)):
+        model = load(folder)
+        made[name] = generate(model, tokens(1), use_mtp=True)
+        proposals[name] = [*proposed]
+        proposed.clear()
+        assert torch.equal(made[name], generate(model, tokens(1)))
+    assert torch.equal(made["folded"], made["source"])
+    assert proposals["folded"] == proposals["source"] != []
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 3}], ids=["greedy", "sampling", "beams"])

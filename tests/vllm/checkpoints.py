@@ -25,8 +25,10 @@ _GROUPED = _SERIAL | {"num_key_value_heads": 2}
 _HEADS = _GROUPED | {"head_dim": 32}
 _PLAIN = {"vocab_size": VOCABULARY, "hidden_size": 128, "n_layer": 3, "n_head": 4}
 _EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "first_k_dense_replace": 1}
-_LATENT = _SERIAL | _EXPERTS | {"first_k_dense_replace": 3, "kv_lora_rank": 64, "q_lora_rank": 64, "v_head_dim": 32}
-_LATENT |= {"qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "n_shared_experts": 1}
+_LATENT = _SERIAL | _EXPERTS | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "q_lora_rank": 64}
+_LATENT |= {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}  # its kernel's sizes
+_ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 1}
+_ERNIE |= {"moe_layer_start_index": 1, "moe_layer_end_index": 2, "num_nextn_predict_layers": 1}
 _FALCON = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 # By what a test calls them: transformers' type, and the settings of its config.
@@ -58,10 +60,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "cohere2_moe",
         _HEADS | {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1, "sliding_window": 64},
     ),
-    "deepseek_v2": ("deepseek_v2", _LATENT),
+    "deepseek_v3": ("deepseek_v3", _LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}),
     "glm4_moe": ("glm4_moe", _HEADS | _EXPERTS | {"num_nextn_predict_layers": 1}),
+    "ernie4_5_moe": ("ernie4_5_moe", _HEADS | _ERNIE),
     "gpt2": ("gpt2", {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 2, "n_head": 4}),
 }  # fmt: skip
+
+# Where vLLM fuses what the deepest cut leaves out.
+CUTS = {"deepseek_v3": "self_attn.q_a_layernorm"}
 
 
 def save(shape: tuple[str, dict[str, Any]], folder: Path, dtype: torch.dtype = torch.float32) -> Path:

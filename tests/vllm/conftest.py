@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm.checkpoints import SHAPES, fold, save
+from tests.vllm.checkpoints import CUTS, SHAPES, fold, save
 from tests.vllm.engines import answers, tokens
 
 # Without the first the engine takes nearly all of the machine's memory for its cache.
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
             save(SHAPES[name], made[name] / "source")
-            fold(made[name] / "source", made[name] / "folded")
+            fold(made[name] / "source", made[name] / "folded", cut=CUTS.get(name, "auto"))
         return made[name]
 
     return make

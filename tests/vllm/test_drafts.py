@@ -1,11 +1,14 @@
 """Speculative decoding: a folded model drafts, is drafted for, and lends its embedding to a draft."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.predictors import add_predictor
+from tests.vllm.checkpoints import CUTS, SHAPES, fold, save
 from tests.vllm.engines import answers, engine, say, tokens
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
@@ -56,6 +59,27 @@ def test_a_draft_that_takes_its_targets_embedding(llama, said, tmp_path, eager):
             found[side] = counted(llm)
     assert found["folded"] == found["source"]
     assert found["source"][1] > 100
+
+
+@pytest.fixture(scope="module", params=["glm4_moe", "ernie4_5_moe", "deepseek_v3"])
+def predictor(request, tmp_path_factory) -> Path:
+    """Return the folder of a model with a layer of multi-token prediction."""
+    folder, shape = tmp_path_factory.mktemp(request.param), SHAPES[request.param]
+    add_predictor(save(shape, folder / "source"), request.param, shape[1]["num_hidden_layers"])
+    fold(folder / "source", folder / "folded", cut=CUTS.get(request.param, "auto"))
+    return folder
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_draft_in_the_checkpoint_itself(predictor, eager):
+    """Its embedding is the row's residual: it proposes for the folded target what it proposes for the source."""
+    asked, found = {"method": "mtp", "num_speculative_tokens": 1}, {}
+    for side in ("source", "folded"):
+        options = {"speculative_config": asked, "disable_log_stats": False, "enforce_eager": eager}
+        with engine(predictor / side, **options) as llm:
+            found[side] = tokens(say(llm)), counted(llm)
+    assert found["folded"] == found["source"]
+    assert found["source"][1][1] > 0
 
 
 def test_a_draft_that_would_get_a_changed_embedding(checkpoint, llama, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.vllm.checkpoints import fold
 from tests.vllm.engines import answers, engine
 
 vllm = pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
@@ -54,9 +55,10 @@ def test_a_module_that_vllm_does_not_have(checkpoint, tmp_path):
         start(folder)
 
 
-def test_projections_that_vllm_reads_itself(checkpoint):
-    with pytest.raises(ValueError, match=r"q_b_proj: vLLM reads its weights in .*mla_attn, too"):
-        start(checkpoint("deepseek_v2") / "folded")
+def test_a_projection_that_vllm_fuses_and_the_cut_drops(checkpoint, tmp_path):
+    deepest = fold(checkpoint("deepseek_v3") / "source", tmp_path / "deepest", cut="deepest")
+    with pytest.raises(ValueError, match=r"q_a_proj: dropped, .* store it \(prefold convert --cut\)"):
+        start(deepest)
 
 
 @pytest.mark.ranks
@@ -75,12 +77,6 @@ def test_a_projection_whose_inputs_lie_on_several_ranks(checkpoint, tmp_path, ca
 def test_weights_that_come_from_nowhere(checkpoint):
     with pytest.raises(OSError, match="no table was loaded: this load_format"):
         start(checkpoint("llama") / "folded", load_format="dummy")
-
-
-def test_a_draft_in_the_checkpoint_itself(checkpoint):
-    asked = {"method": "mtp", "num_speculative_tokens": 1}
-    with pytest.raises(ValueError, match=r"glm4_moe_mtp: drafts that lie in a target's own checkpoint"):
-        start(checkpoint("glm4_moe") / "folded", speculative_config=asked)
 
 
 def test_another_format(checkpoint, tmp_path):

@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 # Where vLLM has fused modules, norms of heads, scaled embeddings, parallel blocks, no class of its own, experts.
 NAMED = ("llama", "qwen3", "gemma2", "cohere", "gpt_neox", "phi3", "mixtral")
 OTHERS = ("llama_tied", "llama_one_kv_head", "qwen2", "gemma3", "qwen3_moe", "olmo2", "granite", "bloom", "gptj")
-OTHERS += ("falcon", "falcon_new", "cohere2_moe")
+OTHERS += ("falcon", "falcon_new", "cohere2_moe", "deepseek_v3")
 
 
 def smoke(*quick):
