@@ -24,7 +24,7 @@ def own() -> int:
 
 
 def drop_cached(folder: Path) -> None:
-    """Let the system forget a folder's files, which it wrote just now: a fault would map what it holds around a page."""
+    """Let the system forget files that were written just now: a fault maps what it holds around a page."""
     for file in folder.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())

@@ -24,9 +24,7 @@ class _Layout:
 
 
 _LAYER = "model.layers.{layers}."
-_DEEPSEEK = _Layout(
-    _LAYER, 1, f"{_LAYER}eh_proj", (f"{_LAYER}enorm", f"{_LAYER}hnorm", f"{_LAYER}shared_head.norm")
-)
+_DEEPSEEK = _Layout(_LAYER, 1, f"{_LAYER}eh_proj", (f"{_LAYER}enorm", f"{_LAYER}hnorm", f"{_LAYER}shared_head.norm"))
 _LAYOUTS = {
     "deepseek_v3": _DEEPSEEK,
     "glm4_moe": _DEEPSEEK,

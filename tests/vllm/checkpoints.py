@@ -25,8 +25,9 @@ _GROUPED = _SERIAL | {"num_key_value_heads": 2}
 _HEADS = _GROUPED | {"head_dim": 32}
 _PLAIN = {"vocab_size": VOCABULARY, "hidden_size": 128, "n_layer": 3, "n_head": 4}
 _EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "first_k_dense_replace": 1}
+# The sizes that vLLM's kernel of latent attention has.
 _LATENT = _SERIAL | _EXPERTS | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "q_lora_rank": 64}
-_LATENT |= {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}  # its kernel's sizes
+_LATENT |= {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 _ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 1}
 _ERNIE |= {"moe_layer_start_index": 1, "moe_layer_end_index": 2, "num_nextn_predict_layers": 1}
 _FALCON = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
