@@ -14,7 +14,7 @@ from prefold.common.errors import UsageError
 from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.experiment.discover import DEEPEST, Discovery, discover
 from prefold.convert.experiment.explain import ModuleDependency
-from prefold.convert.experiment.tokens import experiment_tokens
+from prefold.convert.experiment.tokens import SEQ, experiment_tokens
 from prefold.convert.fold.check import (
     check_fold_on_skeleton,
     find_unreached,
@@ -104,8 +104,8 @@ def _study(
     declared, float32 = dict(model.all_tied_weights_keys), kept_in_float32(model, dtype)
     stacks = _pruned(model, config)
     cleared = materialize(model, _ROWS)
-    entries = _entries(model, stacks)
-    sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
+    entries, length = _entries(model, stacks)
+    sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype, length))
     found = [fold for side in sides for fold in side]
     tied = partial(find_ties, model, declared, called=set(entries), cleared=cleared)
     ties = tied(_embeddings([side[0] for side in sides]))
@@ -258,8 +258,8 @@ def _require_own(model: PreTrainedModel, embedding: str) -> None:
             raise UnsupportedModel([f"its embedding, {embedding}, shares what it adds to its rows with {name}"])
 
 
-def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: EmbeddingSite) -> Cut:
-    return lay_out_row(found, place, merge_residual=options.merge_residual).encoded(dtype, options)
+def _encoded(options: FoldOptions, dtype: torch.dtype, length: int, found: Discovery, place: EmbeddingSite) -> Cut:
+    return lay_out_row(found, place, length=length, merge_residual=options.merge_residual).encoded(dtype, options)
 
 
 def _with_unused(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:
@@ -296,18 +296,26 @@ def _only_embedding(model: PreTrainedModel, found: Discovery) -> str:
     return names[0]
 
 
-def _entries(model: PreTrainedModel, stacks: list[Stack]) -> dict[str, list[int]]:
-    """Record the entries of a pass over one token, as a table's are run; refuse a model that runs only several."""
-    ids = experiment_tokens(model.config)
+def _entries(model: PreTrainedModel, stacks: list[Stack]) -> tuple[dict[str, list[int]], int]:
+    """Record the entries of a pass over the shortest text of one token that the model runs; returns its length, too."""
+    ids, failures = experiment_tokens(model.config), list[ModelFailed]()
+    for length in range(1, SEQ + 1):
+        try:
+            return _hooked_entries(model, stacks, ids[:1, :1].expand(1, length)), length
+        except ModelFailed as failure:
+            failures.append(failure)
+    record_entries(model, ids)
+    raise UnsupportedModel([f"it does not run a token alone, nor {SEQ} times, as a table's are run: {failures[0]}"])
+
+
+def _hooked_entries(model: PreTrainedModel, stacks: list[Stack], ids: torch.Tensor) -> dict[str, list[int]]:
+    """Record the entries of a pass, also where the model calls its blocks alone."""
     try:
-        return record_entries(model, ids[:1, :1])
+        return record_entries(model, ids)
     except CalledAlone:
         for stack in stacks:
             call_with_hooks(model, stack)
-        return record_entries(model, ids[:1, :1])
-    except ModelFailed as failure:
-        record_entries(model, ids)
-        raise UnsupportedModel([f"it does not run a token alone, as a table's are run: {failure}"]) from failure
+        return record_entries(model, ids)
 
 
 @torch.no_grad()

@@ -100,8 +100,8 @@ class Linear:
         self._is_fed = False
         wider = {name: self._widen for name, _ in self._model.named_modules()}
         with hooks(self._model, wider, self._feeding(values[:, None]) | {name: keep(name) for name in wanted}):
-            token = experiment_tokens(self._model.config)[:1, :1].to(self._model.device)
-            run_side(self._model, self._cut.side, token.expand(len(values), 1))
+            token = experiment_tokens(self._model.config)[0, :1].to(self._model.device)
+            run_side(self._model, self._cut.side, self._cut.texts(token.expand(len(values))))
         return torch.cat([seen[column.module] for column in self._sum.columns], dim=1)
 
     def _feeding(self, values: torch.Tensor) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def table_rows(model: PreTrainedModel, cut: Cut, chunk_tokens: int) -> Iterator[
     linear = Linear(model, cut, cut.sum) if cut.sum else None
     with _shortened(model, cut):
         for start in range(0, cut.rows, chunk_tokens):
-            rows = compute_rows(model, cut, _ids(model, start, min(start + chunk_tokens, cut.rows)))[:, 0]
+            rows = compute_rows(model, cut, _texts(model, cut, start, min(start + chunk_tokens, cut.rows)))[:, 0]
             if linear:
                 rows = torch.cat([rows, linear.token_parts(_slice(rows, cut)).to(rows.dtype)], dim=1)
             rows = rows.cpu()
@@ -203,15 +203,15 @@ def _slice(rows: torch.Tensor, cut: Cut) -> torch.Tensor:
     return rows[:, column.start : column.start + column.width]
 
 
-def _ids(model: PreTrainedModel, start: int, stop: int) -> torch.Tensor:
-    """Return tokens, each as a sequence of its own: ``[tokens, 1]``."""
-    return torch.arange(start, stop, device=model.device)[:, None]
+def _texts(model: PreTrainedModel, cut: Cut, start: int, stop: int) -> torch.Tensor:
+    """Return tokens, each as a text of its own: ``[tokens, length]``."""
+    return cut.texts(torch.arange(start, stop, device=model.device))
 
 
 @contextmanager
 def _shortened(model: PreTrainedModel, cut: Cut) -> Iterator[None]:
     """Leave modules behind their last column, if a few tokens show that rows stay the same to the bit."""
-    ids = _ids(model, 0, min(_TRIAL_TOKENS, cut.rows))
+    ids = _texts(model, cut, 0, min(_TRIAL_TOKENS, cut.rows))
     whole = compute_rows(model, cut, ids)
     with ExitStack() as bypasses:
         bypasses.enter_context(bypassed(model, cut))

@@ -41,6 +41,7 @@ ACCURATE = [
     "masked/layoutlm",
     "masked/convbert",
     "masked/ibert",  # its modules return tuples
+    "masked/funnel",  # runs no token alone
     "masked/longformer",  # pads its tokens
     "masked/squeezebert",  # has the sequence behind the values
     "seq2seq/canary",  # multiplies its positions
@@ -56,7 +57,6 @@ REFUSED = {
     "causal/prophetnet": "takes 24 positions where there are 8 tokens",
     "causal/roc_bert": "no sum of the token's part and of what",
     "causal/xlnet": "its weights are used by its own code",
-    "masked/funnel": "does not run a token alone",
     "masked/mobilebert": "tokens see each other before its first block, by mobilebert.embeddings",
     "masked/perceiver": "is no module that its tokens go through",
     "masked/roc_bert": "no sum of the token's part and of what",
