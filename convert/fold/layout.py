@@ -61,7 +61,8 @@ class Sum:
     """Columns whose input is a sum of look-ups, as of token and position; they store the token's part, last in a row.
 
     Attributes:
-        token: the module that returns the token's part of the sum.
+        token: the module that the token's part of the sum is made of.
+        through: the module that returns that part: the same, or a linear map, which stays.
         factor: of that part in the sum.
         look_ups: the other parts; each gets a table of its own for the same columns.
         norms: between the sum and the columns.
@@ -70,6 +71,7 @@ class Sum:
     """
 
     token: str
+    through: str
     factor: float
     look_ups: list[LookUp]
     norms: list[Norm]
@@ -260,6 +262,10 @@ class Cut:
         """Return ``[tokens]``, each repeated in the shortest text of its own: ``[tokens, length]``."""
         return tokens[:, None].expand(-1, self.length)
 
+    def slice_of(self, module: str) -> slice:
+        """Return the place of a stored module's slice in a row."""
+        return next(slice(each.start, each.start + each.width) for each in self.stored if each.module == module)
+
     def form_of(self, module: str) -> Form:
         """Return the form in which a module returns rows."""
         return next((each.form for each in self.forms if each.module == module), PLAIN)
@@ -340,4 +346,5 @@ def _sum(discovery: Discovery, start: int) -> Sum | None:
     if found is None:
         return None
     live = [norm.name for norm in found.normed]
-    return Sum(found.token, found.factor, found.look_ups, found.norms, live, _columns(found.columns, start))
+    columns = _columns(found.columns, start)
+    return Sum(found.token, found.through, found.factor, found.look_ups, found.norms, live, columns)

@@ -104,7 +104,7 @@ def test_a_model_that_runs_no_text_of_one_token_is_refused(monkeypatch: pytest.M
         return made(self, input_ids)
 
     monkeypatch.setattr(FunnelEmbeddings, "forward", forward)
-    with pytest.raises(UnsupportedModel, match="does not run a token alone, nor 8 times, .*boring"):
+    with pytest.raises(UnsupportedModel, match=r"does not run a token alone, nor 8 times, .*boring"):
         cut_of(funnel(1))
 
 
