@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from prefold.convert.errors import ModelFailed
 from prefold.convert.experiment.forms import PLAIN
 from prefold.convert.experiment.look_ups import LookUp, Norm, find_norm
 from prefold.convert.experiment.token_pure import Passes, TokenPureModule, cached_step, has_weights, same_in_a_step
@@ -83,25 +84,33 @@ def _maps(
 
     What it makes of any other look-up would be taken for its constant: a model that has more is left out.
     """
-    calls, look_ups = passes.original.calls, passes.look_ups
-    for token in (part.token for part in alone if look_ups):
-        sources = [token, *(look_up.module for look_up in look_ups)]
-        if not _takes_ids(model, passes) <= {*sources} or any(calls[name][0].form != PLAIN for name in sources):
-            continue
-        feeding: Overrides = {name: partial(_varied, number) for number, name in enumerate(sources)}
-        seen = trace(model, side, first_block, ids.repeat(_VARIANTS, 1), feeding)
-        changed: list[Overrides] = [{each.module: lambda rows: _varied(0, rows)[:BATCH]} for each in look_ups]
-        moved = [trace(model, side, first_block, ids, each) for each in changed]
-        for name, module in model.named_modules():
-            is_before = name not in sources and has_weights(module) and not name.startswith(f"{first_block}.")
-            if is_before and _is_linear(seen, name) and calls[name][0].form == PLAIN:
-                rows = [each.calls[name][0].output for each in (passes.original, *moved)]
-                mapped = [each for each, there in zip(look_ups, rows[1:], strict=True) if not _are_same(rows[0], there)]
-                yield from [Separable(token, name, look_ups=mapped)] if mapped else []
+    for part in alone if passes.look_ups else []:
+        sources = [part.token, *(look_up.module for look_up in passes.look_ups)]
+        is_plain = all(passes.original.calls[name][0].form == PLAIN for name in sources)
+        if is_plain and _takes_ids(model, passes) <= {*sources}:
+            try:
+                yield from _maps_of(model, side, first_block, ids, passes, sources)
+            except ModelFailed:
+                continue  # it wants other shapes of its look-ups
 
 
-def _are_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    return one is not None and other is not None and same_rows(one, other)
+def _maps_of(
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, passes: Passes, sources: list[str]
+) -> Iterator[Separable]:
+    """Yield the modules before a block that are linear in what ``sources`` return, the token's first."""
+    feeding: Overrides = {name: partial(_varied, number) for number, name in enumerate(sources)}
+    seen = trace(model, side, first_block, ids.repeat(_VARIANTS, 1), feeding)
+    moved = [(each, trace(model, side, first_block, ids, {each.module: _other})) for each in passes.look_ups]
+    for name, module in model.named_modules():
+        is_before = name not in sources and has_weights(module) and not name.startswith(f"{first_block}.")
+        if is_before and _is_linear(seen, name) and seen.calls[name][0].form == PLAIN:
+            mapped = [look_up for look_up, there in moved if _differs(name, passes.original, there)]
+            yield from [Separable(sources[0], name, look_ups=mapped)] if mapped else []
+
+
+def _differs(name: str, here: Trace, there: Trace) -> bool:
+    one, other = (seen.calls[name][0].output for seen in (here, there))
+    return one is None or other is None or not same_rows(one, other)
 
 
 def _takes_ids(model: PreTrainedModel, passes: Passes) -> set[str]:
@@ -115,6 +124,11 @@ def _varied(seed: int, rows: torch.Tensor) -> torch.Tensor:
     """Return random rows of this width for ``x``, ``y``, ``x + y``, zeros, and ``x`` mirrored."""
     one, two = torch.randn(2, BATCH, SEQ, rows.shape[-1], generator=torch.Generator().manual_seed(seed))
     return torch.cat([one, two, one + two, torch.zeros_like(one), mirrored(one)])
+
+
+def _other(rows: torch.Tensor) -> torch.Tensor:
+    """Return random rows of this width, as in a pass over the experiment's tokens."""
+    return _varied(0, rows)[:BATCH]
 
 
 def _sums(model: PreTrainedModel, passes: Passes, parts: list[Separable]) -> Iterator[Separable]:
@@ -163,8 +177,8 @@ def _fit_part(
     name: str, taken: torch.Tensor, part: Separable, added: list[tuple[LookUp, torch.Tensor]], passes: Passes
 ) -> Separable | None:
     """Return a module's input as the sum of one part that follows the token and of look-ups; None where it is none."""
-    own = passes.original.calls[part.through][0].output
-    if own is None or own.shape != taken.shape:
+    own: torch.Tensor = passes.original.calls[part.through][0].output  # type: ignore[assignment]  # it returns rows
+    if own.shape != taken.shape:
         return None
     added = [(look_up, rows) for look_up, rows in added if look_up not in part.look_ups]
     factors = _factors(taken, [own, *(rows for _, rows in added)])
@@ -238,12 +252,8 @@ def _linear_modules(
     seen = trace(model, side, first_block, tokens, fed(sum_, variants))
     padded = trace(model, side, first_block, tokens, fed(sum_, variants), mask)
     cached = cached_step(model, side, first_block, ids, fed(sum_, variants[:BATCH]))
-    sources = [
-        sum_.token,
-        sum_.through,
-        *(look_up.module for look_up in sum_.look_ups),
-        *(norm.module for norm in sum_.norms),
-    ]
+    beside = [*(look_up.module for look_up in sum_.look_ups), *(norm.module for norm in sum_.norms)]
+    sources = [sum_.token, sum_.through, *beside]
     found: list[TokenPureModule] = []
     for name, module in model.named_modules():
         inside = name in reentered or any(name.startswith(f"{outer.name}.") for outer in found)
