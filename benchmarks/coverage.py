@@ -152,7 +152,7 @@ def _rows_difference(source: PreTrainedModel, folded: PreTrainedModel) -> float 
         return None
     apart = []
     for cut in cuts:
-        live = compute_rows(source, cut, torch.arange(cut.rows)[:, None])[:, 0]
+        live = compute_rows(source, cut, cut.texts(torch.arange(cut.rows)))[:, 0]
         apart.append(difference(folded.get_parameter(f"{cut.embedding}.weight"), live))
     return max(apart)
 

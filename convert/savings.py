@@ -237,6 +237,8 @@ def _fate_beside(cut: Cut, module: str) -> str:
 
 def _step(study: Study, resolved: ResolvedModel) -> str:
     """Return the unit of a step: a decoder's token, an encoder's pass, or a pass through encoder and decoder."""
+    if (length := study.cuts[0].length) > 1:
+        return f"by a pass over {length} tokens, the fewest that it runs"
     if not resolved.model_class.can_generate():
         return "by a pass over one token"
     both = any(cut.side.sees_source for cut in study.cuts) and resolved.model_class.main_input_name == "input_ids"

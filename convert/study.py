@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prefold.common.errors import UsageError
 from prefold.convert.errors import ModelFailed, UnsupportedModel, model_code
 from prefold.convert.experiment.discover import DEEPEST, Discovery, discover
+from prefold.convert.experiment.entries import shortest_entries
 from prefold.convert.experiment.explain import ModuleDependency
 from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.fold.check import (
@@ -23,14 +24,12 @@ from prefold.convert.fold.check import (
 from prefold.convert.fold.layout import Column, Cut, EmbeddingSite, lay_out_row
 from prefold.convert.fold.reads import ParameterReads, freed_by, measure_parameter_reads
 from prefold.convert.model.filling import ThinProducts
-from prefold.convert.model.inputs import Side, find_sides, whole_inputs
+from prefold.convert.model.inputs import Side, find_sides
 from prefold.convert.model.load import kept_in_float32
-from prefold.convert.model.running import hooks, run_side
+from prefold.convert.model.running import run_side
 from prefold.convert.model.skeleton import (
-    CalledAlone,
     Stack,
     build_on_meta,
-    call_with_hooks,
     find_stacks,
     first_to_run,
     materialize,
@@ -104,8 +103,8 @@ def _study(
     declared, float32 = dict(model.all_tied_weights_keys), kept_in_float32(model, dtype)
     stacks = _pruned(model, config)
     cleared = materialize(model, _ROWS)
-    entries = _entries(model, stacks)
-    sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype))
+    entries, length = shortest_entries(model, stacks)
+    sides, unfolded = _sides(model, stacks, entries, partial(_encoded, options, dtype, length))
     found = [fold for side in sides for fold in side]
     tied = partial(find_ties, model, declared, called=set(entries), cleared=cleared)
     ties = tied(_embeddings([side[0] for side in sides]))
@@ -258,8 +257,8 @@ def _require_own(model: PreTrainedModel, embedding: str) -> None:
             raise UnsupportedModel([f"its embedding, {embedding}, shares what it adds to its rows with {name}"])
 
 
-def _encoded(options: FoldOptions, dtype: torch.dtype, found: Discovery, place: EmbeddingSite) -> Cut:
-    return lay_out_row(found, place, merge_residual=options.merge_residual).encoded(dtype, options)
+def _encoded(options: FoldOptions, dtype: torch.dtype, length: int, found: Discovery, place: EmbeddingSite) -> Cut:
+    return lay_out_row(found, place, length=length, merge_residual=options.merge_residual).encoded(dtype, options)
 
 
 def _with_unused(model: PreTrainedModel, cuts: list[Cut], ties: Ties) -> list[Cut]:
@@ -294,33 +293,6 @@ def _only_embedding(model: PreTrainedModel, found: Discovery) -> str:
     if len(names) != 1:
         raise UnsupportedModel(["it names no input embedding: several may make up a token's"])
     return names[0]
-
-
-def _entries(model: PreTrainedModel, stacks: list[Stack]) -> dict[str, list[int]]:
-    """Record the entries of a pass over one token, as a table's are run; refuse a model that runs only several."""
-    ids = experiment_tokens(model.config)
-    try:
-        return record_entries(model, ids[:1, :1])
-    except CalledAlone:
-        for stack in stacks:
-            call_with_hooks(model, stack)
-        return record_entries(model, ids[:1, :1])
-    except ModelFailed as failure:
-        record_entries(model, ids)
-        raise UnsupportedModel([f"it does not run a token alone, as a table's are run: {failure}"]) from failure
-
-
-@torch.no_grad()
-def record_entries(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, list[int]]:
-    """Run tokens through the whole model; returns each module's entries, numbered over all modules."""
-    entries, number = dict[str, list[int]](), count()
-
-    def enter(name: str) -> Any:
-        return lambda *_: entries.setdefault(name, []).append(next(number))
-
-    with hooks(model, {name: enter(name) for name, _ in model.named_modules()}, {}), model_code():
-        model(**whole_inputs(model, ids))
-    return entries
 
 
 def _optional_embeddings(

@@ -135,6 +135,8 @@ class Table(Folded):
     counts it as one; it is a part of the state all the same.
     """
 
+    padding_idx = None  # for a model that sets its embedding's row of padding to zero: here that is done
+
     def __init__(self, entry: dict[str, Any], row: Row, placement: str = "device", start: int | None = 0) -> None:
         """``entry`` is the table's in ``config.json``; ``start`` is the residual slice's, None if that is unread."""
         super().__init__(entry["module"])

@@ -37,7 +37,7 @@ from .columns_prefold import (
 from .ranks_prefold import distributor_of
 from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
 
-FORMAT = 6
+FORMAT = 7
 # The first and last versions of transformers that this module was tried with.
 TESTED = "5.0", "5.24"
 # Since this version a table that is no parameter can be loaded.

@@ -27,13 +27,14 @@ def check_reads(source: dict[str, int], folded: dict[str, int], census: Paramete
         if not census.has_experts and before != expected:
             problems.append(f"batch {batch}: the source reads {before:,} bytes, the formula says {expected:,}")
         batches.append({"batch": batch, "before_bytes": before, "after_bytes": after, "formula_saved_bytes": saved})
-    summary = _summary(batches[0]) + ("" if problems else ", as the formula says")
+    summary = _summary(batches[0], census) + ("" if problems else ", as the formula says")
     return Outcome(not problems, summary, {"batches": batches}, problems)
 
 
-def _summary(first: dict[str, Any]) -> str:
+def _summary(first: dict[str, Any], census: ParameterReads) -> str:
     before, after = first["before_bytes"], first["after_bytes"]
-    return f"{before:,} bytes per token before, {after:,} after ({1 - after / before:.2%} saved)"
+    unit = "token" if (length := census.cuts[0].length) == 1 else f"{length} tokens"
+    return f"{before:,} bytes per {unit} before, {after:,} after ({1 - after / before:.2%} saved)"
 
 
 def is_packed(folded: dict[str, Any], census: ParameterReads, itemsize: int) -> bool:
@@ -58,7 +59,7 @@ def check_packed_reads(
             problems.append(f"batch {batch}: {saved:,} bytes saved, folded modules less their rows are {expected:,}")
         sizes = {"before_bytes": source[str(batch)], "after_bytes": after[str(batch)]}
         batches.append({"batch": batch, **sizes, "folded_bytes": folded["reads"][str(batch)]})
-    summary = _summary(batches[0])
+    summary = _summary(batches[0], census)
     summary += "" if problems else ", as measured in the folded modules; the formula is for unquantized weights"
     if folded["unseen"] and not problems:
         summary = f"not compared: {folded['unseen'][0]} is no parameter, and parameters alone are counted"

@@ -273,6 +273,7 @@ class _Comparison:
             "adapter": str(adapter.absolute()) if adapter else None,
             "trust_remote_code": self.known.options.trust_remote_code,
             "new_tokens": self.new_tokens,
+            "length": self.known.study.cuts[0].length,
             "with_text": self.is_smaller or any(cut.sum for cut in self.known.study.cuts),
             "passages": self.passages,
         }

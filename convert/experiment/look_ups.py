@@ -17,7 +17,8 @@ from prefold.convert.experiment.trace import Call, Trace
 class LookUp:
     """A module that returns rows of its ``weight``, ``[rows, width]``, chosen by anything but the token.
 
-    The model multiplies them by ``factor`` before it adds them to the token's.
+    The model multiplies them by ``factor`` before it adds them to the token's. Where they are ``mapped``, it takes
+    both together through a linear map, and multiplies that.
     """
 
     module: str
@@ -25,6 +26,7 @@ class LookUp:
     rows: int
     width: int
     factor: float = 1.0
+    mapped: bool = False
 
     def returned(self, seen: Trace) -> list[torch.Tensor]:
         """Return its outputs in a pass, call by call."""

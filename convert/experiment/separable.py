@@ -6,15 +6,19 @@ norm's output is still a sum over the look-ups, times one number per token, the 
     W (s * centre(e + p) * gain + shift) + b = s * (A + B) + c,    A = W (centre(e) * gain),  c = W shift + b
 
 A is one row per token, B one per position. s is computed from e + p, which is read anyway as the residual. Behind a
-second norm the same holds once more: s' * (s * (A + B) + c) + c'.
+second norm the same holds once more: s' * (s * (A + B) + c) + c'. And where a linear map M is in front of the sum, as
+of several look-ups' rows side by side, M(e, q) is M(e, 0) + M(0, q) - M(0, 0): the token's part and the other's.
 """
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
+from prefold.convert.errors import ModelFailed
+from prefold.convert.experiment.forms import PLAIN
 from prefold.convert.experiment.look_ups import LookUp, Norm, find_norm
 from prefold.convert.experiment.token_pure import Passes, TokenPureModule, cached_step, has_weights, same_in_a_step
 from prefold.convert.experiment.tokens import BATCH, SEQ, are_rows, is_constant, mirrored, padding_mask, same_rows
@@ -31,7 +35,8 @@ class Separable:
     """A sum of look-ups that reaches the first block.
 
     Attributes:
-        token: the module that returns the token's part.
+        token: the token-pure module that the token's part is made of.
+        through: the module that returns that part: the same, or a linear map of it and of look-ups.
         factor: of that part in the sum.
         norms: between the sum and the columns, one behind the other; empty where projections read the sum itself.
         normed: the norms as the experiment saw them.
@@ -39,8 +44,9 @@ class Separable:
     """
 
     token: str
-    factor: float
-    look_ups: list[LookUp]
+    through: str
+    factor: float = 1.0
+    look_ups: list[LookUp] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     normed: list[TokenPureModule] = field(default_factory=list)
     columns: list[TokenPureModule] = field(default_factory=list)
@@ -59,19 +65,77 @@ def find_separable(
 
     Where the block has norms of its own, the modules behind those count.
     """
-    found = [
-        replace(sum_, columns=_linear_modules(model, side, first_block, ids, passes, sum_, reentered))
-        for sum_ in _sums(model, passes, pure)
-    ]
-    inside = [sum_ for sum_ in found if any(column.name.startswith(f"{first_block}.") for column in sum_.columns)]
-    return next(iter([*inside, *(sum_ for sum_ in found if sum_.columns)]), None)
+    alone = [Separable(token.name, token.name) for token in pure]
+    for parts in (alone, _maps(model, side, first_block, ids, passes, alone)):
+        found = [
+            replace(sum_, columns=_linear_modules(model, side, first_block, ids, passes, sum_, reentered))
+            for sum_ in _sums(model, passes, [*parts])
+        ]
+        inside = [sum_ for sum_ in found if any(column.name.startswith(f"{first_block}.") for column in sum_.columns)]
+        if chosen := next(iter([*inside, *(sum_ for sum_ in found if sum_.columns)]), None):
+            return chosen
+    return None
 
 
-def _sums(model: PreTrainedModel, passes: Passes, pure: list[TokenPureModule]) -> Iterator[Separable]:
+def _maps(
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, passes: Passes, alone: list[Separable]
+) -> Iterator[Separable]:
+    """Yield the parts of a sum that a module returns which is linear in a token-pure module's rows and in look-ups'.
+
+    What it makes of any other look-up would be taken for its constant: a model that has more is left out.
+    """
+    for part in alone if passes.look_ups else []:
+        sources = [part.token, *(look_up.module for look_up in passes.look_ups)]
+        is_plain = all(passes.original.calls[name][0].form == PLAIN for name in sources)
+        if is_plain and _takes_ids(model, passes) <= {*sources}:
+            try:
+                yield from _maps_of(model, side, first_block, ids, passes, sources)
+            except ModelFailed:
+                continue  # it wants other shapes of its look-ups
+
+
+def _maps_of(
+    model: PreTrainedModel, side: Side, first_block: str, ids: torch.Tensor, passes: Passes, sources: list[str]
+) -> Iterator[Separable]:
+    """Yield the modules before a block that are linear in what ``sources`` return, the token's first."""
+    feeding: Overrides = {name: partial(_varied, number) for number, name in enumerate(sources)}
+    seen = trace(model, side, first_block, ids.repeat(_VARIANTS, 1), feeding)
+    moved = [(each, trace(model, side, first_block, ids, {each.module: _other})) for each in passes.look_ups]
+    for name, module in model.named_modules():
+        is_before = name not in sources and has_weights(module) and not name.startswith(f"{first_block}.")
+        if is_before and _is_linear(seen, name) and seen.calls[name][0].form == PLAIN:
+            mapped = [look_up for look_up, there in moved if _differs(name, passes.original, there)]
+            yield from [Separable(sources[0], name, look_ups=mapped)] if mapped else []
+
+
+def _differs(name: str, here: Trace, there: Trace) -> bool:
+    one, other = (seen.calls[name][0].output for seen in (here, there))
+    return one is None or other is None or not same_rows(one, other)
+
+
+def _takes_ids(model: PreTrainedModel, passes: Passes) -> set[str]:
+    """Name the modules that take whole numbers and have no parts, as look-ups have none."""
+    firsts = [(name, calls[0].taken) for name, calls in passes.original.calls.items()]
+    taken = [name for name, taken in firsts if taken is not None and not taken.is_floating_point()]
+    return {name for name in taken if next(model.get_submodule(name).children(), None) is None}
+
+
+def _varied(seed: int, rows: torch.Tensor) -> torch.Tensor:
+    """Return random rows of this width for ``x``, ``y``, ``x + y``, zeros, and ``x`` mirrored."""
+    one, two = torch.randn(2, BATCH, SEQ, rows.shape[-1], generator=torch.Generator().manual_seed(seed))
+    return torch.cat([one, two, one + two, torch.zeros_like(one), mirrored(one)])
+
+
+def _other(rows: torch.Tensor) -> torch.Tensor:
+    """Return random rows of this width, as in a pass over the experiment's tokens."""
+    return _varied(0, rows)[:BATCH]
+
+
+def _sums(model: PreTrainedModel, passes: Passes, parts: list[Separable]) -> Iterator[Separable]:
     """Yield the sums that the first block may see: through norms, one or two, or bare."""
     calls = sorted((calls[0].order, name) for name, calls in passes.original.calls.items() if len(calls) == 1)
     once = {name: passes.original.calls[name][0] for _, name in calls}
-    fits = {name: fitted for name in once if (fitted := _fit(name, passes, pure))}
+    fits = {name: fitted for name in once if (fitted := _fit(name, passes, parts))}
     for name, fitted in fits.items():
         norm = find_norm(model.get_submodule(name), name, once[name])
         if norm is None:
@@ -98,33 +162,32 @@ def _seen(name: str, call: Call) -> TokenPureModule:
     return TokenPureModule(name, list(rows.shape[2:]), call.order, rows)
 
 
-def _fit(name: str, passes: Passes, pure: list[TokenPureModule]) -> Separable | None:
-    """Return a module's input as the sum of a token's part and of look-ups; None where it is none."""
+def _fit(name: str, passes: Passes, parts: list[Separable]) -> Separable | None:
+    """Return a module's input as the sum of one of ``parts`` and of look-ups; None where it is none."""
     taken = passes.original.calls[name][0].taken
     if taken is None or not are_rows(taken):
         return None
-    parts = [(look_up, _returned(look_up, passes.original)) for look_up in passes.look_ups]
-    added = [(look_up, rows.expand_as(taken)) for look_up, rows in parts if _broadcasts(rows, taken)]
-    fits = (_fit_token(name, taken, token, added, passes.look_ups_changed) for token in reversed(pure))
+    returned = [(look_up, _returned(look_up, passes.original)) for look_up in passes.look_ups]
+    added = [(look_up, rows.expand_as(taken)) for look_up, rows in returned if _broadcasts(rows, taken)]
+    fits = (_fit_part(name, taken, part, added, passes) for part in reversed(parts))
     return next((fit for fit in fits if fit), None)
 
 
-def _fit_token(
-    name: str,
-    taken: torch.Tensor,
-    token: TokenPureModule,
-    added: list[tuple[LookUp, torch.Tensor]],
-    changed: Trace | None,
+def _fit_part(
+    name: str, taken: torch.Tensor, part: Separable, added: list[tuple[LookUp, torch.Tensor]], passes: Passes
 ) -> Separable | None:
-    """Return a module's input as the sum of one token-pure module's output and of look-ups; None where it is none."""
-    if token.rows.shape != taken.shape:
+    """Return a module's input as the sum of one part that follows the token and of look-ups; None where it is none."""
+    own: torch.Tensor = passes.original.calls[part.through][0].output  # type: ignore[assignment]  # it returns rows
+    if own.shape != taken.shape:
         return None
-    factors = _factors(taken, [token.rows, *(rows for _, rows in added)])
+    added = [(look_up, rows) for look_up, rows in added if look_up not in part.look_ups]
+    factors = _factors(taken, [own, *(rows for _, rows in added)])
     if factors is None or factors[0] == 0:
         return None
+    mapped = [replace(each, factor=factors[0], mapped=True) for each in part.look_ups]
     used = [replace(each, factor=f) for (each, _), f in zip(added, factors[1:], strict=True) if f != 0]
-    holds = used and _holds(name, token.rows * factors[0], used, changed)
-    return Separable(token.name, factors[0], used) if holds else None
+    found = replace(part, factor=factors[0], look_ups=[*mapped, *used])
+    return found if found.look_ups and _holds(name, found, passes.look_ups_changed) else None
 
 
 def _returned(look_up: LookUp, seen: Trace) -> torch.Tensor:
@@ -132,12 +195,14 @@ def _returned(look_up: LookUp, seen: Trace) -> torch.Tensor:
     return torch.stack(torch.broadcast_tensors(*look_up.returned(seen))).sum(0)
 
 
-def _holds(name: str, token: torch.Tensor, look_ups: list[LookUp], changed: Trace | None) -> bool:
+def _holds(name: str, found: Separable, changed: Trace | None) -> bool:
     """Return whether a module's input is the same sum in a pass whose look-ups return changed rows."""
     calls = changed.calls.get(name, []) if changed else []
     if changed is None or len(calls) != 1 or calls[0].taken is None:
         return False
-    return same_rows(calls[0].taken, token + sum(each.factor * _returned(each, changed) for each in look_ups))
+    part: torch.Tensor = changed.calls[found.through][0].output  # type: ignore[assignment]  # it returned rows before
+    others = [each.factor * _returned(each, changed) for each in found.look_ups if not each.mapped]
+    return same_rows(calls[0].taken, sum(others, part * found.factor))
 
 
 def _broadcasts(rows: torch.Tensor, taken: torch.Tensor) -> bool:
@@ -169,7 +234,7 @@ def fed(sum_: Separable, values: torch.Tensor) -> Overrides:
     if sum_.norms:
         return {sum_.norms[-1].module: lambda output: values[:, -output.shape[1] :].clone()}
     silent: Overrides = {look_up.module: torch.zeros_like for look_up in sum_.look_ups}
-    return silent | {sum_.token: lambda output: values[:, -output.shape[1] :] / sum_.factor}
+    return silent | {sum_.through: lambda output: values[:, -output.shape[1] :] / sum_.factor}
 
 
 def _linear_modules(
@@ -182,14 +247,13 @@ def _linear_modules(
     reentered: Collection[str],
 ) -> list[TokenPureModule]:
     """Return the outermost modules with weights that are linear, up to a constant, in the last norm's output."""
-    width = passes.original.calls[sum_.token][0].tensor.shape[-1]  # type: ignore[union-attr]  # the sum was fitted to it
-    one, two = torch.randn(2, BATCH, SEQ, width, generator=torch.Generator().manual_seed(0))
-    variants = torch.cat([one, two, one + two, torch.zeros_like(one), mirrored(one)])
+    variants = _varied(0, passes.original.calls[sum_.through][0].tensor)  # type: ignore[arg-type]  # the sum has it
     tokens, mask = ids.repeat(_VARIANTS, 1), padding_mask().repeat(_VARIANTS, 1)
     seen = trace(model, side, first_block, tokens, fed(sum_, variants))
     padded = trace(model, side, first_block, tokens, fed(sum_, variants), mask)
-    cached = cached_step(model, side, first_block, ids, fed(sum_, one))
-    sources = [sum_.token, *(look_up.module for look_up in sum_.look_ups), *(norm.module for norm in sum_.norms)]
+    cached = cached_step(model, side, first_block, ids, fed(sum_, variants[:BATCH]))
+    beside = [*(look_up.module for look_up in sum_.look_ups), *(norm.module for norm in sum_.norms)]
+    sources = [sum_.token, sum_.through, *beside]
     found: list[TokenPureModule] = []
     for name, module in model.named_modules():
         inside = name in reentered or any(name.startswith(f"{outer.name}.") for outer in found)

@@ -32,7 +32,7 @@ class Bypass:
         self._returned: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the module's output for one token, in the shape of these tokens and with zeros for values."""
+        """Return the module's output for one text, in the shape of these texts and with zeros for values."""
         if self._returned is None:
             self._returned = self._forward(*args, **kwargs)
             return self._returned
@@ -76,7 +76,7 @@ def _last_columns(cut: Cut) -> dict[str, str]:
 def bypassed(model: nn.Module, cut: Cut) -> Iterator[None]:
     """Bypass every module that holds some of the columns, but not all, while the block lasts.
 
-    The first pass has to be one of a single token.
+    The first pass has to be one of a single text.
     """
     columns = _last_columns(cut).items()
     bypasses = [Bypass(model.get_submodule(module), model.get_submodule(last)) for module, last in columns]

@@ -180,7 +180,7 @@ def require_token_pure(model: PreTrainedModel, cut: Cut) -> None:
     ids = torch.linspace(0, cut.rows - 1, min(_TOGETHER, cut.rows), device=model.device).long()
     step = -(-len(ids) // _ALONE)
     together = compute_rows(model, cut, ids[None])[0, ::step]
-    alone = torch.cat([compute_rows(model, cut, token[None, None])[0] for token in ids[::step]])
+    alone = torch.cat([compute_rows(model, cut, cut.texts(token[None]))[:, 0] for token in ids[::step]])
     for column in cut.stored:
         part = slice(column.start, column.start + column.width)
         if _share_of_unequal(alone[:, part].double(), together[:, part].double()) > _UNEQUAL:

@@ -61,7 +61,8 @@ class Sum:
     """Columns whose input is a sum of look-ups, as of token and position; they store the token's part, last in a row.
 
     Attributes:
-        token: the module that returns the token's part of the sum.
+        token: the module that the token's part of the sum is made of.
+        through: the module that returns that part: the same, or a linear map, which stays.
         factor: of that part in the sum.
         look_ups: the other parts; each gets a table of its own for the same columns.
         norms: between the sum and the columns.
@@ -70,6 +71,7 @@ class Sum:
     """
 
     token: str
+    through: str
     factor: float
     look_ups: list[LookUp]
     norms: list[Norm]
@@ -160,6 +162,7 @@ class Cut:
         entered_before: modules that a pass enters before the embedding, and around it.
         unreachable: embeddings that a call with ``input_ids`` alone never uses.
         forms: in which modules return rows, of those that do not return the rows themselves.
+        length: of the shortest text that the model runs, in tokens: 1 for most.
     """
 
     name: str
@@ -173,6 +176,7 @@ class Cut:
     entered_before: list[str]
     unreachable: list[str]
     forms: list[ModuleForm]
+    length: int
 
     @property
     def embedding(self) -> str:
@@ -254,6 +258,14 @@ class Cut:
         tables = {f"{each.module}.prefold.{each.weight}": [each.rows, self.sum.width] for each in self.sum.look_ups}
         return tables | {f"{column.module}.bias": [self.sum.steps, column.width] for column in self.sum.columns}
 
+    def texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return ``[tokens]``, each repeated in the shortest text of its own: ``[tokens, length]``."""
+        return tokens[:, None].expand(-1, self.length)
+
+    def slice_of(self, module: str) -> slice:
+        """Return the place of a stored module's slice in a row."""
+        return next(slice(each.start, each.start + each.width) for each in self.stored if each.module == module)
+
     def form_of(self, module: str) -> Form:
         """Return the form in which a module returns rows."""
         return next((each.form for each in self.forms if each.module == module), PLAIN)
@@ -289,7 +301,7 @@ def _columns(modules: list[TokenPureModule], start: int = 0) -> list[Column]:
     return [Column(each.name, at, each.shape, each.masked) for each, at in zip(modules, starts, strict=False)]
 
 
-def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: bool = False) -> Cut:
+def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, length: int = 1, merge_residual: bool = False) -> Cut:
     """Store every column that was found, those that are only added up as one slice.
 
     With ``merge_residual`` the FFN is stored in the residual (Graef 2024, section 1).
@@ -317,6 +329,7 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, merge_residual: b
         entered_before=place.entered_before,
         unreachable=place.unreachable,
         forms=_forms(discovery),
+        length=length,
     )
 
 
@@ -333,4 +346,5 @@ def _sum(discovery: Discovery, start: int) -> Sum | None:
     if found is None:
         return None
     live = [norm.name for norm in found.normed]
-    return Sum(found.token, found.factor, found.look_ups, found.norms, live, _columns(found.columns, start))
+    columns = _columns(found.columns, start)
+    return Sum(found.token, found.through, found.factor, found.look_ups, found.norms, live, columns)

@@ -218,7 +218,7 @@ class ParameterReads:
         return sum(parameter.reads(batch) for parameter in self.folded) + sum(rows) + sum(own)
 
     def _rows_for_token(self, cut: Cut) -> float:
-        """Return the number of rows that a text of one token looks up: more than one where the model pads it."""
+        """Return the number of rows that a shortest text looks up: more than one where it is longer, or is padded."""
         return self.looked_up[cut.embedding][0]
 
     def read_after(self, batch: int) -> float:
@@ -292,7 +292,7 @@ def _step(model: PreTrainedModel, batch: int, cuts: list[Cut]) -> tuple[Meter, d
 
         return hook
 
-    ids = torch.arange(batch).view(batch, 1)
+    ids = cuts[0].texts(torch.arange(batch))
     with hooks(model, {}, {name: count(name) for name in names}), metered(model) as meter, model_code():
         model(**whole_inputs(model, ids))
     return meter, rows

@@ -1,5 +1,6 @@
 """Compute the table: the model's own first-layer modules, run over the whole vocabulary in chunks."""
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UnsupportedModel
+from prefold.convert.errors import BrokenCheckpoint, ModelFailed, UnsupportedModel, model_code
 from prefold.convert.experiment.look_ups import gain_and_shift
 from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.fold.bypass import bypassed
@@ -42,7 +43,8 @@ class Linear:
     def __init__(self, model: PreTrainedModel, cut: Cut, sum_: Sum) -> None:
         self._model, self._cut, self._sum = model, cut, sum_
         self._is_fed = False
-        width = self._weight(0).shape[1]
+        token = cut.slice_of(sum_.token)
+        width = self._through(sum_.token, torch.zeros(1, token.stop - token.start, device=model.device)).shape[1]
         self._gains = [gain_and_shift(model.get_submodule(norm.module), norm, width) for norm in sum_.norms]
         self._zero = self._columns(torch.zeros(1, width, dtype=torch.float64, device=model.device))
 
@@ -63,7 +65,7 @@ class Linear:
 
     def token_parts(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the columns of tokens whose part of the sum is ``rows``, ``[tokens, width]``, before its factor."""
-        return self.part(rows.double() * self._sum.factor)
+        return self.part(self._through(self._sum.token, rows) * self._sum.factor)
 
     def added(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the tensors that the sum needs beside the table, in the order and the shapes of ``Cut.added``.
@@ -74,8 +76,10 @@ class Linear:
         for number, look_up in enumerate(self._sum.look_ups):
             if (values := look_up.rows * self._zero.shape[1]) > _MOST:
                 raise UnsupportedModel([f"{look_up.module} has {look_up.rows:,} rows: {values:,} values once folded"])
-            parts = self.part(self._weight(number).detach() * torch.tensor(look_up.factor, dtype=torch.float64))
-            yield f"{look_up.module}.prefold.{look_up.weight}", parts
+            rows = self._weight(number).detach()
+            if look_up.mapped:
+                rows = self._through(look_up.module, rows) - self._through(look_up.module, torch.zeros_like(rows[:1]))
+            yield f"{look_up.module}.prefold.{look_up.weight}", self.part(rows.double() * look_up.factor)
         steps = [self._behind(shift[None], step + 1) for step, (_, shift) in enumerate(self._gains)]
         hidden = [self._zero] if self._sum.masked else []
         biases = torch.cat([*steps[:-1], (steps[-1] if steps else 0) + self._zero, *hidden])
@@ -100,16 +104,38 @@ class Linear:
         self._is_fed = False
         wider = {name: self._widen for name, _ in self._model.named_modules()}
         with hooks(self._model, wider, self._feeding(values[:, None]) | {name: keep(name) for name in wanted}):
-            token = experiment_tokens(self._model.config)[:1, :1].to(self._model.device)
-            run_side(self._model, self._cut.side, token.expand(len(values), 1))
+            self._run(len(values))
         return torch.cat([seen[column.module] for column in self._sum.columns], dim=1)
+
+    def _through(self, source: str, rows: torch.Tensor) -> torch.Tensor:
+        """Return what the map makes of one module's rows, ``[rows, width]``, alone; without a map, the rows."""
+        if self._sum.through == self._sum.token:
+            return rows.double()
+        taken = list[torch.Tensor]()
+
+        def keep(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            taken.extend(args)
+            stop()
+
+        others = [self._sum.token, *(look_up.module for look_up in self._sum.look_ups)]
+        feeding = dict.fromkeys(others, _silence) | {source: self._fed(source, rows[:, None])}
+        with hooks(self._model, {self._sum.through: keep}, feeding):
+            self._run(len(rows))
+        wide = copy.deepcopy(self._model.get_submodule(self._sum.through)).double()
+        with torch.no_grad(), model_code():
+            return wide(*(each.double() for each in taken))[:, 0]  # type: ignore[no-any-return]
+
+    def _run(self, texts: int) -> None:
+        """Run the side on as many texts, whose tokens do not count, until a hook ends the pass."""
+        token = experiment_tokens(self._model.config)[0, :1].to(self._model.device)
+        run_side(self._model, self._cut.side, self._cut.texts(token.expand(texts)))
 
     def _feeding(self, values: torch.Tensor) -> dict[str, Any]:
         """Return hooks that let ``values`` come out of the last norm, or be the sum itself."""
         if self._sum.norms:
             return {(norm := self._sum.norms[-1].module): self._fed(norm, values)}
         silent: dict[str, Any] = {each.module: _silence for each in self._sum.look_ups}
-        return silent | {self._sum.token: self._fed(self._sum.token, values / self._sum.factor)}
+        return silent | {self._sum.through: self._fed(self._sum.through, values / self._sum.factor)}
 
     def _fed(self, name: str, values: torch.Tensor) -> Any:
         """Return a hook that lets ``values``, ``[tokens, 1, width]``, come out of a module at every position."""
@@ -182,9 +208,10 @@ def table_rows(model: PreTrainedModel, cut: Cut, chunk_tokens: int) -> Iterator[
     linear = Linear(model, cut, cut.sum) if cut.sum else None
     with _shortened(model, cut):
         for start in range(0, cut.rows, chunk_tokens):
-            rows = compute_rows(model, cut, _ids(model, start, min(start + chunk_tokens, cut.rows)))[:, 0]
-            if linear:
-                rows = torch.cat([rows, linear.token_parts(_slice(rows, cut)).to(rows.dtype)], dim=1)
+            rows = compute_rows(model, cut, _texts(model, cut, start, min(start + chunk_tokens, cut.rows)))[:, 0]
+            if linear and cut.sum:
+                part = linear.token_parts(rows[:, cut.slice_of(cut.sum.token)])
+                rows = torch.cat([rows, part.to(rows.dtype)], dim=1)
             rows = rows.cpu()
             _require_finite(rows, cut, start)
             yield rows
@@ -197,21 +224,15 @@ def added_tensors(model: PreTrainedModel, cut: Cut, dtype: torch.dtype) -> Itera
             yield name, values.to(dtype).cpu()
 
 
-def _slice(rows: torch.Tensor, cut: Cut) -> torch.Tensor:
-    """Return the token's part of the sum."""
-    column = next(column for column in cut.stored if cut.sum and column.module == cut.sum.token)
-    return rows[:, column.start : column.start + column.width]
-
-
-def _ids(model: PreTrainedModel, start: int, stop: int) -> torch.Tensor:
-    """Return tokens, each as a sequence of its own: ``[tokens, 1]``."""
-    return torch.arange(start, stop, device=model.device)[:, None]
+def _texts(model: PreTrainedModel, cut: Cut, start: int, stop: int) -> torch.Tensor:
+    """Return tokens, each as a text of its own: ``[tokens, length]``."""
+    return cut.texts(torch.arange(start, stop, device=model.device))
 
 
 @contextmanager
 def _shortened(model: PreTrainedModel, cut: Cut) -> Iterator[None]:
     """Leave modules behind their last column, if a few tokens show that rows stay the same to the bit."""
-    ids = _ids(model, 0, min(_TRIAL_TOKENS, cut.rows))
+    ids = _texts(model, cut, 0, min(_TRIAL_TOKENS, cut.rows))
     whole = compute_rows(model, cut, ids)
     with ExitStack() as bypasses:
         bypasses.enter_context(bypassed(model, cut))

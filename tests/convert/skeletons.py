@@ -6,6 +6,7 @@ from torch import float32
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.convert.errors import ModelFailed
+from prefold.convert.experiment.entries import record_entries
 from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.model.skeleton import (
     CalledAlone,
@@ -15,7 +16,6 @@ from prefold.convert.model.skeleton import (
     materialize,
     prune,
 )
-from prefold.convert.study import record_entries
 from tests.conftest import auto_class
 
 

@@ -166,6 +166,7 @@ CUT = Cut(
     entered_before=[""],
     unreachable=[],
     forms=[],
+    length=1,
 )
 
 

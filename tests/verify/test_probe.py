@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
+from benchmarks.small import random_model, small_config
 from prefold.convert.checkpoint.files import RUNTIME
 from prefold.convert.fold.table import table_rows
 from prefold.verify.forking import shared_server
@@ -63,6 +65,13 @@ def test_where_a_fault_is_looked_for_all_that_was_said_is_shown(tmp_path: Path, 
     monkeypatch.setenv("PREFOLD_DEBUG", "1")
     with pytest.raises(ProbeFailed, match="Traceback"):
         measure(job)
+
+
+def test_a_padded_batch_of_a_model_that_pools_its_positions_is_compared_whole(tmp_path: Path):
+    random_model(small_config("funnel", "masked"), AutoModelForSequenceClassification).save_pretrained(tmp_path)
+    prompts = [[*range(4, 16)], [*range(20, 27)]]
+    job = Job(str(tmp_path), "float32", "AutoModelForSequenceClassification", prompts, only_outputs=True)
+    assert measure(job).outputs["padded"].shape[0] > len(prompts)
 
 
 def test_a_server_that_is_gone_is_started_again(llama: Pair):

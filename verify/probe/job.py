@@ -22,6 +22,7 @@ class Job:
         new_tokens: by which each prompt is continued.
         continued: a prompt with its continuation, for logits of a long prefill; empty to continue it first.
         table_folder: a folded checkpoint whose every row is compared with this (source) model's first layer.
+        length: of the shortest text that the model runs, in tokens, of which reads are counted.
         made: by the parameter that it becomes, the name of every tensor there that was computed.
         with_text: run many random tokens, too, for a mean error.
         passages: of text, to be run for a mean error of what a user might ask.
@@ -41,6 +42,7 @@ class Job:
     new_tokens: int = NEW_TOKENS
     continued: list[int] = field(default_factory=list)
     table_folder: str | None = None
+    length: int = 1
     made: dict[str, str] = field(default_factory=dict)
     with_text: bool = False
     passages: list[list[int]] = field(default_factory=list)

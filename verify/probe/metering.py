@@ -10,12 +10,12 @@ from prefold.convert.model import whole_inputs
 from prefold.verify.probe.job import READ_BATCHES
 
 
-def measure_reads(model: PreTrainedModel) -> dict[str, Meter]:
-    """Count the bytes of parameters that one decode step reads, per batch size."""
+def measure_reads(model: PreTrainedModel, length: int = 1) -> dict[str, Meter]:
+    """Count the bytes of parameters that one step reads, of ``length`` tokens in each text, per batch size."""
     vocabulary = model.config.get_text_config().vocab_size
     meters = {}
     for batch in READ_BATCHES:
-        ids = torch.arange(batch).remainder(vocabulary).view(batch, 1)
+        ids = torch.arange(batch).remainder(vocabulary).view(batch, 1).expand(batch, length)
         with metered(model) as meter:
             model(**whole_inputs(model, ids))
         meters[str(batch)] = meter

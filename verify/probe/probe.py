@@ -144,9 +144,13 @@ def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cont
 
 @torch.no_grad()
 def _padded(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return a padded batch's outputs where it is not padded, ``[positions, ...]``; of an encoder-decoder, all."""
+    """Return a padded batch's outputs where it is not padded, ``[positions, ...]``; all, where these are not its own.
+
+    An encoder-decoder returns others, and a model that pools its positions.
+    """
     if not model.config.is_encoder_decoder:
-        return _outputs(model, accepted(model, {"input_ids": ids, "attention_mask": mask}))[mask == 1]
+        output = _outputs(model, accepted(model, {"input_ids": ids, "attention_mask": mask}))
+        return output[mask == 1] if output.shape[:2] == mask.shape else output.flatten(0, 1)
     decoded = ids.flip(0)[:, -_DECODED:]
     return _outputs(model, accepted(model, _read(model, ids, mask) | {"decoder_input_ids": decoded})).flatten(0, 1)
 
@@ -202,7 +206,7 @@ def measured(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if job.only_modules:
         return figures | {"modules": sketches(model, whole_inputs(model, torch.tensor([job.prompts[0]])))}, {}
     outputs = measure_outputs(model, job)  # some weights are unpacked by a pass
-    meters = {} if job.only_outputs else measure_reads(model)
+    meters = {} if job.only_outputs else measure_reads(model, job.length)
     figures["reads"] = {batch: meter.total for batch, meter in meters.items()}
     if job.table_folder:
         figures["rows"] = compare_tables(model, Path(job.table_folder), job.made)

@@ -162,7 +162,7 @@ def measure_rows(model: PreTrainedModel, cut: Cut, table: Any, chunk_tokens: int
     columns = {column.module: slice(column.start, column.start + column.width) for column in cut.stored}
     for start in range(0, cut.rows, chunk_tokens):
         stored = table[start : start + chunk_tokens]
-        live = compute_rows(model, cut, torch.arange(start, start + len(stored))[:, None])[:, 0]
+        live = compute_rows(model, cut, cut.texts(torch.arange(start, start + len(stored))))[:, 0]
         if linear and cut.sum:
             live = torch.cat([live, linear.token_parts(live[:, columns[cut.sum.token]]).to(live.dtype)], dim=1)
         if cut.encoding:
