@@ -30,7 +30,7 @@ from prefold.convert.checkpoint.files import TABLE
 _VOCABULARY = 131_072  # the largest that a package carries a tokenizer for
 _SHARES = (0.01, 0.1)  # of the rows, in memory
 _CHARACTERS, _LONGEST = 3_000_000, 100_000  # of a kind of text, and of one text
-_STEPS, _BATCHES, _ROUNDS = 16, (1, 8), 9
+_STEPS, _BATCHES, _ROUNDS = 16, (1, 8), 31
 _SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8}
 _MANUAL = Path("/usr/share/man")
 _LIBRARY = Path(sysconfig.get_path("stdlib"))
