@@ -7,12 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prefold.common.errors import UsageError
-from prefold.convert import UnsupportedModel, flag
+from prefold.convert import BrokenCheckpoint, UnsupportedModel, flag
 from prefold.convert.checkpoint import Source, open_folder, open_source
 from prefold.convert.fold import quiet_loading
 from prefold.export.errors import exporter_code
 
 _DECODER = "AutoModelForCausalLM"
+# Of a config: where these differ, logits cannot be compared.
+_SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 
 def open_folded(folder: Path, dtype: str) -> Source:
@@ -47,20 +49,33 @@ def open_source_of(folded: Source, given: str | None) -> Source:
     """Open the source of a fold: the one that is given, or the one that its config names.
 
     Raises:
-        UsageError: it lies where only ``--source`` can tell.
+        UsageError: it lies where only ``--source`` can tell, is a fold, or another model.
     """
     fold = folded.config["prefold"]
     if given is None and fold["revision"] is None:
         raise UsageError(f"{fold['source']}: the source of the fold was a folder: pass it as --source")
-    return open_source(given or fold["source"], None if given else fold["revision"])
+    opened = open_source(given or fold["source"], None if given else fold["revision"])
+    if "prefold" in opened.config:
+        raise UsageError(f"{opened.name}: a folded checkpoint: the proof needs the source that it was made of")
+    other = [name for name in _SHAPE if opened.config.get(name) != folded.config.get(name)]
+    if other:
+        raise UsageError(f"{opened.name}: not the source of the fold: another {', '.join(other)}")
+    return opened
 
 
 def load_decoder(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
-    """Load a decoder from a folder without running any code that lies there."""
-    import prefold.runtime  # noqa: F401  # lets transformers load folds by prefold's own code
+    """Load a decoder from a folder without running any code that lies there.
 
-    with exporter_code("does not load"), quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options).eval()
+    Raises:
+        BrokenCheckpoint: its table is not the one that was written.
+    """
+    from prefold.runtime.storage_prefold import TableError  # the package lets transformers load folds by its own code
+
+    try:
+        with exporter_code("does not load"), quiet_loading():
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options).eval()
+    except TableError as error:
+        raise BrokenCheckpoint(str(error)) from error
 
 
 def context_of(model: Any, asked: int | None) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prefold.common.errors import PrefoldError, UsageError
-from prefold.convert import OutputExists, UnsupportedModel
+from prefold.convert import BrokenCheckpoint, OutputExists, UnsupportedModel
 from prefold.export import MissingRuntime, NotExported, export_checkpoint
 from prefold.export.errors import EXTRAS, exporter_code, require_runtime
 from tests.conftest import Checkpoint
@@ -46,6 +46,26 @@ def test_a_type_that_the_runtime_does_not_compute_in(tmp_path: Path):
 
 def test_too_short_a_context(tmp_path: Path):
     assert refusal(UsageError, tmp_path, tmp_path / "out", context=16) == "--context 16: a proof takes 32 tokens"
+
+
+@installed
+def test_a_source_that_is_none_of_the_fold(checkpoint: Checkpoint, fold: Fold, tmp_path: Path):
+    folded, other = fold(checkpoint()), checkpoint("gpt_neox")
+    told = refusal(UsageError, folded, tmp_path / "out", source=str(folded))
+    assert told.endswith("a folded checkpoint: the proof needs the source that it was made of")
+    told = refusal(UsageError, folded, tmp_path / "out", source=str(other))
+    assert told.endswith("not the source of the fold: another model_type")
+
+
+@installed
+def test_a_table_that_was_changed(checkpoint: Checkpoint, fold: Fold, tmp_path: Path):
+    source = checkpoint()
+    folded = fold(source)
+    with (folded / "prefold_table.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    told = refusal(BrokenCheckpoint, folded, tmp_path / "out", source=str(source))
+    assert told.endswith("not the table that was written (its hash differs)")
 
 
 @installed
