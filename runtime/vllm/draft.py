@@ -1,27 +1,21 @@
 """A draft in its target's own folded checkpoint, as of multi-token prediction: vLLM's own class without the table."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from prefold.runtime.vllm.layout import NotExpressibleError
+from prefold.runtime.vllm.model import Weights, with_members
 
 
 @cache
 def derive_draft(model_class: type[nn.Module]) -> type[nn.Module]:
     """Return the class of a draft: the engine gives it its target's embedding once both are loaded."""
-    namespace = {
-        "__init__": _init_of(model_class),
-        "load_weights": _loader_of(model_class),
-        "__module__": __name__,
-        "__doc__": model_class.__doc__,
-    }
-    return type(model_class.__name__, (model_class,), namespace)
+    return with_members(model_class, __init__=_init_of(model_class), load_weights=_loader_of(model_class))
 
 
 def _init_of(model_class: Any) -> Callable[..., None]:
@@ -36,7 +30,7 @@ def _init_of(model_class: Any) -> Callable[..., None]:
 
 
 def _loader_of(model_class: Any) -> Callable[..., Any]:
-    def load_weights(self: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+    def load_weights(self: Any, weights: Weights) -> Any:
         loaded = model_class.load_weights(self, (each for each in weights if each[0] != self.prefold_table))
         return None if loaded is None else loaded | _lent(self)
 

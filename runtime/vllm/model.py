@@ -29,14 +29,18 @@ Weights = Iterable[tuple[str, torch.Tensor]]
 @cache
 def derive(model_class: type[nn.Module]) -> type[nn.Module]:
     """Return the class that serves what was folded of a source which ``model_class`` serves."""
-    namespace = {
-        "__init__": _init_of(model_class),
-        "forward": _pass_of(model_class),
-        "load_weights": _loader_of(model_class),
-        "__module__": __name__,
-        "__doc__": model_class.__doc__,
-    }
-    return type(model_class.__name__, (model_class,), namespace)
+    return with_members(
+        model_class,
+        __init__=_init_of(model_class),
+        forward=_pass_of(model_class),
+        load_weights=_loader_of(model_class),
+    )
+
+
+def with_members(model_class: type[nn.Module], **members: Any) -> type[nn.Module]:
+    """Return a class of vLLM's under its own name, with other members."""
+    own = {"__module__": __name__, "__doc__": model_class.__doc__}
+    return type(model_class.__name__, (model_class,), own | members)
 
 
 def _init_of(model_class: Any) -> Callable[..., None]:
