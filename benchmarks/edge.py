@@ -4,7 +4,6 @@ The artefacts are those of ``prefold export``, unproven: weights are random, and
 """
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from page import megabytes, table
 from shapes import DRAFT, PYTHIA_70M, PYTHIA_160M, built
 
 from prefold.convert import FoldOptions, convert_checkpoint
-from prefold.export import EXTRAS
+from prefold.export.errors import EXTRAS, missing_packages
 from prefold.export.loading import load_decoder
 from prefold.export.split_rows import split_tables, tensors_of
 from prefold.export.target import target_of
@@ -82,7 +81,7 @@ def measure(*, quick: bool = False) -> list[dict[str, Any]]:
     for shape in shapes:
         with built(shape.of(torch.float32)) as source:
             folders = {SOURCE: source} | _folds(source)
-            for to in [to for to, packages in EXTRAS.items() if all(map(find_spec, packages))]:
+            for to in [to for to in EXTRAS if not missing_packages(to)]:
                 each = _measured(to, folders, shape.settings["vocab_size"], steps, rounds)
                 found.append({"shape": shape.name} | each)
                 sys.stderr.write(f"{shape.name} in {each['runtime']} done\n")

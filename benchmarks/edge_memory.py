@@ -1,13 +1,13 @@
 """Report the memory of a process that loads an artefact: ``python edge_memory.py TARGET FOLDER VOCABULARY``."""
 
 import json
-import os
 import re
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from cache import drop
 
 from prefold.export.in_runtime import LOADERS
 from prefold.export.steps import run_prompt
@@ -23,17 +23,10 @@ def own() -> int:
     return 1024 * sum(map(int, _OWN.findall(Path("/proc/self/smaps_rollup").read_text())))
 
 
-def drop_cached(folder: Path) -> None:
-    """Let the system forget files that were written just now: a fault maps what it holds around a page."""
-    for file in folder.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def main(to: str, folder: str, vocabulary: str) -> None:
     """Report what loading takes, and what a text of random tokens has taken behind it."""
-    drop_cached(Path(folder))
+    for file in Path(folder).iterdir():  # a fault maps what the system holds around a page of a file just written
+        drop(file)
     for library in _LIBRARIES[to]:
         import_module(library)
     before = own()

@@ -25,14 +25,18 @@ class NotExported(PrefoldError):
     exit_code = UNSUPPORTED
 
 
+def missing_packages(target: str) -> list[str]:
+    """Return the packages of an extra that are not installed."""
+    return [name for name in EXTRAS[target] if find_spec(name) is None]
+
+
 def require_runtime(target: str) -> None:
     """Require the packages of an extra.
 
     Raises:
         MissingRuntime: one is not installed.
     """
-    missing = [name for name in EXTRAS[target] if find_spec(name) is None]
-    if missing:
+    if missing := missing_packages(target):
         raise MissingRuntime(f"--to {target}: {', '.join(missing)} not installed: pip install 'prefold[{target}]'")
 
 
