@@ -1,8 +1,9 @@
-"""Skeletons to experiment on, as ``study_model`` builds them."""
+"""Skeletons to experiment on, as ``study_model`` builds them, and modules that are nearly linear."""
 
 from typing import Any
 
-from torch import float32
+import torch
+from torch import float32, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefold.convert.errors import ModelFailed
@@ -37,3 +38,19 @@ def skeleton(config: PreTrainedConfig, within: str = "", auto: Any = None) -> tu
     except ModelFailed:
         pass  # a test asks for it as it is
     return model, next(stack.first_block for stack in stacks if stack.name.startswith(within))
+
+
+class Bent(nn.Linear):
+    """A projection that is a little less than linear."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        made = super().forward(values)
+        return made + 0.01 * made.square()
+
+
+class Mixing(nn.Linear):
+    """Linear, and sees its neighbour."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        made = super().forward(values)
+        return made + 0.01 * made.roll(1, 1)

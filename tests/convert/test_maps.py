@@ -14,6 +14,7 @@ from benchmarks.small import random_model, small_config
 from prefold.convert import UnsupportedModel, convert_checkpoint
 from prefold.convert.study import study_model
 from tests.conftest import fold_options
+from tests.convert.skeletons import Bent, Mixing
 
 # Widths of their own, as published: neither is the token's.
 CONFIG = small_config("roc_bert", "masked", shape_embed_dim=12, pronunciation_embed_dim=20)
@@ -46,23 +47,11 @@ def test_a_sum_without_a_map_goes_through_its_token_alone():
     assert not any(each.mapped for each in found.look_ups)
 
 
-class _Bent(nn.Linear):
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        made = super().forward(values)
-        return made + 0.01 * made.square()
-
-
 class _Gated(nn.Linear):
     """Multiplies what one look-up makes of it by what another does."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return super().forward(values) * (1 + 0.01 * values[..., -1:])
-
-
-class _Mixing(nn.Linear):
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        made = super().forward(values)
-        return made + 0.01 * made.roll(1, 1)
 
 
 class _Squared(nn.Embedding):
@@ -75,9 +64,9 @@ class _Squared(nn.Embedding):
 @pytest.mark.parametrize(
     ("part", "kind"),
     [
-        ("map_inputs_layer", _Bent),
+        ("map_inputs_layer", Bent),
         ("map_inputs_layer", _Gated),
-        ("map_inputs_layer", _Mixing),
+        ("map_inputs_layer", Mixing),
         ("shape_embed", _Squared),
     ],
 )

@@ -11,7 +11,7 @@ from prefold.convert.experiment.separable import Separable
 from prefold.convert.experiment.tokens import experiment_tokens
 from prefold.convert.model.inputs import Side, find_sides
 from tests.conftest import SUMS, small_config
-from tests.convert.skeletons import skeleton
+from tests.convert.skeletons import Bent, Mixing, skeleton
 
 _SIZES = {"vocab_size": 97, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64} | {
     f"{side}_{part}": size
@@ -98,27 +98,11 @@ def test_nothing_of_a_sum_can_be_merged_and_its_look_ups_stay(model_type: str):
     }
 
 
-class _Bent(nn.Linear):
-    """A projection that is a little less than linear."""
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        made = super().forward(values)
-        return made + 0.01 * made.square()
-
-
 class _Gated(nn.Linear):
     """Scales with its input's size: linear along every line from the origin, and nowhere else."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return super().forward(values) * values.abs().mean(-1, keepdim=True)
-
-
-class _Mixing(nn.Linear):
-    """Linear, and sees its neighbour."""
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        made = super().forward(values)
-        return made + 0.01 * made.roll(1, 1)
 
 
 class _Placed(nn.Linear):
@@ -138,7 +122,7 @@ def opt_with(kind: type[nn.Linear]) -> Discovery:
     return discover(model, Side(), first_block, experiment_tokens(model.config))[0]
 
 
-@pytest.mark.parametrize("kind", [_Bent, _Gated, _Mixing, _Placed])
+@pytest.mark.parametrize("kind", [Bent, _Gated, Mixing, _Placed])
 def test_a_projection_that_is_not_linear_in_its_own_row_is_not_taken(kind: type[nn.Linear]):
     """The experiment is seen to fail where it must: one projection is made to cheat by one per cent."""
     found = opt_with(kind).separable

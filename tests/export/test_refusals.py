@@ -11,6 +11,7 @@ from prefold.convert import BrokenCheckpoint, OutputExists, UnsupportedModel
 from prefold.export import MissingRuntime, NotExported, export_checkpoint
 from prefold.export.errors import EXTRAS, exporter_code, require_runtime
 from tests.conftest import Checkpoint
+from tests.runtime.placing import flip_byte
 
 installed = pytest.mark.skipif("not __import__('importlib').util.find_spec('onnxruntime')", reason="no prefold[onnx]")
 Fold = Callable[..., Path]
@@ -61,9 +62,7 @@ def test_a_source_that_is_none_of_the_fold(checkpoint: Checkpoint, fold: Fold, t
 def test_a_table_that_was_changed(checkpoint: Checkpoint, fold: Fold, tmp_path: Path):
     source = checkpoint()
     folded = fold(source)
-    with (folded / "prefold_table.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\x55")
+    flip_byte(folded / "prefold_table.safetensors")
     told = refusal(BrokenCheckpoint, folded, tmp_path / "out", source=str(source))
     assert told.endswith("not the table that was written (its hash differs)")
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.runtime.placing import flip_byte
 from tests.vllm.checkpoints import SHAPES, fold, save
 from tests.vllm.engines import answers, engine
 
@@ -96,9 +97,7 @@ def test_a_placement_that_there_is_not(checkpoint):
 
 def test_a_table_that_is_not_the_one_that_was_written(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint("llama") / "folded", tmp_path / "broken")
-    with (folder / "prefold_table.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\x55")
+    flip_byte(folder / "prefold_table.safetensors")
     with pytest.raises(OSError, match="not the table that was written"):
         start(folder, hf_overrides={"prefold_placement": "disk"})
 
