@@ -85,15 +85,18 @@ def load(source: "Source", dtype: Any, *, trust_remote_code: bool) -> "PreTraine
     """Return a causal language model; ``UnsupportedModel`` where transformers loads none."""
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
-    from prefold.convert import UnsupportedModel
+    from prefold.convert import ModelFailed, UnsupportedModel, model_code
 
+    if "prefold" in source.config and not trust_remote_code:
+        raise UsageError(f"{source.name}: a folded checkpoint runs on the module beside it: pass --trust-remote-code")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = f"{source.name}: no causal language model that transformers loads: {one_line(error)}"
-        raise UnsupportedModel([reason]) from error
+        with model_code():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+    except ModelFailed as failure:
+        reason = f"{source.name}: no causal language model that transformers loads: {failure}"
+        raise UnsupportedModel([reason]) from failure
     model: PreTrainedModel = loaded.eval()
     return model
 

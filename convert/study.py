@@ -134,9 +134,8 @@ def _pruned(model: PreTrainedModel, config: PreTrainedConfig) -> list[Stack]:
 
 
 def _chosen(choices: list[Choice], sides: list[list["_Fold"]], options: FoldOptions, dtype: torch.dtype) -> list[Cut]:
-    most = options.max_table // dtype.itemsize if options.max_table else None
     each_side = [[choice for choice in choices if choice.cut.side == side[0].cut.side] for side in sides]
-    return [choice.cut for choice in choose(each_side, options.cut, most)]
+    return [choice.cut for choice in choose(each_side, options.cut, options.max_table, dtype.itemsize)]
 
 
 def _check(model: PreTrainedModel, folds: list["_Fold"]) -> None:
@@ -169,28 +168,27 @@ def _choice(census: ParameterReads, fold: _Fold) -> Choice:
     return Choice(fold.cut, alone.read_before(1) - alone.read_after(1), alone.made, fold.found.seen)
 
 
-def choose(sides: list[list[Choice]], cut: str, most: int | None = None) -> list[Choice]:
-    """Choose a cut for each side: by its name, or those that save most reads and store no more values than ``most``.
+def choose(sides: list[list[Choice]], cut: str, most: int | None, itemsize: int) -> list[Choice]:
+    """Choose a cut for each side: by its name, or those that save most reads and store no more bytes than ``most``.
 
     A side without a cut of that name gets its deepest.
 
     Raises:
-        UsageError: no side has a cut of that name, or none is small enough.
+        UsageError: no side has a cut of that name, none is small enough, or a named one is limited.
     """
     known = dict.fromkeys(choice.cut.name for side in sides for choice in side)
     names = cut.split(",")
     for name in set(names) - known.keys() - {AUTO}:
         raise UsageError(f"--cut {name}: there is no such cut, only {', '.join(known)}")
+    if AUTO not in names and most is not None:
+        raise UsageError(f"--max-table chooses a cut, and --cut {cut} names one")
     if AUTO not in names:
         return [next((choice for choice in side if choice.cut.name in names), side[0]) for side in sides]
-    return _saving_most(sides, float("inf") if most is None else most)
-
-
-def _saving_most(sides: list[list[Choice]], limit: float) -> list[Choice]:
-    small = [each for each in product(*sides) if sum(choice.values for choice in each) <= limit]
+    limit = float("inf") if most is None else most
+    small = [each for each in product(*sides) if sum(choice.values for choice in each) * itemsize <= limit]
     if not small:
-        least = sum(min(choice.values for choice in side) for side in sides)
-        raise UsageError(f"--max-table: the smallest table has {least:,} values, more than {limit:,}")
+        least = sum(min(choice.values for choice in side) for side in sides) * itemsize
+        raise UsageError(f"--max-table: the smallest table has {least:,} bytes, more than {limit:,}")
     return list(max(small, key=lambda each: sum(choice.saved for choice in each)))
 
 

@@ -79,6 +79,12 @@ def load_decoder(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
 
 
 def context_of(model: Any, asked: int | None) -> int:
-    """Return the tokens that a text may have: as asked for, or as the model's config has them."""
+    """Return the tokens that a text may have: as asked for, or as the model's config has them.
+
+    Raises:
+        UsageError: the model has fewer positions than are asked for.
+    """
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if asked and known and asked > known:
+        raise UsageError(f"--context {asked}: the model has {known} positions")
     return asked or known or 2048

@@ -80,6 +80,28 @@ def test_a_folded_checkpoint_runs_too(prefold: Callable[..., Any], tmp_path: Pat
     assert json.loads(ran.out)["same_continuations"] == 4
 
 
+@pytest.mark.parametrize("options", [("run",), ("score", "--continuations", "{file}")], ids=["run", "score"])
+def test_a_folded_checkpoint_needs_trust(
+    prefold: Callable[..., Any], tmp_path: Path, token_file: Path, options: tuple[str, ...]
+):
+    folded = make_folded(tmp_path)
+    (tmp_path / "answers.json").write_text("[[5]]")
+    command, *more = (each.format(file=tmp_path / "answers.json") for each in options)
+    ran = prefold("tree", command, folded, "--prompt-file", token_file, *more)
+    assert ran.code == 2
+    assert ran.err.endswith("a folded checkpoint runs on the module beside it: pass --trust-remote-code\n")
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_weights_that_are_not_the_models_are_unsupported(prefold: Callable[..., Any], tmp_path: Path, token_file: Path):
+    random_model(small_config("llama")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
+    ran = prefold("tree", "run", tmp_path, "--prompt-file", token_file)
+    assert ran.code == 3
+    assert "no causal language model that transformers loads" in ran.err
+
+
 @pytest.mark.parametrize(
     ("model_type", "why"),
     [

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefold.convert import FoldOptions, inspect_checkpoint
+from prefold.convert import FoldOptions, UsageError, inspect_checkpoint
 from tests.conftest import SHAPES, small_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -100,6 +100,19 @@ def test_only_active_experts_count(tmp_path: Path):
     one, many = (inspect_checkpoint(model).as_json()["reads"][index]["model_before"] for index in (0, 3))
     experts = 4 * 3 * 32 * 48
     assert many - one - 1023 * 32 == pytest.approx(experts / 2, abs=1)
+
+
+def test_a_limit_in_bytes_chooses_the_cut(tmp_path: Path):
+    model = saved_config("deepseek_v3", tmp_path)
+    cuts = {cut.name: cut.table_bytes for cut in inspect_checkpoint(model).savings.cuts}
+    small = cuts["self_attn.q_a_layernorm"]
+    for limit, name in ((cuts["deepest"], "deepest"), (cuts["deepest"] - 1, "self_attn.q_a_layernorm")):
+        told = inspect_checkpoint(model, options=FoldOptions(max_table=limit)).as_json()
+        assert [cut["name"] for cut in told["cuts"] if cut["chosen"]] == [name]
+    with pytest.raises(UsageError, match=f"the smallest table has {small:,} bytes, more than {small - 1:,}"):
+        inspect_checkpoint(model, options=FoldOptions(max_table=small - 1))
+    with pytest.raises(UsageError, match="--max-table chooses a cut, and --cut deepest names one"):
+        inspect_checkpoint(model, options=FoldOptions(cut="deepest", max_table=small))
 
 
 def test_break_even_is_the_last_batch_that_gains(tmp_path: Path):

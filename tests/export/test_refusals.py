@@ -50,6 +50,14 @@ def test_too_short_a_context(tmp_path: Path):
 
 
 @installed
+def test_a_context_beyond_the_models_positions(checkpoint: Checkpoint, fold: Fold, tmp_path: Path):
+    source = checkpoint()
+    told = refusal(UsageError, fold(source), tmp_path / "out", source=str(source), context=1_000_000)
+    assert told == "--context 1000000: the model has 128 positions"
+    assert not (tmp_path / "out").exists()
+
+
+@installed
 def test_a_source_that_is_none_of_the_fold(checkpoint: Checkpoint, fold: Fold, tmp_path: Path):
     folded, other = fold(checkpoint()), checkpoint("gpt_neox")
     told = refusal(UsageError, folded, tmp_path / "out", source=str(folded))

@@ -12,6 +12,7 @@ from prefold.tree import CacheError, TreeCache
 from prefold.tree.cache.saved import hash_model
 from prefold.tree.errors import WrongRoot
 from tests.conftest import tokens
+from tests.runtime.placing import flip_byte
 from tests.tree.trees import KINDS, NAME, model_of
 
 _SYSTEM, _QUESTION = tokens(1, 20), tokens(1, 4) + 1
@@ -125,6 +126,16 @@ def test_a_root_of_other_tokens_or_another_format_is_refused(tmp_path: Path) -> 
     save_file(load_file(file), tmp_path / "old", metadata={"format": "prefold root 0"})
     with pytest.raises(WrongRoot, match="of another format"):
         TreeCache().load(tmp_path / "old", model, _SYSTEM)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_changed_keys_or_values_are_refused(tmp_path: Path, place: int) -> None:
+    model = model_of("grouped heads")
+    file = _saved(model, tmp_path)
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    flip_byte(file, header if place == 0 else place)
+    with pytest.raises(WrongRoot, match="keys or values are not those that were saved"):
+        TreeCache().load(file, model, _SYSTEM)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no tensors"])

@@ -30,6 +30,9 @@ def _vision(name: str, config: str, **changes: Any) -> PreTrainedModel:
 HEADS: dict[str, Callable[[], PreTrainedModel]] = {
     "one label a text": lambda: _small("BertForSequenceClassification", "bert"),
     "one label a token": lambda: _small("LlamaForTokenClassification", "llama"),
+    "one logit a token": lambda: transformers.ElectraForPreTraining(
+        transformers.ElectraConfig(embedding_size=32, **_TEXT | {"num_attention_heads": 4})
+    ),
     "two answers": lambda: _small("BertForQuestionAnswering", "bert"),
     "two heads": lambda: _small("BertForPreTraining", "bert"),
     "decoder's label": lambda: _small("GPT2ForSequenceClassification", "gpt2", pad_token_id=0),
@@ -64,7 +67,7 @@ def _saved(make: Callable[[], PreTrainedModel], folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["one label a text", "two answers", *map(exhaustive, [*HEADS])])
+@pytest.mark.parametrize("name", ["one label a text", "one logit a token", *map(exhaustive, [*HEADS])])
 def test_a_head_of_any_kind(name: str, tmp_path: Path):
     source = _saved(HEADS[name], tmp_path / "source")
     folded = convert_checkpoint(source, tmp_path / "out", check=require_verified())

@@ -17,7 +17,7 @@ from prefold.tree.cache.live import Live
 from prefold.tree.cache.pool import LayerStore, Tensors
 from prefold.tree.errors import CacheError, WrongRoot
 
-FORMAT = "prefold root 1"
+FORMAT = "prefold root 2"
 _FREE = {"_name_or_path", "transformers_version"}  # of a config, without a part in what a model computes
 _COLUMNS = 1024  # of 8 bytes, in which a weight's bits are added up
 
@@ -36,7 +36,7 @@ def write_root(path: Path, leaf: Live, stores: Mapping[int, LayerStore], model: 
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
         os.close(handle)
         try:
-            save_file(tensors, name, metadata=_bound(model, tokens))
+            save_file(tensors, name, metadata=_bound(model, tokens) | {"contents": _hash_contents(tensors)})
             Path(name).replace(path)
         finally:
             Path(name).unlink(missing_ok=True)
@@ -58,17 +58,20 @@ def open_root(path: Path, model: PreTrainedModel, ids: Any) -> tuple[int, dict[i
     """Return the tokens of a root and its keys and values by layer, which are mapped on a CPU and copied elsewhere.
 
     Raises:
-        WrongRoot: The file is none, of another format, or bound to another model or other tokens.
+        WrongRoot: The file is none, of another format, bound to another model or other tokens, or was changed.
     """
     tokens = torch.as_tensor(ids).reshape(-1).tolist()
     try:
         with safe_open(path, framework="pt", device=str(model.device)) as file:
-            _require_bound(path, file.metadata() or {}, _bound(model, tokens))
-            layers = sorted({int(name.partition(".")[0]) for name in file.keys()})  # noqa: SIM118 (no mapping)
-            found = {each: (file.get_tensor(f"{each}.keys"), file.get_tensor(f"{each}.values")) for each in layers}
+            metadata = file.metadata() or {}
+            _require_bound(path, metadata, _bound(model, tokens))
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, ValueError) as error:
         raise WrongRoot(f"{path}: no file of a root: {error}") from error
-    return len(tokens), found
+    if metadata.get("contents") != _hash_contents(found):
+        raise WrongRoot(f"{path}: keys or values are not those that were saved; compute and save them again")
+    layers = sorted({int(name.partition(".")[0]) for name in found})
+    return len(tokens), {each: (found[f"{each}.keys"], found[f"{each}.values"]) for each in layers}
 
 
 def _require_bound(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -82,20 +85,29 @@ def _bound(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, str]:
     return {"format": FORMAT, "model": hash_model(model), "tokens": hashlib.sha256(ids).hexdigest()}
 
 
-def hash_model(model: PreTrainedModel) -> str:
-    """Return a hash of a model's config, its weights and the adapters that are active.
+def _hash_contents(tensors: Mapping[str, torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, each in sorted(tensors.items()):
+        _update(found, name, each)
+    return found.hexdigest()
 
-    Of a weight the sums of its bits by row and by column are hashed, which a GPU finds as fast as it reads.
-    """
+
+def hash_model(model: PreTrainedModel) -> str:
+    """Return a hash of a model's config, its weights and the adapters that are active."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _FREE}
     found = hashlib.sha256(json.dumps([config, _adapters(model)], sort_keys=True, default=str).encode())
     for name, each in model.state_dict().items():
         if each.is_meta:
             raise CacheError(f"{type(model).__name__}: {name} is not in memory: a root is bound to all weights")
-        found.update(f"{name} {each.dtype} {list(each.shape)}".encode())
-        for part in _sums(each):
-            found.update(part.cpu().numpy().tobytes())
+        _update(found, name, each)
     return found.hexdigest()
+
+
+def _update(found: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+    """Hash a tensor by the sums of its bits by row and by column, which a GPU finds as fast as it reads."""
+    found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    for part in _sums(tensor):
+        found.update(part.cpu().numpy().tobytes())
 
 
 def _sums(weight: torch.Tensor) -> Iterator[torch.Tensor]:

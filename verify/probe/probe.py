@@ -91,7 +91,7 @@ def greedy(
 
 
 def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-    """Return logits of every token, ``[batch, seq, ...]``, heads side by side; hidden states where there are none."""
+    """Return logits, ``[batch, seq, values, ...]``, heads side by side; hidden states where no token has its own."""
     output: Any = model(**inputs)
     tokens = inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"]
     found = [each for name, each in output.items() if name.endswith("logits")]
@@ -100,7 +100,8 @@ def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         hidden = output.get("decoder_hidden_states", output.get("hidden_states"))
         return hidden[-1]  # type: ignore[no-any-return]
     alike = [each for each in found if each.shape == found[0].shape] or [output.last_hidden_state]
-    return torch.stack(alike, -1) if len(alike) > 1 else alike[0]
+    outputs = torch.stack(alike, -1) if len(alike) > 1 else alike[0]
+    return outputs if outputs.dim() > 2 else outputs[..., None]  # a discriminator has one logit of a token
 
 
 @torch.no_grad()
