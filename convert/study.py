@@ -228,20 +228,28 @@ def _side(
 def _sites(
     model: PreTrainedModel, side: Side, found: list[Discovery], embedding: str, entries: dict[str, list[int]]
 ) -> list[tuple[Discovery, EmbeddingSite]]:
-    """Return the cuts with the places of their tables, but those whose look-up has no row for every token."""
-    sites = [_site(model, side, each, embedding, entries) for each in found]
-    return [(each, site) for each, site in zip(found, sites, strict=True) if site.rows == sites[0].rows]
+    """Return the cuts with the places of their tables, but those whose look-up cannot be one."""
+    return [
+        (each, _site(model, side, each, embedding, entries))
+        for each in found
+        if each.holds(embedding) or _follows(model, each.columns[0].name, embedding, entries)
+    ]
+
+
+def _follows(model: PreTrainedModel, look_up: str, embedding: str, entries: dict[str, list[int]]) -> bool:
+    """Return whether a look-up beside the embedding holds rows alone, and runs behind it."""
+    held = [name for name, _ in model.get_submodule(look_up).named_parameters(recurse=False)]
+    return held == ["weight"] and entries[embedding][0] < entries[look_up][0]
 
 
 def _site(
     model: PreTrainedModel, side: Side, found: Discovery, embedding: str, entries: dict[str, list[int]]
 ) -> EmbeddingSite:
-    """Return the place of the look-up that becomes the table; another than the embedding holds rows alone."""
-    look_up = embedding if found.holds(embedding) else found.columns[0].name
-    held = dict(model.get_submodule(look_up).named_parameters(recurse=False))
-    rows = held["weight"].shape[0] if look_up == embedding or [*held] == ["weight"] else 0
-    unreachable = _optional_embeddings(model, side, look_up, entries) if rows else []
-    return EmbeddingSite(side, look_up, rows, _entered_before(look_up, entries), unreachable)
+    """Return the place of the look-up that becomes the table: the embedding, or one beside it, with as many rows."""
+    look_up, tokens_of = (embedding, None) if found.holds(embedding) else (found.columns[0].name, embedding)
+    rows = model.get_parameter(f"{embedding}.weight").shape[0]
+    unreachable = _optional_embeddings(model, side, look_up, entries)
+    return EmbeddingSite(side, look_up, tokens_of, rows, _entered_before(look_up, entries), unreachable)
 
 
 def _require_own(model: PreTrainedModel, embedding: str) -> None:

@@ -22,8 +22,9 @@ class FoldedInputError(ValueError):
 class Row:
     """The looked-up rows of the forward pass under way, ``[batch, seq, row_width]``, or None between passes.
 
-    Where the first layer sees a sum of look-ups, ``others`` and ``scales`` hold the other look-ups' shares of the last
-    columns and the norms' scales. Every thread has its own, so that passes side by side do not read each other's.
+    ``tokens`` holds what the embedding looked up, for a table beside it. Where the first layer sees a sum of look-ups,
+    ``others`` and ``scales`` hold the other look-ups' shares of the last columns and the norms' scales. Every
+    thread has its own, so that passes side by side do not read each other's.
     """
 
     def __init__(self, *, adds: bool) -> None:
@@ -49,6 +50,20 @@ class Row:
         """The scales of the norms passed so far, ``[batch, seq, 1]`` each."""
         return getattr(self._of_thread, "scales", ())
 
+    @property
+    def tokens(self) -> torch.Tensor | None:
+        """The ids that the embedding looked up, ``[batch, seq]``."""
+        return getattr(self._of_thread, "tokens", None)
+
+    def keep_tokens(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        """Keep what the embedding looks up, for a table beside it; a hook."""
+        self._of_thread.tokens = args[0]
+
+    def take_tokens(self) -> torch.Tensor:
+        """Return what the embedding looked up, once."""
+        tokens, self._of_thread.tokens = _looked_up(self.tokens), None
+        return tokens
+
     def add(self, values: torch.Tensor) -> None:
         """Keep rows; those of a second look-up in the same table, as of token types, are added."""
         if self.values is not None and not self.adds:
@@ -65,17 +80,20 @@ class Row:
 
     def clear(self, *_: Any) -> None:
         """Drop the rows of an interrupted pass; a hook that runs before every pass."""
-        self._of_thread.values = self._of_thread.others = None
+        self._of_thread.values = self._of_thread.others = self._of_thread.tokens = None
         self._of_thread.scales = ()
 
     def read(self) -> torch.Tensor:
         """Return the rows."""
-        values = self.values
-        if values is None:
-            raise FoldedInputError(
-                "no token ids were looked up in this forward pass: a folded model takes input_ids, not inputs_embeds"
-            )
-        return values
+        return _looked_up(self.values)
+
+
+def _looked_up(found: torch.Tensor | None) -> torch.Tensor:
+    if found is None:
+        raise FoldedInputError(
+            "no token ids were looked up in this forward pass: a folded model takes input_ids, not inputs_embeds"
+        )
+    return found
 
 
 class Folded(nn.Module):
@@ -191,7 +209,7 @@ class Table(Folded):
         """Look up ``[batch, seq]`` ids; returns ``[batch, seq, width]``."""
         if self.training:
             raise FoldedInputError("a folded model cannot be trained: call eval(), or train the source and fold again")
-        values = self._fetched(input_ids)
+        values = self._fetched(self.row.take_tokens() if self.entry["tokens_of"] else input_ids)
         self.row.add(values)
         start, width = self.start, self.entry["width"]
         if start is None:  # nobody reads the embedding itself, only what was made of it
@@ -243,51 +261,6 @@ class Column(Folded):
     def slice(self) -> torch.Tensor:
         """Return the column's part of the row, ``[batch, seq, width]``."""
         return self.row.read()[..., self.start : self.stop]
-
-
-class SumColumn(Column):
-    """Stands for a module that was linear in a sum of look-ups behind norms (docs/how-it-works.md)."""
-
-    def __init__(self, row: Row, entry: dict[str, Any], *, steps: int, first: int, last: bool) -> None:
-        """``first`` is where the columns of this kind begin in a row; ``steps`` counts the norms, or is 1."""
-        super().__init__(entry["module"], row, entry["start"], entry["shape"], masked=entry["masked"], last=last)
-        self.first, self.steps = first, steps
-        del self.bias
-        self.bias = nn.Parameter(torch.empty(steps + self.masked, self.stop - self.start), requires_grad=False)
-
-    def slice(self) -> torch.Tensor:
-        """Add the look-ups' parts up in float32 at least, and apply the norms' scales and biases in turn."""
-        token, others = self.row.read(), self.row.others
-        wide, device = torch.promote_types(token.dtype, torch.float32), self.bias.device
-        total = token[..., self.start : self.stop].to(device, wide)
-        if others is not None:
-            total = total + others[..., self.start - self.first : self.stop - self.first].to(device)
-        scales = [scale.to(device, wide) for scale in self.row.scales]
-        for step, bias in enumerate(self.bias[: self.steps].to(wide)):
-            total = torch.addcmul(bias, total, scales[step]) if scales else total + bias
-        return total.to(token.dtype)
-
-    def hidden(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of padded positions, ``[width]``: those of a zero sum."""
-        return self.bias[-1].to(values.dtype)
-
-
-class NormScale(Folded):
-    """Measures the scale of a norm for the columns behind it, and stands for the norm where it has no other reader."""
-
-    def __init__(self, name: str, row: Row, eps: float, *, centred: bool) -> None:
-        super().__init__(name)
-        self.row, self.eps, self.centred = row, eps, centred
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Keep the scale of ``[batch, seq, width]``, and return it as it came."""
-        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        if self.centred:  # one operation, which also normalizes, is faster than those that only measure
-            scale = torch.native_layer_norm(wide, wide.shape[-1:], None, None, self.eps)[2]
-        else:
-            scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        self.row.add_scale(scale)
-        return hidden_states
 
 
 class Unread(Folded):

@@ -5,7 +5,6 @@ alone. ``X`` of this module is transformers' own ``X``, folded, derived the mome
 name and config class, since programs decide by both.
 """
 
-import copy
 import os
 import re
 from collections.abc import Callable
@@ -21,10 +20,8 @@ from .columns_prefold import (
     Column,
     Folded,
     FoldedInputError,
-    NormScale,
     PaddingMarker,
     Row,
-    SumColumn,
     Table,
     Unread,
     ZeroOutput,
@@ -36,8 +33,9 @@ from .columns_prefold import (
 )
 from .ranks_prefold import distributor_of
 from .storage_prefold import PLACEMENTS, DiskRows, HostRows, TableError, find_extent, hash_of
+from .sums_prefold import sum_modules
 
-FORMAT = 7
+FORMAT = 8
 # The first and last versions of transformers that this module was tried with.
 TESTED = "5.0", "5.24"
 # Since this version a table that is no parameter can be loaded.
@@ -73,13 +71,15 @@ def fold_modules(model: nn.Module, fold: dict[str, Any], placement: str = "devic
         stand_ins[name] = Column(name, row, column["start"], column["shape"], masked=column["masked"], last=last)
     stand_ins |= _without_slice(fold, row)
     if fold["sum"]:
-        stand_ins |= _sum_modules(model, row, fold["sum"], table["row_width"])
+        stand_ins |= sum_modules(model, row, fold["sum"], table["row_width"])
     take_forms(stand_ins, fold["forms"])
     for name, stand_in in stand_ins.items():
         _name_parts(stand_in, name, model.get_submodule(name))
         model.set_submodule(name, stand_in.train(model.training))
     for name in fold["entered_before"]:  # whichever of them a program calls, its pass begins there
         model.get_submodule(name).register_forward_pre_hook(row.clear)
+    if table["tokens_of"]:
+        model.get_submodule(table["tokens_of"]).register_forward_pre_hook(row.keep_tokens)
     for name in fold["unreachable"]:
         model.get_submodule(name).register_forward_pre_hook(_refuse_look_up)
     return row
@@ -96,46 +96,6 @@ def _without_slice(fold: dict[str, Any], row: Row) -> dict[str, nn.Module]:
 
 def _refuse_look_up(*_: Any) -> None:
     raise FoldedInputError("an embedding beside the token's was asked for, as of a language: it is in no row")
-
-
-def _sum_modules(model: nn.Module, row: Row, entry: dict[str, Any], row_width: int) -> dict[str, nn.Module]:
-    """Let look-ups and norms that stay give the row their shares and scales; returns stand-ins for the rest."""
-    first, stand_ins = entry["columns"][0]["start"], dict[str, nn.Module]()
-    for look_up in entry["look_ups"]:
-        _look_up_beside(model.get_submodule(look_up["module"]), look_up, row, row_width - first)
-    for norm in entry["norms"]:
-        scale = NormScale(norm["module"], row, norm["eps"], centred=norm["centred"])
-        if norm["module"] in entry["live"]:
-            kept = model.get_submodule(norm["module"])
-            kept.add_module("prefold", scale)
-            kept.register_forward_pre_hook(_measure_scale)
-        else:
-            stand_ins[norm["module"]] = scale
-    for column in entry["columns"]:
-        name, last, steps = column["module"], column is entry["columns"][-1], max(len(entry["norms"]), 1)
-        stand_ins[name] = SumColumn(row, column, steps=steps, first=first, last=last)
-    return stand_ins
-
-
-def _look_up_beside(module: nn.Module, look_up: dict[str, Any], row: Row, width: int) -> None:
-    """Give a look-up a twin, with the same code and another weight, for its share of the columns."""
-    twin: Any = copy.deepcopy(module)
-    delattr(twin, look_up["weight"])
-    twin.register_parameter(look_up["weight"], nn.Parameter(torch.empty(look_up["rows"], width), requires_grad=False))
-    for name, held in [*twin.named_buffers(recurse=False)]:
-        twin.register_buffer(name, held, persistent=False)  # they are in the checkpoint once
-    twin.row = row
-    module.add_module("prefold", twin)
-    module.register_forward_hook(_look_beside, with_kwargs=True)
-
-
-def _look_beside(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
-    found = module.prefold(*args, **kwargs)
-    module.prefold.row.add_others(found[0] if isinstance(found, tuple) else found)
-
-
-def _measure_scale(module: Any, args: tuple[Any, ...]) -> None:
-    module.prefold(args[0])
 
 
 def _name_parts(stand_in: nn.Module, name: str, module: nn.Module) -> None:

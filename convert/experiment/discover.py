@@ -111,7 +111,7 @@ def _beside(experiment: "_Experiment", pure: list[TokenPureModule], deepest: Dis
     """Yield the cuts that leave the embedding as it is: another look-up of the tokens becomes a sum with it."""
     for name, into in deepest.summed.items():
         taken = experiment.passes.original.calls[into][0].taken
-        if taken is None or not torch.equal(taken, experiment.ids):
+        if taken is None or taken.is_floating_point() or taken.shape != experiment.ids.shape:
             continue
         gone = {*_names(deepest.dropped)}
         dropped = [each for each in deepest.dropped if experiment.behind(each, pure) - gone == {name}]

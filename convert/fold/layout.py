@@ -113,6 +113,8 @@ class EmbeddingSite:
     """The place where the tokens of a side are looked up.
 
     Attributes:
+        embedding: the look-up that becomes the table.
+        tokens_of: the input embedding, if that is another.
         rows: vocabulary size.
         entered_before: modules that a pass enters before the embedding, and around it, the model (an empty name) first.
         unreachable: embeddings that a call with ``input_ids`` alone never uses; rows hold nothing of theirs.
@@ -120,6 +122,7 @@ class EmbeddingSite:
 
     side: Side
     embedding: str
+    tokens_of: str | None
     rows: int
     entered_before: list[str]
     unreachable: list[str]
@@ -131,6 +134,7 @@ class Table:
 
     Attributes:
         module: the input embedding, or another look-up of the tokens, which it replaces.
+        tokens_of: the embedding, if it is that other look-up: whose tokens the table looks up.
         tensor: its name in the files.
         rows: vocabulary size.
         width: values that the embedding returns for a token.
@@ -138,6 +142,7 @@ class Table:
     """
 
     module: str
+    tokens_of: str | None
     tensor: str
     rows: int
     row_width: int
@@ -320,7 +325,7 @@ def lay_out_row(discovery: Discovery, place: EmbeddingSite, *, length: int = 1, 
     return Cut(
         name=discovery.name,
         side=place.side,
-        table=Table(place.embedding, f"{place.embedding}.weight", place.rows, row_width, width),
+        table=Table(place.embedding, place.tokens_of, f"{place.embedding}.weight", place.rows, row_width, width),
         residual=residual,
         columns=columns,
         dropped=[Column(module.name, 0, module.shape) for module in discovery.dropped],

@@ -37,6 +37,8 @@ def _of_checkpoint(section: dict[str, Any]) -> list[str]:
         reasons.append("it is no decoder alone: transformers serves it")
     if any(fold["sum"] for fold in folds):
         reasons.append("its first layer sees a sum of look-ups (positions beside tokens): transformers serves it")
+    if any(fold["table"]["tokens_of"] for fold in folds):
+        reasons.append(f"its table stands beside its embedding (--cut {folds[0]['name']}): transformers serves it")
     if any(fold["unreachable"] for fold in folds):
         reasons.append("it has embeddings beside the token's that no row holds: " + ", ".join(folds[0]["unreachable"]))
     if section["refused_inputs"]:

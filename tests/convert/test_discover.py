@@ -144,7 +144,7 @@ def test_a_trial_that_says_something_else_is_refused():
         check_fold_on_skeleton(
             model,
             first_block,
-            lay_out_row(found, EmbeddingSite(Side(), "model.embed_tokens", 97, entered_before=[""], unreachable=[])),
+            lay_out_row(found, EmbeddingSite(Side(), "model.embed_tokens", None, 97, [""], unreachable=[])),
             found,
             ids,
         )

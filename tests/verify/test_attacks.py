@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prefold.convert import FoldOptions, UnsupportedModel, convert_checkpoint
+from prefold.convert.checkpoint.files import RUNTIMES
 from prefold.verify import require_verified, verify_checkpoint
 from tests.convert.test_remote_code import own_code
 from tests.verify.conftest import Pair
@@ -81,7 +82,7 @@ def test_a_config_in_the_configs_place_runs_nothing(checkpoint, tmp_path: Path):
 
 def test_a_module_of_the_source_with_the_runtimes_name_does_not_replace_it(checkpoint, tmp_path: Path):
     source, ran = checkpoint("llama"), tmp_path / "ran"
-    for name in ("modeling_prefold.py", "columns_prefold.py", "ranks_prefold.py", "storage_prefold.py"):
+    for name in RUNTIMES:
         plant(source, name, ran)
     out = convert_checkpoint(str(source), tmp_path / "out").out
     assert "open(" not in (out / "modeling_prefold.py").read_text()[:100]

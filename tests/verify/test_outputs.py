@@ -157,7 +157,7 @@ def test_tokens_of_another_shape_are_a_problem_and_not_an_exception():
 CUT = Cut(
     name="deepest",
     side=Side(),
-    table=Table("e", "e.weight", rows=10, row_width=5, width=2),
+    table=Table("e", None, "e.weight", rows=10, row_width=5, width=2),
     residual=Column("e", 0, [2]),
     columns=[Column("b.0.q", 2, [3])],
     dropped=[],

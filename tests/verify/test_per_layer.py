@@ -82,13 +82,27 @@ def test_a_wrong_sum_is_seen(cut: str, tmp_path: Path):
     assert f"furthest off in model.language_model.{LOOK_UP}" in "\n".join(verification.checks["rows"].problems)
 
 
-def test_a_look_up_without_rows_for_all_tokens_does_not_become_the_table(tmp_path: Path):
-    source = tmp_path / "source"
+@pytest.mark.parametrize(("cut", "placement"), [("auto", "device"), (f"model.{LOOK_UP}", "disk")])
+def test_a_look_up_without_rows_for_all_tokens_gets_them(cut: str, placement: str, tmp_path: Path):
+    source, folded, ids = tmp_path / "source", tmp_path / "folded", torch.tensor([[84, 85, 96, 0]])
     random_model(small_config("gemma3n_text", vocab_size_per_layer_input=85)).save_pretrained(source)
-    inspected = convert_checkpoint(str(source), tmp_path / "folded").inspection.savings
-    assert inspected is not None
-    assert f"model.{LOOK_UP}" not in [cut.name for cut in inspected.cuts]
-    assert verify_checkpoint(str(source), tmp_path / "folded").passed
+    convert_checkpoint(str(source), folded, options=FoldOptions(cut=cut, placement=placement))
+    verification = verify_checkpoint(str(source), folded)
+    assert verification.passed, verification.as_markdown()
+    with torch.no_grad():
+        assert torch.equal(load(folded)(ids).logits, load(source)(ids).logits)
+
+
+def test_rows_of_tokens_that_the_look_up_lacks_are_checked(tmp_path: Path):
+    """Their look-up returns the first token's row; what is added to it is their own."""
+    source, folded = tmp_path / "source", tmp_path / "folded"
+    random_model(small_config("gemma3n_text", vocab_size_per_layer_input=85)).save_pretrained(source)
+    convert_checkpoint(str(source), folded, options=FoldOptions(cut=f"model.{LOOK_UP}"))
+    with faults.edited_tensors(folded / TABLE) as tensors:
+        (table,) = tensors.values()
+        table[90] = table[0]
+    faults.hide(folded)
+    assert "rows" in verify_checkpoint(str(source), folded).failed
 
 
 @pytest.mark.parametrize("placement", ["device", "disk"])

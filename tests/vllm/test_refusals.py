@@ -86,7 +86,7 @@ def test_another_format(checkpoint, tmp_path):
     def newer(section):
         section["format"] = 99
 
-    with pytest.raises(ValueError, match="format 99, and this prefold serves format 7: fold it anew"):
+    with pytest.raises(ValueError, match="format 99, and this prefold serves format 8: fold it anew"):
         start(edited(checkpoint("llama") / "folded", tmp_path / "newer", newer))
 
 
