@@ -47,9 +47,9 @@ def paper_figures(census: ParameterReads) -> PaperFigures:
     """Count a census the paper's way."""
     matrices = [p for p in census.folded if len(p.shape) > 1 and not census.is_router(p)]
     eliminated = sum(parameter.values for parameter in matrices)
-    narrow, wide = (sum(getattr(cut, width) for cut in census.cuts) for width in ("embedding_width", "row_width"))
+    narrow, wide = (sum(getattr(cut.table, width) for cut in census.cuts) for width in ("width", "row_width"))
     reads = [PaperReads(batch, batch * narrow + eliminated, batch * wide) for batch in BATCHES]
-    increase = sum((cut.row_width - cut.embedding_width) * cut.rows for cut in census.cuts)
+    increase = sum((cut.row_width - cut.table.width) * cut.rows for cut in census.cuts)
     return PaperFigures(eliminated, reads, increase, increase - eliminated, (increase - eliminated) / census.total)
 
 

@@ -180,11 +180,14 @@ def choose(sides: list[list[Choice]], cut: str, most: int | None, itemsize: int)
     names = cut.split(",")
     for name in set(names) - known.keys() - {AUTO}:
         raise UsageError(f"--cut {name}: there is no such cut, only {', '.join(known)}")
-    if AUTO not in names and most is not None:
-        raise UsageError(f"--max-table chooses a cut, and --cut {cut} names one")
     if AUTO not in names:
+        if most is not None:
+            raise UsageError(f"--max-table chooses a cut, and --cut {cut} names one")
         return [next((choice for choice in side if choice.cut.name in names), side[0]) for side in sides]
-    limit = float("inf") if most is None else most
+    return _saving_most(sides, float("inf") if most is None else most, itemsize)
+
+
+def _saving_most(sides: list[list[Choice]], limit: float, itemsize: int) -> list[Choice]:
     small = [each for each in product(*sides) if sum(choice.values for choice in each) * itemsize <= limit]
     if not small:
         least = sum(min(choice.values for choice in side) for side in sides) * itemsize

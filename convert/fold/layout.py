@@ -189,11 +189,6 @@ class Cut:
         return self.table.module
 
     @property
-    def embedding_width(self) -> int:
-        """Values that the embedding returns for a token."""
-        return self.table.width
-
-    @property
     def rows(self) -> int:
         """Vocabulary size."""
         return self.table.rows

@@ -213,7 +213,7 @@ class ParameterReads:
     def read_before(self, batch: int) -> float:
         """Values that one step reads of the folded weights, and of the embeddings' rows."""
         embeddings = [(cut, self.parameters.get(f"{cut.embedding}.weight")) for cut in self.cuts]
-        rows = (batch * self._rows_for_token(cut) * cut.embedding_width for cut, _ in embeddings)
+        rows = (batch * self._rows_for_token(cut) * cut.table.width for cut, _ in embeddings)
         own = (weight.fixed for _, weight in embeddings if weight)
         return sum(parameter.reads(batch) for parameter in self.folded) + sum(rows) + sum(own)
 
