@@ -169,10 +169,8 @@ def _same_where_shown(before: torch.Tensor, after: torch.Tensor, mask: torch.Ten
 
 def _rows(cut: Cut, found: Discovery, ids: torch.Tensor, linear: Linear | None) -> torch.Tensor:
     """Lay the experiment's rows out by the cut, ``[rows, row_width]``; rows of other tokens are zero."""
-    by_name = {module.name: module.rows.reshape(ids.numel(), -1) for module in found.columns}
-    known = cut.rows_of(by_name)
-    if linear and cut.sum:
-        known = torch.cat([known, linear.token_parts(by_name[cut.sum.token]).float()], dim=1)
+    known = cut.rows_of({module.name: module.rows.reshape(ids.numel(), -1) for module in found.columns})
+    known = linear.completed(known) if linear else known
     rows = known.new_zeros(int(ids.max()) + 1, known.shape[1])
     rows[ids.flatten()] = known
     return rows

@@ -63,9 +63,11 @@ class Linear:
             values = norm.centre(values) * gain
         return self._columns(values) - self._zero
 
-    def token_parts(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the columns of tokens whose part of the sum is ``rows``, ``[tokens, width]``, before its factor."""
-        return self.part(self._through(self._sum.token, rows) * self._sum.factor)
+    def completed(self, rows: torch.Tensor) -> torch.Tensor:
+        """Put the token's part of the sum behind its token-pure slices: ``[tokens, row_width]``."""
+        token = rows[:, self._cut.slice_of(self._sum.token)]
+        part = self.part(self._through(self._sum.token, token) * self._sum.factor)
+        return torch.cat([rows, part.to(rows.dtype)], dim=1)
 
     def added(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the tensors that the sum needs beside the table, in the order and the shapes of ``Cut.added``.
@@ -209,10 +211,7 @@ def table_rows(model: PreTrainedModel, cut: Cut, chunk_tokens: int) -> Iterator[
     with _shortened(model, cut):
         for start in range(0, cut.rows, chunk_tokens):
             rows = compute_rows(model, cut, _texts(model, cut, start, min(start + chunk_tokens, cut.rows)))[:, 0]
-            if linear and cut.sum:
-                part = linear.token_parts(rows[:, cut.slice_of(cut.sum.token)])
-                rows = torch.cat([rows, part.to(rows.dtype)], dim=1)
-            rows = rows.cpu()
+            rows = (linear.completed(rows) if linear else rows).cpu()
             _require_finite(rows, cut, start)
             yield rows
 

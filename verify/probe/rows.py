@@ -163,8 +163,7 @@ def measure_rows(model: PreTrainedModel, cut: Cut, table: Any, chunk_tokens: int
     for start in range(0, cut.rows, chunk_tokens):
         stored = table[start : start + chunk_tokens]
         live = compute_rows(model, cut, cut.texts(torch.arange(start, start + len(stored))))[:, 0]
-        if linear and cut.sum:
-            live = torch.cat([live, linear.token_parts(live[:, cut.slice_of(cut.sum.token)]).to(live.dtype)], dim=1)
+        live = linear.completed(live) if linear else live
         if cut.encoding:
             count.compare_encoded(start, stored, live, columns, cut.encoding)
         else:
