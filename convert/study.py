@@ -242,7 +242,8 @@ def _sites(
 def _follows(model: PreTrainedModel, look_up: str, embedding: str, entries: dict[str, list[int]]) -> bool:
     """Return whether a look-up beside the embedding holds rows alone, and runs behind it."""
     held = [name for name, _ in model.get_submodule(look_up).named_parameters(recurse=False)]
-    return held == ["weight"] and entries[embedding][0] < entries[look_up][0]
+    entered = [entries.get(name, [0])[0] for name in (embedding, look_up)]
+    return held == ["weight"] and entered[0] < entered[1]
 
 
 def _site(
