@@ -232,10 +232,11 @@ def _sites(
     model: PreTrainedModel, side: Side, found: list[Discovery], embedding: str, entries: dict[str, list[int]]
 ) -> list[tuple[Discovery, EmbeddingSite]]:
     """Return the cuts with the places of their tables, but those whose look-up cannot be one."""
+    places = [(each, embedding if each.holds(embedding) else each.columns[0].name) for each in found]
     return [
-        (each, _site(model, side, each, embedding, entries))
-        for each in found
-        if each.holds(embedding) or _follows(model, each.columns[0].name, embedding, entries)
+        (each, _site(model, side, look_up, embedding, entries))
+        for each, look_up in places
+        if look_up == embedding or _follows(model, look_up, embedding, entries)
     ]
 
 
@@ -247,10 +248,10 @@ def _follows(model: PreTrainedModel, look_up: str, embedding: str, entries: dict
 
 
 def _site(
-    model: PreTrainedModel, side: Side, found: Discovery, embedding: str, entries: dict[str, list[int]]
+    model: PreTrainedModel, side: Side, look_up: str, embedding: str, entries: dict[str, list[int]]
 ) -> EmbeddingSite:
     """Return the place of the look-up that becomes the table: the embedding, or one beside it, with as many rows."""
-    look_up, tokens_of = (embedding, None) if found.holds(embedding) else (found.columns[0].name, embedding)
+    tokens_of = None if look_up == embedding else embedding
     rows = model.get_parameter(f"{embedding}.weight").shape[0]
     unreachable = _optional_embeddings(model, side, look_up, entries)
     return EmbeddingSite(side, look_up, tokens_of, rows, _entered_before(look_up, entries), unreachable)

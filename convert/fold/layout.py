@@ -185,7 +185,7 @@ class Cut:
 
     @property
     def embedding(self) -> str:
-        """Name of the input embedding."""
+        """Name of the look-up that the table replaces: the input embedding, or one beside it."""
         return self.table.module
 
     @property

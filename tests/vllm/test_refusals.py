@@ -38,6 +38,15 @@ def test_a_sum_of_look_ups(checkpoint):
         start(checkpoint("gpt2") / "folded")
 
 
+def test_a_table_beside_the_embedding(checkpoint, tmp_path):
+    def beside(section):
+        section["folds"][0]["table"]["tokens_of"] = "model.embed_tokens"
+
+    folder = edited(checkpoint("llama") / "folded", tmp_path / "beside", beside)
+    with pytest.raises(ValueError, match=r"its table stands beside its embedding \(--cut deepest\)"):
+        start(folder)
+
+
 def test_a_cut_that_takes_a_part_of_what_vllm_fuses(checkpoint, tmp_path):
     def without_values(section):
         section["folds"][0]["columns"].pop()
